@@ -137,6 +137,26 @@ def test_an_open_answer_is_a_short_text_or_a_number(text: str, key: str | None) 
 
 
 @pytest.mark.parametrize(
+    ("question", "text", "key"),
+    [
+        ("What is the capital of Egypt?", "The capital of Egypt is Cairo.", "cairo"),
+        ("What is the capital of Egypt?", "Cairo is the capital of Egypt.", "cairo"),
+        ("What is the capital of Egypt?", "Cairo", "cairo"),
+        ("What is the capital of Egypt?", "The capital of Egypt is not Cairo.", "not cairo"),
+        ("Which is larger, a dog or a cat?", "The dog is larger", "dog is larger"),
+        ("Did he buy a car or a house, and in which colour?", "red car", "red car"),
+        ("What is it?", "It is", "it is"),
+        ("Who wrote Faust?", "Goethe wrote Faust", "goethe wrote faust"),
+    ],
+)
+def test_the_question_around_an_answer_is_left_out(question: str, text: str, key: str) -> None:
+    """A sentence that repeats the question says what the bare answer says; what else stands there stays."""
+    found = extract(text, form_of(question, kind=AnswerKind.TEXT))
+    assert found is not None
+    assert found.key == key
+
+
+@pytest.mark.parametrize(
     ("text", "field", "key"),
     [
         ('{"why": "it is", "answer": "Paris"}', None, "paris"),
