@@ -430,6 +430,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._orders.agent_lost(agent_id)
         self._pushes.agent_lost(agent_id)
         self._service.agent_lost(agent_id)
+        self._keeper.agent_lost(agent_id)
 
     def _command_answered(self, agent_id: str, answer: CommandAnswer) -> None:
         if not (self._orders.answered(agent_id, answer) or self._pushes.answered(agent_id, answer)):
