@@ -15,7 +15,7 @@ from moe2.agent.cli.doctor import run_doctor
 from moe2.agent.cli.models import show_models
 from moe2.agent.cli.pull import run_pull, run_remove
 from moe2.agent.cli.status import show_status
-from moe2.agent.daemon import ENGINE_ARGV, AgentDaemon, sensors_wanted
+from moe2.agent.daemon import ENGINE_ARGV, AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.engine.vocabularies import vocabularies_of
 from moe2.agent.settings import (
@@ -24,6 +24,7 @@ from moe2.agent.settings import (
     ENVIRONMENT_PREFIX,
     AgentSettings,
     ModelSection,
+    sensors_wanted,
 )
 from moe2.agent.supply.served import ServedFile, choices, lines, sections
 from moe2.common.config import load_settings

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from benchmarks.draft_pair import deepen
-from moe2.agent.engine.protocol import DraftSpec, Finished, Loaded, ModelSpec
+from moe2.agent.engine.decoder import Decoder
+from moe2.agent.engine.protocol import DraftSpec, Event, Finished, Loaded, ModelSpec
+from moe2.agent.engine.session import open_session
+from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.vocabularies import vocabularies_of
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import CancelJob, Tokens
+from moe2.common.link.messages import Submit, Tokens
 from moe2.common.link.prompts import TextPrompt
 from tests.agent.engine.child import Child
 from tests.agent.engine.gguf import with_metadata
-from tests.agent.engine.speculation.test_real_model import run, submit, text
+from tests.agent.engine.speculation.test_real_model import run, submit
 from tests.models import smollm2_path
 
 pytestmark = pytest.mark.slow
@@ -29,59 +33,104 @@ def _spec(model: Path, draft: Path | None) -> ModelSpec:
     return spec if draft is None else replace(spec, draft=DraftSpec(name="draft", path=str(draft)))
 
 
+class Session:
+    """An engine in this process."""
+
+    def __init__(self, decoder: Decoder, events: list[Event]) -> None:
+        self.decoder = decoder
+        self._events = events
+
+    def run(self, *jobs: Submit) -> list[tuple[str, Finished]]:
+        """(text, end) of each job, all of them run together."""
+        for job in jobs:
+            self.decoder.submit(job)
+        while self.decoder.has_work:
+            self.decoder.step()
+        texts = {job.job_id: "" for job in jobs}
+        ends: dict[str, Finished] = {}
+        for event in self._events:
+            if isinstance(event, Tokens):
+                for each in event.jobs:
+                    texts[each.job_id] = texts.get(each.job_id, "") + "".join(piece.text for piece in each.pieces)
+            elif isinstance(event, Finished):
+                ends[event.job_id] = event
+        self._events.clear()
+        return [(texts[job.job_id], ends[job.job_id]) for job in jobs]
+
+
+@contextmanager
+def _session(*, drafts: bool) -> Iterator[Session]:
+    """A model that guesses nothing, or drafts for itself and believes that this takes no time: else it would
+    never be asked."""
+    events: list[Event] = []
+    spec = replace(_spec(smollm2_path(), smollm2_path() if drafts else None), speculation=drafts)
+    with open_session(
+        spec,
+        on_progress=lambda _: None,
+        emit=events.append,
+        log=lambda _: None,
+        clock=time.monotonic,
+        wake=lambda _: None,
+    ) as decoder:
+        assert isinstance(decoder, Decoder)
+        if drafts:
+            assert decoder._guessing is not None
+            drafter = decoder._guessing._drafter
+            assert drafter is not None
+            decoder._guessing.speculation.costs = StepCosts(step_s=1.0, token_s=0.02)
+            decoder._guessing.speculation.drafts.gained_s = 1e6
+            drafter.costs = StepCosts(step_s=1e-9, token_s=1e-9)
+        events.clear()
+        yield Session(decoder, events)
+
+
 @pytest.fixture(scope="module")
-def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Child, Child]]:
-    """(one without a draft model, one with one that says what the model says, in a quarter of the time)"""
-    large = deepen(smollm2_path(), tmp_path_factory.mktemp("pair") / "large.gguf", layers=90)
-    with Child() as plain, Child() as drafting:
-        for child, draft in ((plain, None), (drafting, smollm2_path())):
-            loaded = child.load_spec(replace(_spec(large, draft), speculation=draft is not None))
-            assert isinstance(loaded, Loaded)
-            assert (loaded.draft, loaded.draft_fault) == (None if draft is None else "draft", None)
-        yield plain, drafting
+def plain() -> Iterator[Session]:
+    with _session(drafts=False) as session:
+        yield session
+
+
+@pytest.fixture
+def drafting() -> Iterator[Session]:
+    with _session(drafts=True) as session:
+        yield session
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {},
-        {"max_tokens": 1},
         {"stop": (",",)},
-        {"sampling": Sampling(temperature=0.7, top_p=0.9, seed=7)},
-        {"sampling": Sampling(temperature=0, frequency_penalty=0.3)},
-        {"grammar": 'root ::= [a-z ]+ "." [a-z ]+ "."'},
+        {"sampling": Sampling(temperature=0.3, top_p=0.5, seed=7)},
+        {"sampling": Sampling(temperature=0, frequency_penalty=0.05)},
+        {"prompt": STORY, "sampling": Sampling(temperature=0)},
     ],
     ids=str,
 )
-def test_an_answer_is_that_without_a_draft_model(children: tuple[Child, Child], changes: dict[str, object]) -> None:
-    """Token for token as far as no near-tie turns, with limits, stop strings, seeds, penalties and forms."""
-    fields = {"prompt": STORY, "max_tokens": 48} | changes
-    (plain, _), (drafted, end) = (run(child, submit("j", **fields))[0] for child in children)
-    assert text(drafted)[:24] == text(plain)[:24]
-    assert end.decoded_tokens <= 48
+def test_an_answer_is_that_without_a_draft_model(plain: Session, drafting: Session, changes: dict[str, object]) -> None:
+    """Token for token, with limits, stop strings, seeds and penalties; the draft model was asked, and right."""
+    fields = {"max_tokens": 40} | changes
+    ((expected, _),) = plain.run(submit("j", **fields))
+    ((found, end),) = drafting.run(submit("j", **fields))
+    assert found == expected
+    assert end.decoded_tokens <= 40
+    if "prompt" in changes:
+        assert end.model_drafted_tokens
+        assert (end.model_accepted_tokens or 0) > 0.5 * end.model_drafted_tokens
 
 
-def test_a_draft_model_that_agrees_is_asked_and_right(children: tuple[Child, Child]) -> None:
-    """Where the text repeats nothing, its guesses go through the model and hold; they are counted apart."""
-    _, end = run(children[1], submit("j", prompt=STORY, max_tokens=120))[0]
-    assert end.model_drafted_tokens
-    assert end.model_accepted_tokens
-    assert end.model_accepted_tokens > 0.5 * end.model_drafted_tokens
-    assert end.accepted_tokens is not None
-    assert end.accepted_tokens > 30
-
-
-def test_a_cancelled_answer_leaves_the_draft_model_in_step(children: tuple[Child, Child]) -> None:
-    """The next answer begins with the same prompt, is right, and its guesses still hold."""
-    plain, drafting = children
-    drafting.send(submit("gone", prompt=STORY, max_tokens=800))
-    drafting.until(Tokens)
-    drafting.send(CancelJob(job_id="gone"))
-    assert drafting.until(Finished, "gone").reason == "cancelled"
-    jobs = [submit(str(at), prompt=STORY, max_tokens=40 + 10 * at) for at in range(3)]
-    expected, found = run(plain, *jobs), run(drafting, *jobs)
-    assert [text(pieces)[:24] for pieces, _ in found] == [text(pieces)[:24] for pieces, _ in expected]
-    assert sum(end.model_accepted_tokens or 0 for _, end in found) > 0
+def test_a_cancelled_answer_leaves_the_draft_model_in_step(plain: Session, drafting: Session) -> None:
+    """The next answers begin with the same prompt, are right, and its guesses still hold."""
+    drafting.decoder.submit(submit("gone", prompt=STORY, max_tokens=800))
+    for _ in range(6):
+        drafting.decoder.step()
+    drafting.decoder.cancel("gone")
+    jobs = [submit(str(at), prompt=STORY, max_tokens=20 + 10 * at) for at in range(3)]
+    expected, found = plain.run(*jobs), drafting.run(*jobs)
+    assert [text[:24] for text, _ in found] == [text[:24] for text, _ in expected]
+    drafted = sum(end.model_drafted_tokens or 0 for _, end in found)
+    assert drafted > 0
+    assert sum(end.model_accepted_tokens or 0 for _, end in found) > 0.5 * drafted
 
 
 def test_a_draft_model_as_slow_as_its_model_is_never_asked() -> None:
