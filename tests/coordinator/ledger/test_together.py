@@ -75,5 +75,5 @@ def test_a_keys_day_counts_what_others_charged() -> None:
 def test_a_key_that_only_others_have_seen_has_its_limits() -> None:
     """A key that has asked only the other coordinator stands there with its limit."""
     theirs = DaySum("k2", "other", tokens=30, n_requests=1)
-    [whole] = with_others((), [theirs], DAY, {"k2": DailyLimits(tokens=100)}.__getitem__)
+    [whole] = with_others((), [theirs], DAY, lambda key_id: DailyLimits(tokens=100 if key_id == "k2" else None))
     assert (whole.spent.key_name, whole.limits.tokens, whole.left.tokens, whole.day) == ("other", 100, 70, DAY)
