@@ -187,7 +187,7 @@ def with_others(
 
     others: sums of that day. limits_of: the limits of a key by its id, where only others have seen it.
     """
-    whole = {statement.spent.key_id: statement for statement in statements if statement.day == day}
+    whole = {statement.spent.key_id: statement for statement in statements}
     for theirs in others:
         own = whole.get(theirs.key_id)
         if own is None:
