@@ -48,7 +48,7 @@ _PATIENCE_S = 600.0
 _NEAR_TIE = 0.35
 """Natural logarithms: two tokens that differ by less may change places with the size of llama.cpp's batches. Log-
 probabilities of a 135M model in f16 moved by up to 0.17 each."""
-_SERVER_OPTIONS = "--spec-type ngram-simple,ngram-mod --spec-ngram-simple-size-n 4 --spec-ngram-simple-size-m 16"
+SERVER_OPTIONS = "--spec-type ngram-simple,ngram-mod --spec-ngram-simple-size-n 4 --spec-ngram-simple-size-m 16"
 
 _THINGS = (
     *("red lamp", "blue chair", "green table", "white clock"),
@@ -288,7 +288,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a GGUF file")
     parser.add_argument("--llama-server", help="llama.cpp's server, as built from the same source")
-    parser.add_argument("--server-options", default=_SERVER_OPTIONS, help="its speculations, in one word")
+    parser.add_argument("--server-options", default=SERVER_OPTIONS, help="its speculations, in one word")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=160, help="tokens per answer")

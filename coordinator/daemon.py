@@ -53,6 +53,7 @@ from moe2.coordinator.http.response_routes import ResponsesRoutes
 from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute, WishRoute
 from moe2.coordinator.http.transport import Listening, OpenConnections, listen
 from moe2.coordinator.http.upload import BodyReader
+from moe2.coordinator.keys.keys import DailyLimits
 from moe2.coordinator.keys.store import KeyFile, KeyRing
 from moe2.coordinator.ledger.accounts import Accounts, day_of
 from moe2.coordinator.ledger.report import Span, lengths
@@ -389,9 +390,20 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
-        FeedbackRoutes(self._feedback, self._feedback_file, on_score=self._scored).add_to(app)
+        FeedbackRoutes(
+            self._feedback,
+            self._feedback_file,
+            on_score=self._scored,
+            elsewhere=self._pair.answers if self._pair else None,
+        ).add_to(app)
         self._fleet.add_to(app)
-        LedgerRoute(self._ledger.path, self._accounts, clock=time).add_to(app)
+        LedgerRoute(
+            self._ledger.path,
+            self._accounts,
+            clock=time,
+            shared=self._pair.books if self._pair else None,
+            limits_of=self._limits_of,
+        ).add_to(app)
         MetricsRoute(self._metrics).add_to(app)
         EventsRoute(self._past, status=self.status, power=self._table.fleet_power, lives=self._service.lives).add_to(
             app
@@ -430,8 +442,19 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
 
     def _scored_elsewhere(self, scores: list[Feedback]) -> None:
         for feedback in scores:
+            own = self._feedback.completed(feedback)
+            if own is not None:
+                try:
+                    self._feedback_file.append(own)
+                except OSError as error:
+                    log.error("feedback_not_kept", path=str(self._feedback_file.path), reason=str(error))
             self._feedback.accept(feedback)
         self._selector.scorer.tallies_changed()
+
+    def _limits_of(self, key_id: str | None) -> DailyLimits:
+        """Returns the limits of a key that only another coordinator has seen today."""
+        known = self._pair.keys.read().by_id() if self._pair else {}
+        return known[key_id].principal.daily if key_id in known else DailyLimits()
 
     def _why_not_ready(self) -> str | None:
         if self._service.stopping:

@@ -71,19 +71,26 @@ class Outlook:
         return np.asarray(scores - self.price_per_j * self.forecast.expected_j)
 
     def at(self, place: int) -> Considered:
-        """The figures of the expert at `place` in the roster."""
-        return Considered(
-            self.forecast.roster.experts[place],
-            self.forecast.prediction(place),
-            float(self.prompt_scores.scores[place]),
-            bool(self.prompt_scores.trained[place]),
-        )
+        """The figures of the expert at `place` in the roster, the same object each time."""
+        found = self._seen.get(place)
+        if found is None:
+            found = self._seen[place] = Considered(
+                self.forecast.roster.experts[place],
+                self.forecast.prediction(place),
+                float(self.prompt_scores.scores[place]),
+                bool(self.prompt_scores.trained[place]),
+            )
+        return found
 
     def member(self, place: int, weight: float) -> Member:
         """The expert at `place` in the roster, as a member of a panel."""
         one = self.at(place)
         parts = tuple(part.prediction(place) for part in self.work.parts) if self.work else ()
         return Member(one.expert, one.prediction, one.score, weight, parts)
+
+    @cached_property
+    def _seen(self) -> dict[int, Considered]:
+        return {}
 
     @cached_property
     def considered(self) -> tuple[Considered, ...]:

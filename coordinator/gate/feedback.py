@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from moe2.common.errors import Moe2Error
 
@@ -115,6 +116,16 @@ class FeedbackBook:
             at_unix_s=at_unix_s,
             prompt=answered.prompt,
         )
+
+    def completed(self, feedback: Feedback) -> Feedback | None:
+        """Returns a score that another coordinator took with what is remembered here of its prompt; None if nothing is.
+
+        Whoever gave the answer keeps the score in its file, where training reads it.
+        """
+        answered = self._latest.get(feedback.request_id)
+        if answered is None or answered.scored:
+            return None
+        return replace(feedback, prompt_sha256=answered.prompt_sha256, prompt=answered.prompt)
 
     def accept(self, feedback: Feedback) -> Tally:
         """Count a score, and return its model's new tally."""

@@ -162,7 +162,7 @@ class _Server(Server):
                 path = message.url.raw_path
                 if (meant := meant_path(path)) != path:
                     url = message.url.with_path(meant, encoded=True, keep_query=True)
-                    message = message._replace(url=url, path=str(url.relative() if url.absolute else url))
+                    message = message._replace(url=url, path=str(url))
                 return make_request(message, *others)
 
             self.request_factory = make_meant

@@ -145,7 +145,7 @@ class Keeper:
         """Notes a request that was answered, for the rates and for what the day may still lose."""
         self._traffic.note(asked)
         if first_token_s is not None:
-            late = first_token_s > self._limits().patience_s(asked.category)
+            late = first_token_s > self._patience_s.get(asked.category, self._settings.first_token_s)
             self._leeway.answered(time(), loss=self._decision.loss if self._decision else 0.0, late=late)
 
     def answered(self, agent_id: str, answer: CommandAnswer) -> None:
