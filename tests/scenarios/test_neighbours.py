@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from moe2.agent.supply import fetching
 from moe2.common.link.supply import FILES_PATH, TICKET_HEADER, LendFile
@@ -125,14 +126,14 @@ async def test_a_neighbour_that_fails_is_left_for_the_coordinator(
         assert bytes_at(tmp_path, "two") == source.read_bytes()
 
 
-async def _hangs_up(request: aiohttp.web.Request, *_: object) -> aiohttp.web.StreamResponse:
+async def _hangs_up(request: web.Request, *_: object) -> web.StreamResponse:
     assert request.transport is not None
     request.transport.abort()
-    return aiohttp.web.Response()
+    return web.Response()
 
 
-async def _stands_still(request: aiohttp.web.Request, *_: object) -> aiohttp.web.StreamResponse:
-    answer = aiohttp.web.StreamResponse(status=206)
+async def _stands_still(request: web.Request, *_: object) -> web.StreamResponse:
+    answer = web.StreamResponse(status=206)
     answer.content_length = 3_000_000
     await answer.prepare(request)
     await answer.write(b"GGUF")
