@@ -101,7 +101,7 @@ from moe2.common.link.messages import (
 )
 from moe2.common.link.reports import HostFacts
 from moe2.common.link.session import JobMessage
-from moe2.common.link.supply import FetchModel, ServeModel, Ticket, TicketWanted, WithdrawModel
+from moe2.common.link.supply import FetchModel, LendFile, ServeModel, Ticket, TicketWanted, WithdrawModel
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
 from moe2.common.status import AgentStatus
@@ -227,6 +227,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         async with (
             serving(local_app(self.status, self._metrics), self._settings.agent.socket),
             listening(metrics_app(self._metrics), metrics.host, metrics.port),
+            self._supply.sharing.listening(),
             asyncio.TaskGroup() as tasks,
         ):
             self._engines.start(tasks)
@@ -350,7 +351,7 @@ class AgentDaemon(Daemon[AgentSettings]):
                 self._dispatch(CommandReceived(message))
             case WakeNeighbour():
                 self._presence.wake(message)
-            case ServeModel() | WithdrawModel() | FetchModel():
+            case ServeModel() | WithdrawModel() | FetchModel() | LendFile():
                 self._supply.order(message)
             case Ticket():
                 self._supply.fetcher.ticket(message)

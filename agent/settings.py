@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.energy.profiles import PROFILES, find_profile
 from moe2.agent.energy.sensor import FAMILIES, Family
 from moe2.agent.energy.wall import Plug, PlugKind
-from moe2.common.config import LIVE, Seconds, Settings
+from moe2.common.config import LIVE, Port, Seconds, Settings
 from moe2.common.generation import MAX_TOP_K
 
 ENVIRONMENT_PREFIX = "MOE2_AGENT"
@@ -225,6 +226,11 @@ class ModelSection(Settings):
         return name
 
 
+def _an_address(text: str) -> str:
+    """Raises ValueError for what is no IP address."""
+    return str(ip_address(text))
+
+
 class ModelsFromSection(Settings):
     """[models_from]: where this host takes models from, besides what stands in [[models]]"""
 
@@ -238,6 +244,14 @@ class ModelsFromSection(Settings):
     """Where pulled and pushed models are kept; `models` in `agent.state_dir` if not set."""
     hub_token_file: Path | None = None
     """File with a token for the hub, for models that are not given to everybody."""
+    share: bool = False
+    """Neighbours may take models of the folder from this host, where the coordinator sends them here with a ticket."""
+    share_host: Annotated[str, AfterValidator(_an_address)] | None = None
+    """Address to listen on for neighbours; all of this host's if not set. TLS where `coordinator.certificate` is."""
+    share_port: Port = 8083
+    """Port to listen on for neighbours; 0 takes any that is free."""
+    share_max_bytes_per_s: Annotated[int, Field(ge=1024)] | None = None
+    """Bytes per second that all neighbours together may take; no limit if not set."""
 
 
 class EngineSection(Settings):

@@ -22,11 +22,20 @@ from moe2.agent.models.library import Library
 from moe2.agent.settings import AgentSettings, ModelSection
 from moe2.agent.supply.fetching import Fetcher
 from moe2.agent.supply.served import ServedFile, ServedModel, checked_section, said_of
+from moe2.agent.supply.sharing import Sharing
 from moe2.common.errors import CommandErrorCode, Moe2Error
 from moe2.common.gguf import GgufHeader, read_header
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import CommandAnswer, CommandOutcome
-from moe2.common.link.supply import FetchModel, ModelFile, ModelStore, ServeModel, SupplyOrder, WithdrawModel
+from moe2.common.link.supply import (
+    FetchModel,
+    LendFile,
+    ModelFile,
+    ModelStore,
+    ServeModel,
+    SupplyOrder,
+    WithdrawModel,
+)
 
 log = structlog.get_logger()
 
@@ -76,6 +85,9 @@ class Supply:
         self._capacity = capacity
         self.library = Library(settings.agent.state_dir, self._from.folder)
         self.fetcher = fetcher(self.library)
+        link = settings.coordinator
+        pair = (link.certificate, link.key) if link.certificate and link.key else None
+        self.sharing = Sharing(self._from, self.library, checksums, pair=pair)
         self._served = ServedFile(settings.agent.state_dir)
         self._expected: dict[str, str | None] = {
             word.path: word.sha256 for word in self._served.read().values() if word.path is not None
@@ -133,7 +145,10 @@ class Supply:
                 task.cancel()
 
     def _look(self) -> ModelStore:
+        networks = self.sharing.networks() if self._from.coordinator or self._from.share else ()
         return ModelStore(
+            networks=networks,
+            share=self.sharing.point(networks),
             takes_orders=self._from.coordinator,
             max_bytes=self._from.max_bytes,
             free_bytes=self.library.free_bytes(),
@@ -196,6 +211,8 @@ class Supply:
                 work = self._withdraw(order)
             case FetchModel():
                 work = self._fetch(order)
+            case LendFile():
+                work = self._lend(order)
         task = self._orders[order.command_id] = asyncio.create_task(self._answered(order.command_id, work))
         task.add_done_callback(lambda _: self._orders.pop(order.command_id, None))
 
@@ -264,6 +281,10 @@ class Supply:
         # Looked at first: whoever waits for the answer finds the file in the report.
         self._store = await in_daemon_thread(self._look)
         self._report_now()
+        self._answer(CommandAnswer(command_id=order.command_id, outcome=CommandOutcome.DONE))
+
+    async def _lend(self, order: LendFile) -> None:
+        await self.sharing.lend(order, asyncio.get_running_loop().time())
         self._answer(CommandAnswer(command_id=order.command_id, outcome=CommandOutcome.DONE))
 
     def _check_takes(self) -> None:

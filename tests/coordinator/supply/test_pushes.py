@@ -10,8 +10,8 @@ import msgspec
 
 from moe2.common.link.messages import ToAgent
 from moe2.common.link.supply import FetchModel, ModelStore, Ticket, TicketWanted
+from moe2.common.tickets import TICKET_S
 from moe2.coordinator.supply.pushes import LOOK_EVERY_S, Pushes, PushWanted
-from moe2.coordinator.supply.tickets import TICKET_S
 from tests.coordinator.supply.test_hosts import row
 from tests.gguf import write_gguf
 from tests.virtualclock import on_virtual_clock

@@ -57,6 +57,10 @@ class Tickets:
         del self._out[key]
         return found if now_s < found.until_s else TicketFault.EXPIRED
 
+    def is_out(self, agent_id: str, command_id: str) -> bool:
+        """Whether an order has a ticket that was not used yet."""
+        return any((one.agent_id, one.command_id) == (agent_id, command_id) for one in self._out.values())
+
     def withdraw(self, agent_id: str, command_id: str) -> None:
         """The tickets of an order are good no longer."""
         self._out = {
