@@ -14,9 +14,15 @@ from moe2.agent.cli.doctor import run_doctor
 from moe2.agent.cli.models import show_models
 from moe2.agent.cli.pull import run_pull, run_remove
 from moe2.agent.cli.status import show_status
-from moe2.agent.daemon import ENGINE_ARGV, AgentDaemon, sensors_wanted
+from moe2.agent.daemon import ENGINE_ARGV, AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
-from moe2.agent.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH, ENVIRONMENT_PREFIX, AgentSettings
+from moe2.agent.settings import (
+    DEFAULT_CONFIG_PATH,
+    DEFAULT_SOCKET_PATH,
+    ENVIRONMENT_PREFIX,
+    AgentSettings,
+    sensors_wanted,
+)
 from moe2.agent.supply.served import ServedFile, choices, lines, sections
 from moe2.common.config import load_settings
 from moe2.common.logs import configure_logging

@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from moe2.agent.energy.profiles import PROFILES
+from moe2.agent.energy.catalog import SensorSettings
+from moe2.agent.energy.profiles import PROFILES, find_profile
 from moe2.agent.energy.sensor import FAMILIES, Family
-from moe2.agent.energy.wall import PlugKind
+from moe2.agent.energy.wall import Plug, PlugKind
 from moe2.common.config import LIVE, Port, Seconds, Settings
 from moe2.common.generation import MAX_TOP_K
 
@@ -387,3 +388,16 @@ class AgentSettings(Settings):
         if twice:
             raise ValueError(f"models: each name once; {', '.join(twice)} stands more than once")
         return self
+
+
+def sensors_wanted(section: SensorsSection) -> SensorSettings:
+    """Returns where the configuration says to look for power sensors. Raises ConfigError for an unknown profile."""
+    simulated = find_profile(section.profile, paced=section.paced) if section.profile is not None else None
+    return SensorSettings(
+        simulated=simulated,
+        families=section.families,
+        monitors=section.monitors,
+        devices=section.devices,
+        plugs=tuple(Plug(one.kind, one.url, one.channel, one.lag_s, one.password_file) for one in section.wall),
+        by_wall=section.budget_scope == "wall",
+    )

@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from time import monotonic, time
 
 import structlog
@@ -27,7 +26,8 @@ from moe2.common.logs import set_log_level
 from moe2.common.status import CoordinatorStatus
 from moe2.common.tls.contexts import ServerTls
 from moe2.coordinator.choosing.quality import Scorer
-from moe2.coordinator.choosing.selector import ANY_MODEL, Selector
+from moe2.coordinator.choosing.selector import Selector
+from moe2.coordinator.chores import Chores
 from moe2.coordinator.database.pair import Pair
 from moe2.coordinator.fleet.doorkeeper import Doorkeeper
 from moe2.coordinator.fleet.hub import Hub
@@ -56,19 +56,17 @@ from moe2.coordinator.http.upload import BodyReader
 from moe2.coordinator.keys.keys import DailyLimits
 from moe2.coordinator.keys.store import KeyFile, KeyRing
 from moe2.coordinator.ledger.accounts import Accounts, day_of
-from moe2.coordinator.ledger.report import Span, lengths
-from moe2.coordinator.ledger.schema import reading
-from moe2.coordinator.ledger.standing import BOOK_EVERY_S, StandingBook
+from moe2.coordinator.ledger.standing import StandingBook
 from moe2.coordinator.ledger.store import Ledger
 from moe2.coordinator.observing.accuracy import CalibrationWindow
 from moe2.coordinator.observing.fleet_metrics import LedgerCollector
 from moe2.coordinator.observing.health import average_warnings, cap_warnings, dispatch_warnings, fleet_warnings
 from moe2.coordinator.observing.history import RecentPast
 from moe2.coordinator.observing.metrics import CoordinatorMetrics
+from moe2.coordinator.observing.traffic import asked_of, asked_since
 from moe2.coordinator.provisioning.keeper import Keeper
 from moe2.coordinator.provisioning.price_book import FLEET, PriceBook
 from moe2.coordinator.provisioning.price_file import PriceFile
-from moe2.coordinator.provisioning.traffic import Asked
 from moe2.coordinator.runtime import ListenerTls
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
 from moe2.coordinator.serving.effects import Completed
@@ -83,10 +81,6 @@ from moe2.coordinator.supply.pushes import Pushes
 
 log = structlog.get_logger()
 
-EVICT_EVERY_S = 5.0
-KEEP_TRUST_EVERY_S = 1.0
-SAMPLE_POWER_EVERY_S = 2.0
-KEEP_PRICES_EVERY_S = 10.0
 RETURN_S = 60.0
 """The time after the coordinator's start in which agents that it knows are expected back."""
 
@@ -188,7 +182,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             scorer=self._selector.scorer.apart(),
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             on_message=self._service.agent_said,
-            history=partial(_asked_since, settings.ledger_path),
+            history=partial(asked_since, settings.ledger_path),
             price_per_j=lambda: next((row.price_per_j for row in self._prices.rows() if row.scope == FLEET), 0.0),
             patience_s=_patience_s(settings),
             state_dir=settings.coordinator.state_dir,
@@ -205,6 +199,17 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             on_report=self._service.fleet_changed,
             on_answer=self._command_answered,
             on_ticket_wanted=lambda agent_id, wanted: self._pushes.ticket_wanted(agent_id, wanted),
+        )
+        self._chores = Chores(
+            table=self._table,
+            service=self._service,
+            hub=self._hub,
+            load_certificates=self._tls.load_changed,
+            past=self._past,
+            standing=self._standing,
+            ledger=self._ledger,
+            prices=self._prices,
+            price_file=self._price_file,
         )
         self._pushes = Pushes(
             rows=lambda: self._table.rows(asyncio.get_running_loop().time()),
@@ -269,11 +274,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 steady = [
                     tasks.create_task(work)
                     for work in (
-                        self._evict(),
-                        self._keep_trust(),
-                        self._sample_power(),
-                        self._keep_standing_booked(),
-                        self._keep_prices(),
+                        self._chores.run(),
                         self._keeper.run(),
                         self._pushes.run(),
                         self._notifier.feed_watchdog(),
@@ -285,12 +286,11 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 self._notifier.notify("STOPPING=1")
                 log.info("drain_started", requests=self._service.n_active)
                 await self._service.drain(self._settings.coordinator.drain_s)
-                self._book_standing()
+                self._chores.book_standing()
                 self._hub.close("the coordinator is shutting down")
                 for task in steady:
                     task.cancel()
-        if self._prices.n_settled:
-            await asyncio.to_thread(self._price_file.write, self._prices.saved())
+        await self._chores.store_prices()
         if self._traces:
             await asyncio.to_thread(self._traces.close)
         log.info("coordinator_stopped")
@@ -430,6 +430,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._orders.agent_lost(agent_id)
         self._pushes.agent_lost(agent_id)
         self._service.agent_lost(agent_id)
+        self._keeper.agent_lost(agent_id)
 
     def _command_answered(self, agent_id: str, answer: CommandAnswer) -> None:
         if not (self._orders.answered(agent_id, answer) or self._pushes.answered(agent_id, answer)):
@@ -468,7 +469,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._past.request_ended(life, receipt, time())
         self._calibration.request_retired(life)
         if isinstance(life.outcome, Completed):
-            self._keeper.request_ended(_asked(life, receipt), first_token_s=receipt.seconds.ttft)
+            self._keeper.request_ended(asked_of(life, receipt, time()), first_token_s=receipt.seconds.ttft)
         if self._traces:
             self._traces.request_ended(life, receipt, unix_offset_s=time() - asyncio.get_running_loop().time())
         if isinstance(life.outcome, Completed) and life.leading:
@@ -483,78 +484,11 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 key_id=request.principal.key_id,
             )
 
-    async def _evict(self) -> None:
-        while True:
-            await asyncio.sleep(EVICT_EVERY_S)
-            for agent_id in self._table.evict(asyncio.get_running_loop().time()):
-                log.info("agent_evicted", agent_id=agent_id)
-                self._service.agent_evicted(agent_id)
-
-    async def _keep_trust(self) -> None:
-        """Loads certificates that were replaced and disconnects agents that were revoked, again and again."""
-        while True:
-            self._tls.load_changed()
-            self._hub.disconnect_revoked()
-            await asyncio.sleep(KEEP_TRUST_EVERY_S)
-
-    async def _keep_standing_booked(self) -> None:
-        while True:
-            await asyncio.sleep(BOOK_EVERY_S / 3)
-            self._book_standing()
-
-    def _book_standing(self) -> None:
-        """Enters the joules of no request that agents have counted since the last time."""
-        for row in self._table.rows(asyncio.get_running_loop().time()):
-            if row.standby is None or row.standby.energy is None:
-                continue
-            entry = self._standing.reported(row.agent_id, row.agent_name, row.standby.energy, time())
-            if entry is not None:
-                self._ledger.record(entry)
-
-    async def _keep_prices(self) -> None:
-        """Writes what the prices have learned to their file now and then, so that a crash costs little of it."""
-        kept = self._prices.n_settled
-        while True:
-            await asyncio.sleep(KEEP_PRICES_EVERY_S)
-            if self._prices.n_settled != kept:
-                kept = self._prices.n_settled
-                await asyncio.to_thread(self._price_file.write, self._prices.saved())
-
-    async def _sample_power(self) -> None:
-        while True:
-            self._past.energy.power_sampled(self._table.fleet_power(), time())
-            await asyncio.sleep(SAMPLE_POWER_EVERY_S)
-
 
 def _patience_s(settings: CoordinatorSettings) -> dict[str, float]:
     """The seconds to a first token that categories allow, of those that say."""
     limits = settings.selection.limits_by_category
     return {name: one.ttft_budget_s for name, one in limits.items() if one.ttft_budget_s is not None}
-
-
-def _asked(life: Lifecycle, receipt: Receipt) -> Asked:
-    """A request as the slow level's traffic counts it."""
-    return Asked(
-        time(),
-        (receipt.decision.category if receipt.decision else None) or "",
-        _one_model(life.request.model),
-        receipt.tokens.prompt or 0,
-        receipt.tokens.decoded or 0,
-    )
-
-
-def _asked_since(path: Path, since_unix_s: float) -> list[Asked]:
-    """The answered requests in the ledger since a time. Blocks. Raises LedgerError."""
-    with reading(path) as connection:
-        return [
-            Asked(at_unix_s, category, _one_model(model), prompt_tokens, answer_tokens)
-            for at_unix_s, category, model, prompt_tokens, answer_tokens in lengths(connection, Span(since_unix_s))
-        ]
-
-
-def _one_model(model: str) -> str | None:
-    """The model that a client asked for; None where it left the choice to moe2."""
-    return None if model in ANY_MODEL else model
 
 
 def _gate_sha256(settings: CoordinatorSettings) -> str | None:

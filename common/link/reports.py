@@ -37,6 +37,7 @@ class SensorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     simulated: nothing is measured, the watts are those of a simulated host's profile.
     uncounted_w: the power in W of a sensor that is no part of the host's sum, because others measure the same already,
     such as a metered plug beside them.
+    owned: this agent holds the device's lock, so that no other agent of the host reports the same joules.
     """
 
     name: str
@@ -46,6 +47,7 @@ class SensorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     power_w: float | None = None
     simulated: bool = False
     uncounted_w: float | None = None
+    owned: bool = False
 
 
 class ExpertState(StrEnum):

@@ -46,7 +46,7 @@ class Bulletin:
         self._on_scores, self._on_wishes = on_scores, on_wishes
 
     def score(self, feedback: Feedback) -> None:
-        """Says a score that this coordinator has counted."""
+        """Tells the other coordinators of a user's score that this one has counted."""
         with self._lock:
             self._unsaid[feedback.request_id] = feedback
             self._counted.add(feedback.request_id)
