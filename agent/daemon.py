@@ -315,7 +315,13 @@ class AgentDaemon(Daemon[AgentSettings]):
         engine, simulated = self._settings.engine, self._sensor_settings.simulated
         return EngineProcess(
             name,
-            spec_of(model, simulated.pace if simulated else None, self._settings.agent.state_dir / MEASURING_LOCK),
+            # Asked before each load: the draft model may have been exchanged or removed since the last one.
+            lambda: spec_of(
+                model,
+                simulated.pace if simulated else None,
+                self._settings.agent.state_dir / MEASURING_LOCK,
+                served=self._served(),
+            ),
             argv,
             backoff=Backoff(first_s=engine.restart_first_s, most_s=engine.restart_most_s, random=self._random),
             load_timeout_s=engine.load_timeout_s,

@@ -175,6 +175,10 @@ class ModelSection(Settings):
     speculation: bool = True
     """Guess tokens from the text and check several in one step, where that was measured to save time. Answers stay what
     they are without."""
+    draft: str | None = None
+    """Name of a smaller model with the same vocabulary that this host serves, too: it guesses tokens where the text
+    suggests none, as far as that was measured to save time. It is loaded a second time, with as much context as this
+    model has; that memory counts."""
     load: Literal["start", "on_demand"] = "start"
     """When to load: with the agent, or for the first request."""
     unload_after_s: Seconds | None = None
@@ -197,6 +201,14 @@ class ModelSection(Settings):
     def _required_gpu_gets_layers(self) -> ModelSection:
         if self.require_gpu and self.gpu_layers == 0:
             raise ValueError("require_gpu: gpu_layers is 0, so nothing would be on the GPU; -1 is all layers")
+        return self
+
+    @model_validator(mode="after")
+    def _drafts_are_of_another_model(self) -> ModelSection:
+        if self.draft == self.name:
+            raise ValueError("draft: a model cannot guess for itself; name a smaller one")
+        if self.draft is not None and not self.speculation:
+            raise ValueError("draft: with speculation = false nothing is guessed; remove one of the two")
         return self
 
     @property
@@ -387,6 +399,14 @@ class AgentSettings(Settings):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"models: each name once; {', '.join(twice)} stands more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _drafts_are_served(self) -> AgentSettings:
+        names = {model.name for model in self.models}
+        for model in self.models:
+            if model.draft is not None and model.draft not in names and not self.models_from.coordinator:
+                raise ValueError(f"models: {model.name} has {model.draft!r} as its draft, which is not served here")
         return self
 
 

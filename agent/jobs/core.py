@@ -320,6 +320,7 @@ class AgentCore:
                 expert.state, expert.load_progress, expert.last_error = ExpertState.READY, None, None
                 expert.facts, expert.context_tokens = event.facts, event.context_tokens
                 expert.placement, expert.gpu_fault = event.placement, event.gpu_fault
+                expert.draft_fault = event.draft_fault
                 expert.costs.warmed_up(event.warmup_prefill_tokens_per_s, event.warmup_decode_tokens_per_s)
                 loaded(expert, event.load_s, now_s)
                 return [*self.swaps.loaded(expert), *self._desk.fill_slots(expert, now_s), ReportChange()]

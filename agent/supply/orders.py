@@ -255,7 +255,8 @@ class Supply:
         if section == current and not self._swapping():
             self._answer(CommandAnswer(command_id=order.command_id, outcome=CommandOutcome.DONE))
             return
-        beside = await in_daemon_thread(partial(self._fits_beside, section, current))
+        draft = self._serving().get(section.draft or "")
+        beside = await in_daemon_thread(partial(self._fits_beside, section, current, draft))
         self._expected[str(section.path)] = sha256
         self._dispatch(ModelOffered(order.command_id, section, beside))
 
@@ -334,32 +335,28 @@ class Supply:
             )
         return section, sha256
 
-    def _fits_beside(self, section: ModelSection, current: ModelSection | None) -> bool:
-        """Whether memory has room for the model beside the one that it replaces. Blocks.
+    def _fits_beside(self, section: ModelSection, current: ModelSection | None, draft: ModelSection | None) -> bool:
+        """Whether memory has room for the model, and for the one that drafts for it, beside the one that it replaces.
+        Blocks. Without room for its draft model a model is served alone.
 
         Raises `OrderRefusedError` where it has none either when that one is gone.
         """
         header = read_header(section.path)
         capacity = self._capacity(header.architecture or "")
         check_architecture(header, section.path.name, capacity)
-        missing = _shortage(header, section, capacity)
-        if missing is None:
+        drafting_bytes = 0 if draft is None else _need(draft, section.context_tokens).total_bytes
+        if _shortage(header, section, _with(capacity, -drafting_bytes)) is None:
             return True
         if current is not None:
-            freed = _need(current).total_bytes
-            capacity = Capacity(
-                knows=True,
-                host_free_bytes=_more(capacity.host_free_bytes, freed),
-                device_free_bytes=_more(capacity.device_free_bytes, freed),
-            )
-            missing = _shortage(header, section, capacity)
+            capacity = _with(capacity, _need(current).total_bytes)
+        missing = _shortage(header, section, capacity)
         if missing is not None:
             raise OrderRefusedError(
                 CommandErrorCode.NOT_POSSIBLE,
                 f"{section.name} does not fit with {section.context_tokens} tokens of context. {missing.text}",
                 remedy=what_would_fit(missing, section.context_tokens),
             )
-        return False
+        return current is None
 
 
 def _shortage(header: GgufHeader, section: ModelSection, capacity: Capacity) -> Shortage | None:
@@ -373,12 +370,22 @@ def _shortage(header: GgufHeader, section: ModelSection, capacity: Capacity) -> 
     )
 
 
-def _need(section: ModelSection) -> Need:
+def _need(section: ModelSection, context_tokens: int | None = None) -> Need:
+    """What a model needs, with so much context or its own."""
     header = read_header(section.path)
     return Need(
         weights_bytes=size_bytes(section.path),
-        cache_bytes=cache_bytes(header.text, section.context_tokens, section.cache_type),
+        cache_bytes=cache_bytes(header.text, context_tokens or section.context_tokens, section.cache_type),
         offloaded=0.0,
+    )
+
+
+def _with(capacity: Capacity, more_bytes: int) -> Capacity:
+    """The same with so much more memory, or less."""
+    return Capacity(
+        knows=capacity.knows,
+        host_free_bytes=_more(capacity.host_free_bytes, more_bytes),
+        device_free_bytes=_more(capacity.device_free_bytes, more_bytes),
     )
 
 

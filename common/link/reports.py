@@ -89,6 +89,7 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     was measured.
     placement: which device holds what of it; empty until it is loaded, and from earlier releases. gpu_fault: why it is
     not on the host's GPU; None if it is, or if there is none and none is asked for.
+    draft_fault: why the draft model that it is to have does not guess; None if it does, or if none is asked for.
     elsewhere: the part of active and queued that is other coordinators' work.
     """
 
@@ -126,4 +127,5 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     unload_cost: TransitionCost | None = None
     placement: Annotated[tuple[DeviceShare, ...], Meta(max_length=MAX_DEVICES)] = ()
     gpu_fault: GpuFault | None = None
+    draft_fault: str | None = None
     elsewhere: int = 0

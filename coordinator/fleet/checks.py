@@ -314,6 +314,7 @@ class AgentChecks:
             faults.append(fault)
             fields = {"prompt_tokens": None, "cached_tokens": 0, "decoded_tokens": given.n_pieces if given else 0}
             fields |= {"reasoning_tokens": None, "reasoning_j": None, "drafted_tokens": None, "accepted_tokens": None}
+            fields |= {"model_drafted_tokens": None, "model_accepted_tokens": None}
         for name in ("queue_s", "prefill_s", "decode_s"):
             if fault := range_fault(name, getattr(usage, name), MAX_SECONDS):
                 faults.append(fault)
@@ -363,6 +364,12 @@ def _counts_fault(usage: JobUsage, max_prompt: int, max_decoded: int) -> str | N
         or range_fault("reasoning_tokens", usage.reasoning_tokens, usage.decoded_tokens)
         or range_fault("drafted_tokens", usage.drafted_tokens, MAX_TOKENS)
         or range_fault("accepted_tokens", usage.accepted_tokens, min(usage.decoded_tokens, usage.drafted_tokens or 0))
+        or range_fault("model_drafted_tokens", usage.model_drafted_tokens, usage.drafted_tokens or 0)
+        or range_fault(
+            "model_accepted_tokens",
+            usage.model_accepted_tokens,
+            min(usage.model_drafted_tokens or 0, usage.accepted_tokens or 0),
+        )
     )
 
 
