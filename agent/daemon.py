@@ -57,7 +57,7 @@ from moe2.agent.jobs.events import (
     TokenTaken,
 )
 from moe2.agent.jobs.selfmeasurement import rules_of
-from moe2.agent.learning.store import restored_profiles, store_costs
+from moe2.agent.learning.store import StoredProfile, restored_profiles, store_costs
 from moe2.agent.link.credential import AgentCredentials
 from moe2.agent.link.dialing import Dialer
 from moe2.agent.link.identity import load_identity
@@ -162,7 +162,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._metrics = AgentMetrics(self.status, lambda: self._monitor.account.overhead())
         self._settlement = Settlement(self._core, self._monitor, self._metrics, self._dispatch)
         self._known_power_modes: set[str | None] = set()
-        checksums = ChecksumStore(settings.agent.state_dir)
+        checksums = self._checksums = ChecksumStore(settings.agent.state_dir)
         self._supply = Supply(
             settings,
             checksums,
@@ -252,7 +252,9 @@ class AgentDaemon(Daemon[AgentSettings]):
             for task in steady:
                 task.cancel()
         learned = {expert.section: expert.costs for expert in self._core.experts.values()}
-        store_costs(self._settings.agent.state_dir, learned, self._host.hostname, self._power_mode)
+        store_costs(
+            self._settings.agent.state_dir, learned, self._host.hostname, self._power_mode, self._checksums.known
+        )
         await self._presence.store()
         log.info("agent_stopped", jobs_finished=self._core.jobs_finished, jobs_failed=self._core.jobs_failed)
 
@@ -430,7 +432,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._presence.models_changed()
         if section is not None:
             self._files.follow(name, section.path)
-            for stored in restored_profiles(self._settings.agent.state_dir, (section,), self._power_mode):
+            for stored in self._stored_profiles((section,)):
                 self._dispatch(ProfileRestored(stored.model, stored.latency, stored.energy))
         # Before the order is answered: whoever waits for the answer finds the fleet as it says.
         self._reporter.send()
@@ -447,8 +449,12 @@ class AgentDaemon(Daemon[AgentSettings]):
         if mode in self._known_power_modes:
             return
         self._known_power_modes.add(mode)
-        for stored in restored_profiles(self._settings.agent.state_dir, tuple(self._served().values()), mode):
+        for stored in self._stored_profiles(tuple(self._served().values())):
             self._dispatch(ProfileRestored(stored.model, stored.latency, stored.energy))
+
+    def _stored_profiles(self, models: Sequence[ModelSection]) -> tuple[StoredProfile, ...]:
+        """What is stored of these models in the power mode that rules now."""
+        return restored_profiles(self._settings.agent.state_dir, models, self._power_mode, self._checksums.known)
 
     async def _look_at_host(self) -> None:
         search = SensorSearch(self._sensor_settings)

@@ -479,6 +479,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 request.request_id,
                 expert=expert.key,
                 model=expert.model,
+                file_sha256=expert.report.file_sha256,
                 prompt=request.text,
                 key_id=request.principal.key_id,
             )

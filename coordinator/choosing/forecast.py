@@ -138,11 +138,13 @@ class Roster:
         self.place = {key: place for place, key in enumerate(self.keys)}
         """The place of each expert by its key."""
         self.models = tuple(expert.model for expert in self.experts)
-        self.model_names = tuple(sorted(set(self.models)))
-        """The different models, sorted."""
-        named = {name: place for place, name in enumerate(self.model_names)}
-        self.model_place: IntArray = np.array([named[model] for model in self.models])
-        """(N,) the place of each expert's model in `model_names`."""
+        self.identities = tuple(expert.identity for expert in self.experts)
+        """What each expert's model is, whatever its name."""
+        self.different_models = tuple(sorted(set(self.identities)))
+        """The different models by their identity, sorted."""
+        places = {identity: place for place, identity in enumerate(self.different_models)}
+        self.model_place: IntArray = np.array([places[identity] for identity in self.identities])
+        """(N,) the place of each expert's model in `different_models`."""
         reports = [expert.report for expert in self.experts]
         self.context_tokens: IntArray = np.array([report.context_tokens for report in reports])
         """(N,) the longest prompt with its answer that each expert takes."""
@@ -216,7 +218,7 @@ class Roster:
         if len(experts) != len(self):
             return Roster(experts, longest_queue_s=self._longest_queue_s)
         places = np.flatnonzero(list(map(is_not, self.experts, experts))).tolist()
-        if any((self.keys[n], self.models[n]) != (experts[n].key, experts[n].model) for n in places):
+        if any((self.keys[n], self.identities[n]) != (experts[n].key, experts[n].identity) for n in places):
             return Roster(experts, longest_queue_s=self._longest_queue_s)
         if not places:
             return self

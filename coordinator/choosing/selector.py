@@ -140,8 +140,9 @@ class Selector:
         budgets = whole.after(request.elapsed_s, request.spent_j)
         prompt_tokens = self._prompt_tokens(roster, request.demand)
         cached_tokens = np.zeros_like(prompt_tokens)
-        if request.affinity is not None:
-            cached_tokens = request.affinity.cached(roster.keys, prompt_tokens)
+        affinity = request.affinity if request.affinity and request.affinity.holds_in(roster.experts) else None
+        if affinity is not None:
+            cached_tokens = affinity.cached(roster.keys, prompt_tokens)
         case = Case(
             roster=roster,
             load=Load(
@@ -156,7 +157,7 @@ class Selector:
             budgets=budgets,
             ruled_out=ruled_out,
             category=category,
-            affinity=request.affinity,
+            affinity=affinity,
             draw=self._draw(request.demand, experts, in_flight, hosts),
             price_per_j=request.price_per_j + sum(price.price_per_j for price in prices),
             prices=prices,
@@ -358,7 +359,7 @@ class Selector:
 
     def _prompt_tokens(self, roster: Roster, demand: Demand) -> IntArray:
         """(N,) predicted length of the prompt to each expert's model."""
-        lengths = [self.prompts.demand_on(model, demand).prompt_tokens for model in roster.model_names]
+        lengths = [self.prompts.demand_on(model, demand).prompt_tokens for model in roster.different_models]
         return np.array(lengths)[roster.model_place]
 
     def _plan(self, outlook: Outlook, epoch: int) -> Plan:

@@ -43,6 +43,11 @@ class Expert:
     protocol: int = PROTOCOL_VERSION
     """The version of the protocol that is spoken with the agent."""
 
+    @property
+    def identity(self) -> str:
+        """What the model is: its file's checksum, whatever its name; its name until the checksum is known."""
+        return self.report.file_sha256 or self.model
+
 
 @dataclass(frozen=True)
 class HostPower:

@@ -484,10 +484,10 @@ class Service:
                 # Its prompt was in the cache, or came with the choices.
                 continue
             if usage is not None and usage.decoded_tokens:
-                model, foreseen = attempt.expert.model, attempt.prediction.shape
+                model, foreseen = attempt.expert.identity, attempt.prediction.shape
                 self._selector.prompts.ran(model, life.request.demand, usage, foreseen)
 
     def _learn_affinity(self, active: _Active) -> None:
         leading = active.life.leading
         if leading and leading.usage and isinstance(active.life.outcome, effects.Completed):
-            self._affinities.answered(active.chain, leading.expert.key, leading.usage)
+            self._affinities.answered(active.chain, leading.expert.key, leading.usage, leading.expert.identity)

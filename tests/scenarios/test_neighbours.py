@@ -17,7 +17,7 @@ from moe2.common.status import PushRow
 from tests.fakes.certificates import Authority
 from tests.fakes.fleet import Fleet, fleet
 from tests.gguf import write_gguf
-from tests.scenarios.test_push import OPEN, ended, push, taking
+from tests.scenarios.test_push import OPEN, command, ended, push, taking
 from tests.scenarios.test_supply import TAKES, row_of, stocked
 
 SHARES = {**TAKES, "share": True, "share_host": "127.0.0.1", "share_port": 0}
@@ -217,3 +217,13 @@ async def test_with_certificates_neighbours_speak_tls_and_know_each_other(tmp_pa
         await running.until_status(lambda _: row_of(running).models.share.fingerprint == "00" * 32)  # type: ignore[union-attr]
         row = (await given(running, other, "two"))["two"]
         assert (row.state, row.source) == ("done", "coordinator")
+
+
+async def test_the_command_line_names_the_neighbour(tmp_path: Path) -> None:
+    """An operator sees who gave the file."""
+    source = write_gguf(tmp_path / "big.gguf", body=os.urandom(100_000))
+    async with fleet(tmp_path, agents=("one", "two"), push=OPEN, models_from=SHARES) as running:
+        await taking(running, "one", "two")
+        await given(running, source, "one")
+        code, output, _ = await command(running, "push", str(source), "two")
+        assert (code, output.partition(", sha256")[0]) == (0, "two has big.gguf from one")

@@ -41,7 +41,8 @@ async def test_an_agent_that_trusts_another_ca_fetches_nothing(tmp_path: Path) -
     async with fleet(tmp_path, listener=tls, push=OPEN, models_from=TAKES, link=link) as running:
         await taking(running, "one")
         fetcher = running.agents["one"]._supply.fetcher
-        trusted, tried = fetcher._tls, []
+        trusted = fetcher._tls
+        tried: list[int] = []
 
         def distrusting() -> object:
             tried.append(len(tried))
