@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,20 @@ from moe2.agent.cli.doctor import run_doctor
 from moe2.agent.cli.models import show_models
 from moe2.agent.cli.pull import run_pull, run_remove
 from moe2.agent.cli.status import show_status
-from moe2.agent.daemon import ENGINE_ARGV, AgentDaemon, sensors_wanted
+from moe2.agent.daemon import ENGINE_ARGV, AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
-from moe2.agent.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH, ENVIRONMENT_PREFIX, AgentSettings
+from moe2.agent.engine.vocabularies import vocabularies_of
+from moe2.agent.settings import (
+    DEFAULT_CONFIG_PATH,
+    DEFAULT_SOCKET_PATH,
+    ENVIRONMENT_PREFIX,
+    AgentSettings,
+    ModelSection,
+    sensors_wanted,
+)
 from moe2.agent.supply.served import ServedFile, choices, lines, sections
 from moe2.common.config import load_settings
+from moe2.common.errors import Moe2Error
 from moe2.common.logs import configure_logging
 from moe2.common.terminal.commandline import add_config, add_run_and_check, add_socket, execute, program
 
@@ -143,7 +153,29 @@ def _check_config(arguments: argparse.Namespace) -> int:
     print(f"{arguments.config}: good. Models: {models}; coordinator: {', '.join(settings.coordinator.addresses)}.")
     for line in lines(found):
         print(line)
+    _check_drafts({choice.name: choice.section for choice in found if choice.section is not None})
     return 0
+
+
+def _check_drafts(served: Mapping[str, ModelSection]) -> None:
+    """Compares the vocabularies of models and their draft models. Raises `Moe2Error` where two differ."""
+    for name, section in served.items():
+        draft = served.get(section.draft or "")
+        if draft is None:
+            continue
+        try:
+            own, other = vocabularies_of((section.path, draft.path))
+        except Moe2Error as error:
+            print(f"{name}: whether {draft.name} has its vocabulary is not known: {error}")
+            continue
+        if own is None or other is None:
+            unread = section.path if own is None else draft.path
+            print(f"{name}: whether {draft.name} has its vocabulary is not known, as {unread} cannot be read.")
+        elif own != other:
+            raise Moe2Error(
+                f"{draft.name} cannot guess for {name}: they have different vocabularies, so tokens mean other texts.",
+                remedy="Name a smaller model of the same family as `draft`, or remove it.",
+            )
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -6,10 +6,8 @@ import asyncio
 import os
 import platform
 import socket
-import ssl
 import sys
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -22,8 +20,6 @@ from moe2.agent.energy.blocking import in_daemon_thread
 from moe2.agent.energy.catalog import SensorSearch, SensorSettings
 from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.energy.ownership import DeviceLocks
-from moe2.agent.energy.profiles import find_profile
-from moe2.agent.energy.wall import Plug
 from moe2.agent.engine import protocol
 from moe2.agent.engine.process import EngineProcess, Exit
 from moe2.agent.jobs import core
@@ -47,7 +43,6 @@ from moe2.agent.jobs.events import (
     CancelRequested,
     CommandReceived,
     DrainRequested,
-    EnergySettled,
     EngineExited,
     EngineGone,
     EngineSpoke,
@@ -56,17 +51,16 @@ from moe2.agent.jobs.events import (
     FileHashed,
     JobSubmitted,
     LinkLost,
-    OwnWorkSpent,
     PowerModeChanged,
     ProfileRestored,
     TimePassed,
     TokenTaken,
 )
 from moe2.agent.jobs.selfmeasurement import rules_of
-from moe2.agent.learning.store import restored_profiles, store_costs
+from moe2.agent.learning.store import StoredProfile, restored_profiles, store_costs
 from moe2.agent.link.credential import AgentCredentials
+from moe2.agent.link.dialing import Dialer
 from moe2.agent.link.identity import load_identity
-from moe2.agent.link.link import Link
 from moe2.agent.link.links import Links
 from moe2.agent.models.files import ChecksumStore, ModelFiles
 from moe2.agent.models.spec import MEASURING_LOCK, spec_of
@@ -76,7 +70,9 @@ from moe2.agent.observing.joblog import log_job
 from moe2.agent.observing.local_api import listening, local_app, metrics_app
 from moe2.agent.observing.metrics import AgentMetrics
 from moe2.agent.presence import Presence
-from moe2.agent.settings import AgentSettings, ModelSection, SensorsSection
+from moe2.agent.reporting import Reporter
+from moe2.agent.settings import AgentSettings, ModelSection, sensors_wanted
+from moe2.agent.settlement import Settlement
 from moe2.agent.standby.logind import Logind
 from moe2.agent.standby.sleeping import HostControl
 from moe2.agent.supply.engines import EngineSet
@@ -89,45 +85,30 @@ from moe2.common.alarm import Alarm
 from moe2.common.backoff import Backoff
 from moe2.common.clock import clock_warnings
 from moe2.common.daemon import Daemon
-from moe2.common.energy import NEVER_RAN, Energy
 from moe2.common.link.messages import (
-    OLDEST_PROTOCOL_VERSION,
-    PROTOCOL_VERSION,
     CancelJob,
     EmbedJob,
     FollowJob,
-    Hello,
     JobFailed,
     LoadModel,
-    NextTokens,
-    Report,
     ScoreJob,
     Submit,
     Suspend,
     TakeToken,
-    Tokens,
     UnloadModel,
     WakeNeighbour,
     Welcome,
 )
 from moe2.common.link.reports import HostFacts
 from moe2.common.link.session import JobMessage
-from moe2.common.link.supply import FetchModel, ServeModel, Ticket, TicketWanted, WithdrawModel
+from moe2.common.link.supply import FetchModel, LendFile, ServeModel, Ticket, TicketWanted, WithdrawModel
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
-from moe2.common.standby import Cause
 from moe2.common.status import AgentStatus
-from moe2.common.tls.contexts import client_context
 
 log = structlog.get_logger()
 
 ENGINE_ARGV = (sys.executable, "-m", "moe2.agent.engine.child")
-REPORT_PAUSE_S = 0.1
-UNWELCOMED_REPORT_S = 5.0
-# A job that has ended waits for a sensor reading after its end; this is how often it is looked for.
-SETTLE_EVERY_S = 0.01
-CLOSE_ACCOUNTS_EVERY_S = 0.5
-WATCH_OWN_WORK_EVERY_S = 0.1
 
 
 class AgentDaemon(Daemon[AgentSettings]):
@@ -161,10 +142,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._random = Random()
         self._started_s = time.monotonic()
         self._idle = asyncio.Event()
-        self._changed = asyncio.Event()
         self._alarm = Alarm(lambda: self._dispatch(TimePassed()))
-        self._report_s = UNWELCOMED_REPORT_S
-        self._report_seq = 0
         self._identity = load_identity(settings.agent.state_dir)
         self._agent_id = self._identity.agent_id
         self._name = settings.agent.name or socket.gethostname()
@@ -178,13 +156,13 @@ class AgentDaemon(Daemon[AgentSettings]):
             self._monitor,
             control=control or Logind(),
             dispatch=self._dispatch,
-            changed=self._changed.set,
+            changed=lambda: self._reporter.changed(),
         )
-        self._unsettled = asyncio.Event()
         self._power_mode: str | None = None
         self._metrics = AgentMetrics(self.status, lambda: self._monitor.account.overhead())
+        self._settlement = Settlement(self._core, self._monitor, self._metrics, self._dispatch)
         self._known_power_modes: set[str | None] = set()
-        checksums = ChecksumStore(settings.agent.state_dir)
+        checksums = self._checksums = ChecksumStore(settings.agent.state_dir)
         self._supply = Supply(
             settings,
             checksums,
@@ -193,17 +171,17 @@ class AgentDaemon(Daemon[AgentSettings]):
                 checksums,
                 max_bytes=settings.models_from.max_bytes,
                 url=settings.coordinator.url,
-                tls=self._tls,
+                tls=lambda: self._dialer.tls(),
                 headers=lambda: self._papers.headers(),
                 ask=self._ask,
-                changed=self._changed.set,
+                changed=lambda: self._reporter.changed(),
             ),
             serving=self._served,
             swapping=lambda: self._core.swaps.names,
             dispatch=self._dispatch,
             answer=self._presence.answer,
-            changed=self._changed.set,
-            report_now=self._report_now,
+            changed=lambda: self._reporter.changed(),
+            report_now=lambda: self._reporter.send(),
         )
         self._engines = EngineSet(
             lambda name, section: self._engine(name, section, engine_argv),
@@ -227,22 +205,17 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._copy_warnings = (copied,) if copied and self._papers.is_copy_to_enrol else ()
         if self._copy_warnings:
             log.warning("identity_copied", agent_id=self._agent_id, copied_from=self._identity.copied_from)
-        self._hello = Hello(
-            protocol_min=OLDEST_PROTOCOL_VERSION,
-            protocol_max=PROTOCOL_VERSION,
-            agent_id=self._agent_id,
-            agent_name=self._name,
-            agent_version=__version__,
-            instance_id=uuid.uuid4().hex,
-            hostname=self._host.hostname or None,
+        self._dialer = Dialer(
+            link, self._papers, agent_id=self._agent_id, agent_name=self._name, hostname=self._host.hostname
         )
         self._link = Links(
             link.addresses,
-            self._new_link,
+            self._dialer.link,
             on_opened=self._link_opened,
             on_message=self._message_received,
             on_lost=lambda jobs, others: self._dispatch(LinkLost(jobs if others else None)),
         )
+        self._reporter = Reporter(self._link, self.status, self._core.n_jobs)
 
     async def run(self) -> None:
         """Serve until `stop()`; running jobs then get `drain_s`, engines and link end after that."""
@@ -254,6 +227,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         async with (
             serving(local_app(self.status, self._metrics), self._settings.agent.socket),
             listening(metrics_app(self._metrics), metrics.host, metrics.port),
+            self._supply.sharing.listening(),
             asyncio.TaskGroup() as tasks,
         ):
             self._engines.start(tasks)
@@ -265,8 +239,8 @@ class AgentDaemon(Daemon[AgentSettings]):
                     self._files.run(),
                     self._supply.run(),
                     self._presence.run(self._link),
-                    self._settle_energy(),
-                    self._report_changes(),
+                    self._settlement.run(self._watch_standing),
+                    self._reporter.run(),
                     self._notifier.feed_watchdog(),
                 )
             ]
@@ -278,7 +252,9 @@ class AgentDaemon(Daemon[AgentSettings]):
             for task in steady:
                 task.cancel()
         learned = {expert.section: expert.costs for expert in self._core.experts.values()}
-        store_costs(self._settings.agent.state_dir, learned, self._host.hostname, self._power_mode)
+        store_costs(
+            self._settings.agent.state_dir, learned, self._host.hostname, self._power_mode, self._checksums.known
+        )
         await self._presence.store()
         log.info("agent_stopped", jobs_finished=self._core.jobs_finished, jobs_failed=self._core.jobs_failed)
 
@@ -327,46 +303,25 @@ class AgentDaemon(Daemon[AgentSettings]):
         """Go on with other settings. Those of the link hold for its next attempt."""
         link, before = settings.coordinator, former.coordinator
         self._papers.token_file = link.token_file
+        self._dialer.section = link
         is_other = (link.reconnect_first_s, link.reconnect_most_s) != (
             before.reconnect_first_s,
             before.reconnect_most_s,
         )
-        self._link.use(link, partial(self._link_backoff, settings) if is_other else None)
+        self._link.use(link, self._dialer.backoff if is_other else None)
         set_log_level(settings.log.level)
-
-    def _link_backoff(self, settings: AgentSettings) -> Backoff:
-        link = settings.coordinator
-        return Backoff(first_s=link.reconnect_first_s, most_s=link.reconnect_most_s, random=self._random)
-
-    def _new_link(
-        self,
-        url: str,
-        on_opened: Callable[[Welcome], None],
-        on_message: Callable[[JobMessage], None],
-        on_lost: Callable[[], None],
-    ) -> Link:
-        return Link(
-            url=url,
-            credentials=self._papers,
-            tls=lambda: self._tls() if url.startswith("wss:") else None,
-            hello=self._hello,
-            timing=self._settings.coordinator,
-            backoff=self._link_backoff(self._settings),
-            on_opened=on_opened,
-            on_message=on_message,
-            on_lost=on_lost,
-        )
-
-    def _tls(self) -> ssl.SSLContext:
-        """Made for each attempt, so that new files are used from the next one on."""
-        link = self._settings.coordinator
-        return client_context(ca_file=link.ca_file, certificate=link.certificate, key=link.key)
 
     def _engine(self, name: str, model: ModelSection, argv: Sequence[str]) -> EngineProcess:
         engine, simulated = self._settings.engine, self._sensor_settings.simulated
         return EngineProcess(
             name,
-            spec_of(model, simulated.pace if simulated else None, self._settings.agent.state_dir / MEASURING_LOCK),
+            # Asked before each load: the draft model may have been exchanged or removed since the last one.
+            lambda: spec_of(
+                model,
+                simulated.pace if simulated else None,
+                self._settings.agent.state_dir / MEASURING_LOCK,
+                served=self._served(),
+            ),
             argv,
             backoff=Backoff(first_s=engine.restart_first_s, most_s=engine.restart_most_s, random=self._random),
             load_timeout_s=engine.load_timeout_s,
@@ -381,8 +336,8 @@ class AgentDaemon(Daemon[AgentSettings]):
     # --- Events in ----------------------------------------------------------------------------------------------------
 
     def _link_opened(self, welcome: Welcome) -> None:
-        self._report_s = welcome.report_s
-        self._send_report()
+        self._reporter.every_s = welcome.report_s
+        self._reporter.send()
         self._presence.link_opened(self._link)
         self._supply.fetcher.link_opened()
 
@@ -398,7 +353,7 @@ class AgentDaemon(Daemon[AgentSettings]):
                 self._dispatch(CommandReceived(message))
             case WakeNeighbour():
                 self._presence.wake(message)
-            case ServeModel() | WithdrawModel() | FetchModel():
+            case ServeModel() | WithdrawModel() | FetchModel() | LendFile():
                 self._supply.order(message)
             case Ticket():
                 self._supply.fetcher.ticket(message)
@@ -406,23 +361,7 @@ class AgentDaemon(Daemon[AgentSettings]):
                 log.warning("message_ignored", op=type(message).__name__)
 
     def _engine_spoke(self, model: str, event: protocol.Event) -> None:
-        now_s = time.monotonic()
-        account = self._monitor.account
-        match event:
-            case protocol.Started(job_id=job_id):
-                weight = self._core.expert_of(model).token_weight
-                to_prefill = event.prompt_tokens - event.cached_tokens + event.branch_tokens
-                cause = Cause.OTHER if self._core.is_own(job_id) else None
-                account.request_started(job_id, to_prefill, now_s, weight, cause, model=model)
-            case protocol.Guessed(jobs=guesses):
-                for guessed in guesses:
-                    account.tokens_guessed(guessed.job_id, guessed.drafted, guessed.accepted, now_s)
-            case Tokens(jobs=jobs):
-                for job in jobs:
-                    account.tokens_decoded(job.job_id, len(job.pieces), now_s)
-            case NextTokens(job_id=job_id):
-                # As where it draws by itself, the first token comes with the prompt.
-                account.tokens_decoded(job_id, 1, now_s)
+        self._settlement.engine_spoke(model, event)
         self._dispatch(EngineSpoke(model, event))
         if isinstance(event, protocol.Loaded):
             self._presence.models_changed()
@@ -460,7 +399,7 @@ class AgentDaemon(Daemon[AgentSettings]):
                 self._link.send(message)
                 log_job(message, request_id)
             case SettleEnergy(job_id=job_id):
-                self._job_ended(job_id)
+                self._settlement.job_ended(job_id)
             case KeepServed(name=name, section=section):
                 self._keep_served(name, section)
             case AnswerCommand(answer=answer):
@@ -468,7 +407,7 @@ class AgentDaemon(Daemon[AgentSettings]):
             case SuspendHost(command_id=command_id):
                 self._presence.suspend(command_id)
             case ReportChange():
-                self._changed.set()
+                self._reporter.changed()
 
     def _perform_on_engine(
         self, effect: SendToEngine | StartEngine | StopEngine | KillEngine | AddEngine | RemoveEngine
@@ -493,48 +432,15 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._presence.models_changed()
         if section is not None:
             self._files.follow(name, section.path)
-            for stored in restored_profiles(self._settings.agent.state_dir, (section,), self._power_mode):
+            for stored in self._stored_profiles((section,)):
                 self._dispatch(ProfileRestored(stored.model, stored.latency, stored.energy))
         # Before the order is answered: whoever waits for the answer finds the fleet as it says.
-        self._report_now()
+        self._reporter.send()
 
-    def _job_ended(self, job_id: str) -> None:
-        """Close the job's energy account; one that never ran has none."""
-        if not self._monitor.account.request_ended(job_id, time.monotonic()):
-            self._settled(job_id, NEVER_RAN)
-            return
-        self._monitor.sampler.read_now()
-        if not self._settle_now():
-            self._unsettled.set()
-
-    def _settle_now(self) -> bool:
-        """Hand out the energy that has become final; True if nothing is left to wait for."""
-        for job_id, energy in self._monitor.settle().items():
-            self._settled(job_id, energy)
-        return not self._monitor.account.has_unsettled
-
-    def _settled(self, job_id: str, energy: Energy) -> None:
-        job = self._core.jobs.get(job_id)
-        if job and job.ending and not job.is_own:
-            self._metrics.job_ended(job.order.model, job.ending, energy, abandoned=job.abandoned)
-        self._dispatch(EnergySettled(job_id, energy))
-
-    async def _settle_energy(self) -> None:
-        """Hand out energy as it becomes final; the accounts also want to be closed regularly while nothing ends."""
-        while True:
-            with suppress(TimeoutError):
-                pause_s = WATCH_OWN_WORK_EVERY_S if self._core.measuring.job_id else CLOSE_ACCOUNTS_EVERY_S
-                async with asyncio.timeout(pause_s):
-                    await self._unsettled.wait()
-            self._unsettled.clear()
-            if self._monitor.power_mode != self._power_mode:
-                self._enter_power_mode()
-            if (own_j := self._monitor.account.own_work_j(time.monotonic())) is not None:
-                self._dispatch(OwnWorkSpent(own_j))
-            await self._presence.settle()
-            while not self._settle_now():
-                await asyncio.sleep(SETTLE_EVERY_S)
-                self._monitor.sampler.drain()
+    async def _watch_standing(self) -> None:
+        if self._monitor.power_mode != self._power_mode:
+            self._enter_power_mode()
+        await self._presence.settle()
 
     def _enter_power_mode(self) -> None:
         """Learn apart for the power mode that rules now; at its first entry, from what is stored of it."""
@@ -543,8 +449,12 @@ class AgentDaemon(Daemon[AgentSettings]):
         if mode in self._known_power_modes:
             return
         self._known_power_modes.add(mode)
-        for stored in restored_profiles(self._settings.agent.state_dir, tuple(self._served().values()), mode):
+        for stored in self._stored_profiles(tuple(self._served().values())):
             self._dispatch(ProfileRestored(stored.model, stored.latency, stored.energy))
+
+    def _stored_profiles(self, models: Sequence[ModelSection]) -> tuple[StoredProfile, ...]:
+        """What is stored of these models in the power mode that rules now."""
+        return restored_profiles(self._settings.agent.state_dir, models, self._power_mode, self._checksums.known)
 
     async def _look_at_host(self) -> None:
         search = SensorSearch(self._sensor_settings)
@@ -558,6 +468,7 @@ class AgentDaemon(Daemon[AgentSettings]):
             engine_pids=self.engine_pids,
             by_wall=self._sensor_settings.by_wall,
         )
+        self._settlement.monitor = self._monitor
         await self._look_at_facts()
         await self._presence.look(self._monitor)
         for result in found:
@@ -576,50 +487,12 @@ class AgentDaemon(Daemon[AgentSettings]):
     def _facts_known(self, look: asyncio.Task[HostFacts]) -> None:
         if not look.cancelled():
             self._host = look.result()
-            self._changed.set()
+            self._reporter.changed()
 
     def _ask(self, wanted: TicketWanted) -> bool:
         if self._link.is_open:
             self._link.send(wanted)
         return self._link.is_open
-
-    def _report_now(self) -> None:
-        if self._link.is_open:
-            self._send_report()
-
-    def _send_report(self) -> None:
-        self._report_seq += 1
-        status = self.status()
-        report = Report(
-            seq=self._report_seq,
-            host=status.host,
-            experts=status.experts,
-            sensors=status.sensors,
-            warnings=status.warnings,
-            draining=status.draining,
-            standby=status.standby,
-            models=status.models,
-        )
-        self._link.send_each(lambda is_others: self._told(report, is_others))
-
-    def _told(self, report: Report, is_others: Callable[[str], bool]) -> Report:
-        """The report for one coordinator, with the load that the others bring."""
-        loads = [self._core.n_jobs(one.model, is_others) for one in report.experts]
-        if not any(loads):
-            return report
-        experts = zip(report.experts, loads, strict=True)
-        told = tuple(msgspec.structs.replace(one, elsewhere=load) for one, load in experts)
-        return msgspec.structs.replace(report, experts=told)
-
-    async def _report_changes(self) -> None:
-        """Report when something changed, soon but not for each change alone, and at the steady rate."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._report_s):
-                    await self._changed.wait()
-                await asyncio.sleep(REPORT_PAUSE_S)
-            self._changed.clear()
-            self._send_report()
 
     async def _drain(self, link: asyncio.Task[None]) -> None:
         """Refuse new jobs, let the running ones end within the bound, say goodbye."""
@@ -627,7 +500,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         drain_s = self._settings.agent.drain_s
         log.info("drain_started", jobs=len(self._core.jobs), drain_s=drain_s)
         self._dispatch(DrainRequested())
-        self._send_report()
+        self._reporter.send()
         try:
             async with asyncio.timeout(drain_s):
                 await self._idle.wait()
@@ -637,16 +510,3 @@ class AgentDaemon(Daemon[AgentSettings]):
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.coordinator.connect_timeout_s):
                 await link
-
-
-def sensors_wanted(section: SensorsSection) -> SensorSettings:
-    """Returns where the configuration says to look for power sensors. Raises ConfigError for an unknown profile."""
-    simulated = find_profile(section.profile, paced=section.paced) if section.profile is not None else None
-    return SensorSettings(
-        simulated=simulated,
-        families=section.families,
-        monitors=section.monitors,
-        devices=section.devices,
-        plugs=tuple(Plug(one.kind, one.url, one.channel, one.lag_s, one.password_file) for one in section.wall),
-        by_wall=section.budget_scope == "wall",
-    )

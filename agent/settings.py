@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from moe2.agent.energy.profiles import PROFILES
+from moe2.agent.energy.catalog import SensorSettings
+from moe2.agent.energy.profiles import PROFILES, find_profile
 from moe2.agent.energy.sensor import FAMILIES, Family
-from moe2.agent.energy.wall import PlugKind
-from moe2.common.config import LIVE, Seconds, Settings
+from moe2.agent.energy.wall import Plug, PlugKind
+from moe2.common.config import LIVE, Port, Seconds, Settings
 from moe2.common.generation import MAX_TOP_K
 
 ENVIRONMENT_PREFIX = "MOE2_AGENT"
@@ -173,6 +175,10 @@ class ModelSection(Settings):
     speculation: bool = True
     """Guess tokens from the text and check several in one step, where that was measured to save time. Answers stay what
     they are without."""
+    draft: str | None = None
+    """Name of a smaller model with the same vocabulary that this host serves, too: it guesses tokens where the text
+    suggests none, as far as that was measured to save time. It is loaded a second time, with as much context as this
+    model has; that memory counts."""
     load: Literal["start", "on_demand"] = "start"
     """When to load: with the agent, or for the first request."""
     unload_after_s: Seconds | None = None
@@ -197,6 +203,14 @@ class ModelSection(Settings):
             raise ValueError("require_gpu: gpu_layers is 0, so nothing would be on the GPU; -1 is all layers")
         return self
 
+    @model_validator(mode="after")
+    def _drafts_are_of_another_model(self) -> ModelSection:
+        if self.draft == self.name:
+            raise ValueError("draft: a model cannot guess for itself; name a smaller one")
+        if self.draft is not None and not self.speculation:
+            raise ValueError("draft: with speculation = false nothing is guessed; remove one of the two")
+        return self
+
     @property
     def loads_on_demand(self) -> bool:
         """True where the model may be cold and wait for a request."""
@@ -212,6 +226,11 @@ class ModelSection(Settings):
         return name
 
 
+def _an_address(text: str) -> str:
+    """Raises ValueError for what is no IP address."""
+    return str(ip_address(text))
+
+
 class ModelsFromSection(Settings):
     """[models_from]: where this host takes models from, besides what stands in [[models]]"""
 
@@ -225,6 +244,14 @@ class ModelsFromSection(Settings):
     """Where pulled and pushed models are kept; `models` in `agent.state_dir` if not set."""
     hub_token_file: Path | None = None
     """File with a token for the hub, for models that are not given to everybody."""
+    share: bool = False
+    """Neighbours may take models of the folder from this host, where the coordinator sends them here with a ticket."""
+    share_host: Annotated[str, AfterValidator(_an_address)] | None = None
+    """Address to listen on for neighbours; all of this host's if not set. TLS where `coordinator.certificate` is."""
+    share_port: Port = 8083
+    """Port to listen on for neighbours; 0 takes any that is free."""
+    share_max_bytes_per_s: Annotated[int, Field(ge=1024)] | None = None
+    """Bytes per second that all neighbours together may take; no limit if not set."""
 
 
 class EngineSection(Settings):
@@ -373,3 +400,24 @@ class AgentSettings(Settings):
         if twice:
             raise ValueError(f"models: each name once; {', '.join(twice)} stands more than once")
         return self
+
+    @model_validator(mode="after")
+    def _drafts_are_served(self) -> AgentSettings:
+        names = {model.name for model in self.models}
+        for model in self.models:
+            if model.draft is not None and model.draft not in names and not self.models_from.coordinator:
+                raise ValueError(f"models: {model.name} has {model.draft!r} as its draft, which is not served here")
+        return self
+
+
+def sensors_wanted(section: SensorsSection) -> SensorSettings:
+    """Returns where the configuration says to look for power sensors. Raises ConfigError for an unknown profile."""
+    simulated = find_profile(section.profile, paced=section.paced) if section.profile is not None else None
+    return SensorSettings(
+        simulated=simulated,
+        families=section.families,
+        monitors=section.monitors,
+        devices=section.devices,
+        plugs=tuple(Plug(one.kind, one.url, one.channel, one.lag_s, one.password_file) for one in section.wall),
+        by_wall=section.budget_scope == "wall",
+    )

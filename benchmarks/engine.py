@@ -18,6 +18,7 @@ from collections import defaultdict
 from contextlib import ExitStack
 
 from benchmarks.engine_rivals import BareLoop, EngineChild, LlamaServer, Request, Rival, Stream
+from moe2.agent.engine.protocol import ModelSpec
 
 _CONTEXT_TOKENS = 4096
 _SUBJECTS = ("sea", "desert", "forest", "moon", "river", "city", "mountain", "winter")
@@ -39,7 +40,9 @@ def main() -> None:
     with ExitStack() as stack:
         size = {"threads": arguments.threads, "context_tokens": _CONTEXT_TOKENS}
         bare = BareLoop(arguments.model, **size)
-        engine = EngineChild(arguments.model, slots=8, **size)
+        engine = EngineChild(
+            ModelSpec(path=arguments.model, context_tokens=_CONTEXT_TOKENS, slots=8, threads=arguments.threads)
+        )
         server = LlamaServer(arguments.model, **size)
         for rival in (bare, engine, server):
             stack.enter_context(rival)

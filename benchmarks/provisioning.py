@@ -156,7 +156,9 @@ def plot(found: list[Comparison], folder: Path) -> None:
         watts, awake, joules = figure.subplots(3, 1, sharex=True)
         for result in (one.always_on, one.best_ttl, one.ours):
             hours = np.arange(len(result.watts)) / 60
-            smooth = np.convolve(result.watts, np.ones(15) / 15, mode="same")
+            window = np.ones(15)
+            # Fewer minutes are known on one side at both ends of the day.
+            smooth = np.convolve(result.watts, window, "same") / np.convolve(np.ones(len(result.watts)), window, "same")
             watts.plot(hours, smooth, label=result.name, linewidth=1)
             awake.step(np.arange(len(result.awake)) / 60, result.awake, label=result.name, linewidth=1)
             by_hour = np.array(result.watts).reshape(24, 60).sum(axis=1) * 60
@@ -174,7 +176,7 @@ def plot(found: list[Comparison], folder: Path) -> None:
             axes.plot([r.j_per_answer for r in results], [r.score for r in results], "o-", label="moe2")
             for result in (one.always_on, one.best_ttl):
                 axes.plot(result.j_per_answer, result.score, "s", label=result.name)
-            axes.set(xlabel="J an answer, waiting included (simulated)", ylabel="mean score", xscale="log")
+            axes.set(xlabel="J an answer, waiting included (simulated)", ylabel="mean score")
             axes.legend()
             figure.savefig(folder / f"provisioning_frontier_{one.busiest:.0f}.png", dpi=120)
 

@@ -8,8 +8,11 @@ the source that llama-cpp-python's sdist carries (vendor/llama.cpp), so that bot
     pip download --no-deps --no-binary :all: llama-cpp-python && tar xf llama_cpp_python-*.tar.gz
     cmake -S llama_cpp_python-*/vendor/llama.cpp -B build -DLLAMA_CURL=OFF && cmake --build build -t llama-server
 
-The last line is one JSON object: `ratio_c1`, `ratio_c4`, `ratio_c8` (ours over theirs) and `ttft_ratio_c1` (ours over
-theirs: below 1 is sooner).
+Like is compared with like: neither guesses tokens, or with `--guessing both` both do, ours as it does by itself and
+`llama-server` with the options of `benchmarks.speculation`.
+
+The last line is one JSON object: `guessing`, `ratio_c1`, `ratio_c4`, `ratio_c8` (ours over theirs) and `ttft_ratio_c1`
+(ours over theirs: below 1 is sooner).
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ import aiohttp
 import uvloop
 
 from benchmarks.http_load import EventStream, LoadError
+from benchmarks.speculation import SERVER_OPTIONS
 from examples.demo.setup import free_port
 
 HOST = "127.0.0.1"
@@ -132,8 +136,8 @@ async def _until_it_answers(port: int) -> None:
 
 
 @asynccontextmanager
-async def service(model: Path, threads: int, root: Path) -> AsyncIterator[int]:
-    """The whole service on this host; yields the port of its API."""
+async def service(model: Path, threads: int, root: Path, *, guesses: bool) -> AsyncIterator[int]:
+    """The whole service on this host; yields the port of its API. guesses: whether its engine guesses tokens."""
     api_port = free_port(FIRST_PORT)
     agents_port = free_port(api_port + 1)
     (root / "token").write_text(secrets.token_urlsafe(32))
@@ -146,6 +150,7 @@ async def service(model: Path, threads: int, root: Path) -> AsyncIterator[int]:
         f'[agent]\nstate_dir = "{root}/agent"\nsocket = "{root}/a"\n[coordinator]\nurl = "ws://{HOST}:{agents_port}"\n'
         f'token_file = "{root}/token"\n[measuring]\nenabled = false\n[[models]]\nname = "m"\npath = "{model}"\n'
         f"context_tokens = {CONTEXT_TOKENS}\nslots = {SLOTS}\nthreads = {threads}\n"
+        f"speculation = {str(guesses).lower()}\n"
     )
     run = (sys.executable, "-m")
     with (
@@ -157,25 +162,30 @@ async def service(model: Path, threads: int, root: Path) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def llama_server(binary: Path, model: Path, threads: int, root: Path) -> AsyncIterator[int]:
-    """llama.cpp's own server; yields its port."""
+async def llama_server(
+    binary: Path, model: Path, threads: int, root: Path, *, options: Sequence[str]
+) -> AsyncIterator[int]:
+    """llama.cpp's own server with further `options` of its command line; yields its port."""
     port = free_port(FIRST_PORT + 10)
     argv = [str(binary), "-m", str(model), "--host", HOST, "--port", str(port), "-c", str(CONTEXT_TOKENS), "-ngl", "0"]
-    argv += ["-np", str(SLOTS), "-t", str(threads), "-tb", str(threads), "--no-webui"]
+    argv += ["-np", str(SLOTS), "-t", str(threads), "-tb", str(threads), "--no-webui", *options]
     with _running(argv, root / "llama-server.log"):
         await _until_it_answers(port)
         yield port
 
 
-async def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """Ask both in turns; return the ratios."""
+async def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
+    """Ask both in turns; return the ratios, and who guessed tokens."""
     async with AsyncExitStack() as stack:
         root = arguments.logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moe2-service-")))
         model, threads = arguments.model, arguments.threads
-        ours = await stack.enter_async_context(service(model, threads, root))
-        theirs = await stack.enter_async_context(llama_server(arguments.llama_server, model, threads, root))
+        guesses = arguments.guessing == "both"
+        options = SERVER_OPTIONS.split() if guesses else []
+        ours = await stack.enter_async_context(service(model, threads, root, guesses=guesses))
+        rival = llama_server(arguments.llama_server, model, threads, root, options=options)
+        theirs = await stack.enter_async_context(rival)
         figures: dict[str, float] = {}
-        for n_requests in AT_ONCE:
+        for n_requests in arguments.at_once:
             rounds: dict[int, list[Round]] = {ours: [], theirs: []}
             for number in range(arguments.rounds):
                 # Each round has prompts of its own, so that nobody finds them in a cache; each goes first in half.
@@ -192,7 +202,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float]:
             figures[f"ratio_c{n_requests}"] = rates[ours] / rates[theirs]
             if n_requests == 1:
                 figures["ttft_ratio_c1"] = ttft[ours] / ttft[theirs]
-    return {name: round(value, 3) for name, value in figures.items()}
+    return {"guessing": arguments.guessing, **{name: round(value, 3) for name, value in figures.items()}}
 
 
 def main() -> None:
@@ -200,6 +210,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="GGUF", help="the file that both serve")
     parser.add_argument("--llama-server", type=Path, required=True, metavar="BINARY", help="llama.cpp's own server")
     parser.add_argument("--threads", type=int, default=2, help="threads of each engine (%(default)s)")
+    parser.add_argument(
+        "--guessing", choices=("neither", "both"), default="neither", help="who guesses tokens (%(default)s)"
+    )
+    parser.add_argument("--at-once", type=int, nargs="+", default=AT_ONCE, help="requests at once (%(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="length of each answer (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="repeats; the median counts (%(default)s)")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="an existing folder to keep logs and state in")

@@ -1,12 +1,15 @@
 """Decoding with guesses against decoding without, and against llama.cpp's own server, in one run.
 
-    python -m benchmarks.speculation --model FILE.gguf [--llama-server BINARY] [--threads N] [--rounds N] [--tokens N]
+    python -m benchmarks.speculation --model FILE.gguf [--draft FILE.gguf] [--llama-server BINARY] [--threads N]
+        [--rounds N] [--tokens N] [--tasks NAME ...] [--levels N ...]
 
 Tasks: edit (a file again, with a word replaced), summary (with quotes), json (by schema) and story, at 1, 4 and 8
 requests. What is compared takes turns within a round, so that a host's slow minutes hit all of it; the engine that
 guesses is a new one each time, so that it knows no answer from before, but those that are written beside each other.
 Rates are tokens per second from the first token to the last; figures are medians over rounds of ratios made within a
 round. `*_cpu_ratio_*` compare computing time instead, which other work on the host changes less.
+
+With `--draft` a third engine guesses by that model, too: its figures are named `TASK_draft_*`.
 
 `mismatches` counts greedy answers that differ although the model was sure: where two texts part, the tokens' raw
 log-probabilities differ by more than `_NEAR_TIE`. Smaller differences are what llama.cpp's batch sizes change; they are
@@ -23,11 +26,9 @@ import contextlib
 import http.client
 import json
 import os
-import select
 import socket
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -35,12 +36,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec.structs import replace
+
+from benchmarks.engine_rivals import EngineChild
+from benchmarks.overhead import cpu_time_s
 from moe2.agent.energy.attribution import DEFAULT_PREFILL_WEIGHT
-from moe2.agent.engine.protocol import Command, Event, Finished, JobFailed, Load, Loaded, LoadFailed, ModelSpec
+from moe2.agent.engine.protocol import DraftSpec, Finished, JobFailed, ModelSpec
 from moe2.common.generation import Sampling
 from moe2.common.link.messages import Submit, TokenPiece, Tokens
 from moe2.common.link.prompts import TextPrompt
-from moe2.common.link.wire import Codec, FrameSplitter, length_prefixed
 
 _CONTEXT_TOKENS, _SLOTS = 8192, 8
 _LEVELS = (1, 4, 8)
@@ -48,7 +52,7 @@ _PATIENCE_S = 600.0
 _NEAR_TIE = 0.35
 """Natural logarithms: two tokens that differ by less may change places with the size of llama.cpp's batches. Log-
 probabilities of a 135M model in f16 moved by up to 0.17 each."""
-_SERVER_OPTIONS = "--spec-type ngram-simple,ngram-mod --spec-ngram-simple-size-n 4 --spec-ngram-simple-size-m 16"
+SERVER_OPTIONS = "--spec-type ngram-simple,ngram-mod --spec-ngram-simple-size-n 4 --spec-ngram-simple-size-m 16"
 
 _THINGS = (
     *("red lamp", "blue chair", "green table", "white clock"),
@@ -129,53 +133,24 @@ class Answer:
     decoded: int = 0
     drafted: int = 0
     accepted: int = 0
+    model_drafted: int = 0
+    model_accepted: int = 0
 
     @property
     def text(self) -> str:
         return "".join(piece.text for piece in self.pieces)
 
 
-class Engine:
-    """moe2's engine in a process of its own, spoken to as the daemon speaks to it."""
+class Engine(EngineChild):
+    """moe2's engine, which takes requests with schemas and tells what came of guesses."""
 
-    def __init__(self, model: str, *, threads: int, speculation: bool) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "moe2.agent.engine.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-        self._commands: Codec[Command] = Codec(Command)
-        self._events: Codec[Event] = Codec(Event)
-        self._splitter = FrameSplitter()
-        self._n_jobs = 0
-        spec = ModelSpec(
-            path=model, context_tokens=_CONTEXT_TOKENS, slots=_SLOTS, threads=threads, speculation=speculation
-        )
-        self._send(Load(spec=spec))
-        while True:
-            for event in self._receive():
-                if isinstance(event, Loaded):
-                    return
-                if isinstance(event, LoadFailed):
-                    raise RuntimeError(event.message)
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def run(self, prompts: list[str], *, tokens: int, schema: dict[str, Any] | None, **fields: Any) -> list[Answer]:
+    def answer(self, prompts: list[str], *, tokens: int, schema: dict[str, Any] | None, **fields: Any) -> list[Answer]:
         """All prompts at once; returns when all are answered."""
         answers: dict[str, Answer] = {}
         for prompt in prompts:
-            self._n_jobs += 1
-            job_id = f"job{self._n_jobs}"
+            job_id = self.new_job_id()
             answers[job_id] = Answer()
-            self._send(
+            self.send(
                 Submit(
                     request_id="r",
                     model="m",
@@ -189,16 +164,17 @@ class Engine:
             )
         n_open = len(answers)
         while n_open:
-            for event in self._receive():
+            events = self.receive(_PATIENCE_S)
+            if not events:
+                raise RuntimeError("The engine says nothing.")
+            for event in events:
                 at_s = time.perf_counter()
                 if isinstance(event, Tokens):
                     for job in event.jobs:
                         answers[job.job_id].pieces += job.pieces
                         answers[job.job_id].at_s.append(at_s)
                 elif isinstance(event, Finished):
-                    answer = answers[event.job_id]
-                    answer.decoded = event.decoded_tokens
-                    answer.drafted, answer.accepted = event.drafted_tokens or 0, event.accepted_tokens or 0
+                    _note(answers[event.job_id], event)
                     n_open -= 1
                 elif isinstance(event, JobFailed):
                     raise RuntimeError(event.message)
@@ -206,23 +182,13 @@ class Engine:
 
     def cpu_s(self) -> float:
         """Computing time that the engine has taken: steadier than the clock on a host with other work."""
-        with open(f"/proc/{self.process.pid}/stat") as stat:
-            fields = stat.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_time_s(self.process.pid)
 
-    def _send(self, command: Command) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(length_prefixed(self._commands.encode(command)))
-        self.process.stdin.flush()
 
-    def _receive(self) -> list[Event]:
-        assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], _PATIENCE_S)[0]:
-            raise RuntimeError("The engine says nothing.")
-        data = os.read(self.process.stdout.fileno(), 1 << 16)
-        if not data:
-            raise RuntimeError("The engine is gone.")
-        return [self._events.decode(frame) for frame in self._splitter.feed(data)]
+def _note(answer: Answer, end: Finished) -> None:
+    answer.decoded = end.decoded_tokens
+    answer.drafted, answer.accepted = end.drafted_tokens or 0, end.accepted_tokens or 0
+    answer.model_drafted, answer.model_accepted = end.model_drafted_tokens or 0, end.model_accepted_tokens or 0
 
 
 class Server:
@@ -287,16 +253,29 @@ class Server:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a GGUF file")
+    parser.add_argument("--draft", help="a smaller one with the same vocabulary, which guesses for it")
     parser.add_argument("--llama-server", help="llama.cpp's server, as built from the same source")
-    parser.add_argument("--server-options", default=_SERVER_OPTIONS, help="its speculations, in one word")
+    parser.add_argument("--server-options", default=SERVER_OPTIONS, help="its speculations, in one word")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=160, help="tokens per answer")
     parser.add_argument("--tasks", nargs="*", default=[task.name for task in _TASKS])
     parser.add_argument("--levels", type=int, nargs="*", default=list(_LEVELS))
     arguments = parser.parse_args()
+    spec = ModelSpec(
+        path=arguments.model,
+        context_tokens=_CONTEXT_TOKENS,
+        slots=_SLOTS,
+        threads=arguments.threads,
+        speculation=False,
+    )
+    guessing = {"on": replace(spec, speculation=True)}
+    if arguments.draft:
+        draft = DraftSpec(name="draft", path=arguments.draft)
+        guessing["draft"] = replace(spec, speculation=True, draft=draft)
     with ExitStack() as stack:
-        off = stack.enter_context(Engine(arguments.model, threads=arguments.threads, speculation=False))
+        off = Engine(spec)
+        stack.enter_context(off)
         server = None
         if arguments.llama_server:
             server = stack.enter_context(
@@ -307,72 +286,74 @@ def main() -> None:
                     options=arguments.server_options.split(),
                 )
             )
-        tasks = [task for task in _TASKS if task.name in arguments.tasks]
-        figures = measure(
-            off,
-            arguments.model,
-            server,
-            tasks=tasks,
-            levels=arguments.levels,
-            rounds=arguments.rounds,
-            tokens=arguments.tokens,
-            threads=arguments.threads,
-        )
-    figures |= {"joules": "simulated", "threads": arguments.threads}
-    print(json.dumps(figures))
+        measurement = Measurement(off, guessing, server, tokens=arguments.tokens)
+        for round_number in range(arguments.rounds):
+            for task in (task for task in _TASKS if task.name in arguments.tasks):
+                for level in arguments.levels:
+                    measurement.run(task, level, round_number)
+    print(json.dumps(measurement.figures() | {"joules": "simulated", "threads": arguments.threads}))
 
 
-def measure(
-    off: Engine,
-    model: str,
-    server: Server | None,
-    *,
-    tasks: list[Task],
-    levels: list[int],
-    rounds: int,
-    tokens: int,
-    threads: int,
-) -> dict[str, Any]:
-    """All figures, by name; None for what was not measured."""
-    ratios: dict[str, list[float]] = defaultdict(list)
-    mismatches = near_ties = 0
-    for round_number in range(rounds):
-        for task in tasks:
-            for level in levels:
-                prompts = task.prompts(level, f"{round_number}")
-                # A new engine: else it would know these answers from the round before.
-                with Engine(model, threads=threads, speculation=True) as on:
-                    began_s = off.cpu_s(), on.cpu_s()
-                    plain = off.run(prompts, tokens=tokens, schema=task.schema)
-                    guessed = on.run(prompts, tokens=tokens, schema=task.schema)
-                    per_token_s = [
-                        (engine.cpu_s() - before_s) / sum(answer.decoded for answer in answers)
-                        for engine, before_s, answers in zip((off, on), began_s, (plain, guessed), strict=True)
-                    ]
-                ratios[f"{task.name}_cpu_ratio_c{level}"].append(per_token_s[0] / per_token_s[1])
-                rates = [_together(plain), _together(guessed)]
-                ratios[f"{task.name}_ratio_c{level}"].append(rates[1] / rates[0])
-                if server is not None:
-                    rates.append(_together(server.run(prompts, tokens=tokens, schema=task.schema)))
-                    ratios[f"{task.name}_vs_llama_server_c{level}"].append(rates[1] / rates[2])
-                ratios[f"{task.name}_joules_c{level}"].append(_effort(guessed))
-                for prompt, one, other in zip(prompts, plain, guessed, strict=True):
-                    gap = _gap(off, prompt, one, other)
-                    mismatches += gap is not None and gap > _NEAR_TIE
-                    near_ties += gap is not None and gap <= _NEAR_TIE
-                names = ("off", "on", "llama-server")
-                said = ", ".join(f"{name} {rate:.1f}" for name, rate in zip(names, rates, strict=False))
-                where = f"round {round_number + 1}, {task.name} at {level}"
-                computing = f"{ratios[f'{task.name}_cpu_ratio_c{level}'][-1]:.2f} times the tokens per CPU second"
-                print(f"{where}: {said} tokens/s; {computing}; {_told(guessed)}", flush=True)
-    figures: dict[str, Any] = {name: round(statistics.median(values), 3) for name, values in ratios.items()}
-    return {
-        **figures,
-        "edit_vs_llama_server": figures.get("edit_vs_llama_server_c1"),
-        "joules_per_token_ratio_edit": figures.get("edit_joules_c1"),
-        "mismatches": mismatches,
-        "near_ties": near_ties,
-    }
+class Measurement:
+    """Takes one task at one level at a time, and keeps what came of it."""
+
+    def __init__(self, off: Engine, guessing: dict[str, ModelSpec], server: Server | None, *, tokens: int) -> None:
+        """off: the engine that does not guess. guessing: what engines that guess load, by name. tokens: per answer."""
+        self._off = off
+        self._guessing = guessing
+        self._server = server
+        self._tokens = tokens
+        self._ratios: dict[str, list[float]] = defaultdict(list)
+        self._mismatches = self._near_ties = 0
+
+    def run(self, task: Task, level: int, round_number: int) -> None:
+        """Answer the task's prompts by all in turn."""
+        prompts = task.prompts(level, f"{round_number}")
+        where = f"round {round_number + 1}, {task.name} at {level}"
+        plain, plain_cpu_s = self._timed(self._off, prompts, task)
+        rates = {"off": _together(plain)}
+        for name, spec in self._guessing.items():
+            # A new engine: else it would know these answers from the round before.
+            with Engine(spec) as on:
+                assert isinstance(on, Engine)
+                guessed, cpu_s = self._timed(on, prompts, task)
+            rates[name] = _together(guessed)
+            prefix = task.name if name == "on" else f"{task.name}_{name}"
+            self._keep(f"{prefix}_ratio_c{level}", rates[name] / rates["off"])
+            self._keep(f"{prefix}_cpu_ratio_c{level}", plain_cpu_s / cpu_s)
+            self._keep(f"{prefix}_joules_c{level}", _effort(guessed))
+            self._compare(prompts, plain, guessed)
+            print(f"{where}, {name}: {plain_cpu_s / cpu_s:.2f} times the tokens per CPU second; {_told(guessed)}")
+        if self._server is not None:
+            rates["llama-server"] = _together(self._server.run(prompts, tokens=self._tokens, schema=task.schema))
+            self._keep(f"{task.name}_vs_llama_server_c{level}", rates["on"] / rates["llama-server"])
+        print(f"{where}: {', '.join(f'{name} {rate:.1f}' for name, rate in rates.items())} tokens/s", flush=True)
+
+    def figures(self) -> dict[str, Any]:
+        """All figures, by name: medians over rounds; None for what was not measured."""
+        figures: dict[str, Any] = {name: round(statistics.median(values), 3) for name, values in self._ratios.items()}
+        return {
+            **figures,
+            "edit_vs_llama_server": figures.get("edit_vs_llama_server_c1"),
+            "joules_per_token_ratio_edit": figures.get("edit_joules_c1"),
+            "mismatches": self._mismatches,
+            "near_ties": self._near_ties,
+        }
+
+    def _keep(self, name: str, value: float) -> None:
+        self._ratios[name].append(value)
+
+    def _timed(self, engine: Engine, prompts: list[str], task: Task) -> tuple[list[Answer], float]:
+        """(answers, computing time of a token)."""
+        began_s = engine.cpu_s()
+        answers = engine.answer(prompts, tokens=self._tokens, schema=task.schema)
+        return answers, (engine.cpu_s() - began_s) / sum(answer.decoded for answer in answers)
+
+    def _compare(self, prompts: list[str], plain: list[Answer], guessed: list[Answer]) -> None:
+        for prompt, one, other in zip(prompts, plain, guessed, strict=True):
+            gap = _gap(self._off, prompt, one, other)
+            self._mismatches += gap is not None and gap > _NEAR_TIE
+            self._near_ties += gap is not None and gap <= _NEAR_TIE
 
 
 def _together(answers: list[Answer]) -> float:
@@ -386,7 +367,9 @@ def _told(answers: list[Answer]) -> str:
     decoded, drafted, accepted = (
         sum(getattr(answer, name) for answer in answers) for name in ("decoded", "drafted", "accepted")
     )
-    return f"{decoded} tokens, {decoded / (decoded - accepted):.2f} a step, {accepted} of {drafted} guesses right"
+    by_model = sum(answer.model_drafted for answer in answers), sum(answer.model_accepted for answer in answers)
+    told = f"{decoded} tokens, {decoded / (decoded - accepted):.2f} a step, {accepted} of {drafted} guesses right"
+    return f"{told}, of those by the draft model {by_model[1]} of {by_model[0]}" if by_model[0] else told
 
 
 def _effort(answers: list[Answer]) -> float:
@@ -402,7 +385,7 @@ def _gap(engine: Engine, prompt: str, one: Answer, other: Answer) -> float | Non
         return None
     own, others = [piece.text for piece in one.pieces], [piece.text for piece in other.pieces]
     at = next((at for at, (a, b) in enumerate(zip(own, others, strict=False)) if a != b), min(len(own), len(others)))
-    (asked,) = engine.run([prompt + "".join(own[:at])], tokens=1, schema=None, logprobs=20)
+    (asked,) = engine.answer([prompt + "".join(own[:at])], tokens=1, schema=None, logprobs=20)
     if not asked.pieces:
         return float("inf")
     likely = {each.text: each.logprob for each in asked.pieces[0].alternatives}

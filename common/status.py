@@ -81,6 +81,7 @@ class PushRow(msgspec.Struct, frozen=True, kw_only=True):
     """A model on its way from the coordinator to one host.
 
     state: "waiting" for its turn or for the host, "sending", "done", "refused" or "failed"; message: why.
+    source: who gives it now, or gave it last: "coordinator", or a neighbour's name.
     """
 
     command_id: str
@@ -93,6 +94,7 @@ class PushRow(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     given_unix_s: float
     message: str | None = None
+    source: str = "coordinator"
 
 
 class AgentRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from time import monotonic, time
 
 import structlog
@@ -27,7 +26,8 @@ from moe2.common.logs import set_log_level
 from moe2.common.status import CoordinatorStatus
 from moe2.common.tls.contexts import ServerTls
 from moe2.coordinator.choosing.quality import Scorer
-from moe2.coordinator.choosing.selector import ANY_MODEL, Selector
+from moe2.coordinator.choosing.selector import Selector
+from moe2.coordinator.chores import Chores
 from moe2.coordinator.database.pair import Pair
 from moe2.coordinator.fleet.doorkeeper import Doorkeeper
 from moe2.coordinator.fleet.hub import Hub
@@ -51,23 +51,22 @@ from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.plan import PlanRoutes
 from moe2.coordinator.http.response_routes import ResponsesRoutes
 from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute, WishRoute
-from moe2.coordinator.http.transport import Listening, OpenConnections, listen, send_deadline
+from moe2.coordinator.http.transport import Listening, OpenConnections, listen
 from moe2.coordinator.http.upload import BodyReader
+from moe2.coordinator.keys.keys import DailyLimits
 from moe2.coordinator.keys.store import KeyFile, KeyRing
 from moe2.coordinator.ledger.accounts import Accounts, day_of
-from moe2.coordinator.ledger.report import Span, lengths
-from moe2.coordinator.ledger.schema import reading
-from moe2.coordinator.ledger.standing import BOOK_EVERY_S, StandingBook
+from moe2.coordinator.ledger.standing import StandingBook
 from moe2.coordinator.ledger.store import Ledger
 from moe2.coordinator.observing.accuracy import CalibrationWindow
 from moe2.coordinator.observing.fleet_metrics import LedgerCollector
 from moe2.coordinator.observing.health import average_warnings, cap_warnings, dispatch_warnings, fleet_warnings
 from moe2.coordinator.observing.history import RecentPast
 from moe2.coordinator.observing.metrics import CoordinatorMetrics
+from moe2.coordinator.observing.traffic import asked_of, asked_since
 from moe2.coordinator.provisioning.keeper import Keeper
 from moe2.coordinator.provisioning.price_book import FLEET, PriceBook
 from moe2.coordinator.provisioning.price_file import PriceFile
-from moe2.coordinator.provisioning.traffic import Asked
 from moe2.coordinator.runtime import ListenerTls
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
 from moe2.coordinator.serving.effects import Completed
@@ -82,10 +81,6 @@ from moe2.coordinator.supply.pushes import Pushes
 
 log = structlog.get_logger()
 
-EVICT_EVERY_S = 5.0
-KEEP_TRUST_EVERY_S = 1.0
-SAMPLE_POWER_EVERY_S = 2.0
-KEEP_PRICES_EVERY_S = 10.0
 RETURN_S = 60.0
 """The time after the coordinator's start in which agents that it knows are expected back."""
 
@@ -180,13 +175,14 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._tls = ListenerTls(settings)
         self._api_connections = OpenConnections(settings.api.max_connections_per_address)
         self._agents_connections = OpenConnections(agents.max_connections_per_address)
+        self._files_connections = OpenConnections(agents.max_connections_per_address)
         self._keeper = Keeper(
             settings.provisioning,
             table=self._table,
             scorer=self._selector.scorer.apart(),
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             on_message=self._service.agent_said,
-            history=partial(_asked_since, settings.ledger_path),
+            history=partial(asked_since, settings.ledger_path),
             price_per_j=lambda: next((row.price_per_j for row in self._prices.rows() if row.scope == FLEET), 0.0),
             patience_s=_patience_s(settings),
             state_dir=settings.coordinator.state_dir,
@@ -203,6 +199,17 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             on_report=self._service.fleet_changed,
             on_answer=self._command_answered,
             on_ticket_wanted=lambda agent_id, wanted: self._pushes.ticket_wanted(agent_id, wanted),
+        )
+        self._chores = Chores(
+            table=self._table,
+            service=self._service,
+            hub=self._hub,
+            load_certificates=self._tls.load_changed,
+            past=self._past,
+            standing=self._standing,
+            ledger=self._ledger,
+            prices=self._prices,
+            price_file=self._price_file,
         )
         self._pushes = Pushes(
             rows=lambda: self._table.rows(asyncio.get_running_loop().time()),
@@ -248,11 +255,18 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             api_port = await listen(
                 stack,
                 self._api_app(),
-                Listening("api", api.host, api.port, api.header_timeout_s, _context(self._tls.api)),
+                Listening("api", api.host, api.port, api.header_timeout_s, _context(self._tls.api), api.send_timeout_s),
                 self._api_connections,
                 meant_path=meant_path,
             )
-            await stack.enter_async_context(self._files.listening(self._tls.agents))
+            push = self._settings.push
+            if push.port is not None:
+                self._pushes.port = await listen(
+                    stack,
+                    self._files.app(),
+                    Listening("push", push.host, push.port, agents.handshake_s, _context(self._tls.agents)),
+                    self._files_connections,
+                )
             self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{agents_port}"
             self.api_url = f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{api_port}"
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
@@ -260,11 +274,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 steady = [
                     tasks.create_task(work)
                     for work in (
-                        self._evict(),
-                        self._keep_trust(),
-                        self._sample_power(),
-                        self._keep_standing_booked(),
-                        self._keep_prices(),
+                        self._chores.run(),
                         self._keeper.run(),
                         self._pushes.run(),
                         self._notifier.feed_watchdog(),
@@ -276,12 +286,11 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 self._notifier.notify("STOPPING=1")
                 log.info("drain_started", requests=self._service.n_active)
                 await self._service.drain(self._settings.coordinator.drain_s)
-                self._book_standing()
+                self._chores.book_standing()
                 self._hub.close("the coordinator is shutting down")
                 for task in steady:
                     task.cancel()
-        if self._prices.n_settled:
-            await asyncio.to_thread(self._price_file.write, self._prices.saved())
+        await self._chores.store_prices()
         if self._traces:
             await asyncio.to_thread(self._traces.close)
         log.info("coordinator_stopped")
@@ -355,6 +364,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._service.max_active = api.max_active_requests
         self._api_connections.most = api.max_connections_per_address
         self._agents_connections.most = agents.max_connections_per_address
+        self._files_connections.most = agents.max_connections_per_address
         self._answering.use(api)
         self._browsers.use(api)
         self._table.set_ages(stale_s=agents.stale_s, evict_s=agents.evict_s)
@@ -368,7 +378,6 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         app = web.Application(
             middlewares=[
                 answer_errors,
-                send_deadline(api.send_timeout_s),
                 self._browsers.middleware,
                 Guard(self._keys, rates=self._pair.rates if self._pair else None).middleware,
                 bodies.middleware,
@@ -381,9 +390,20 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
-        FeedbackRoutes(self._feedback, self._feedback_file, on_score=self._scored).add_to(app)
+        FeedbackRoutes(
+            self._feedback,
+            self._feedback_file,
+            on_score=self._scored,
+            elsewhere=self._pair.answers if self._pair else None,
+        ).add_to(app)
         self._fleet.add_to(app)
-        LedgerRoute(self._ledger.path, self._accounts, clock=time).add_to(app)
+        LedgerRoute(
+            self._ledger.path,
+            self._accounts,
+            clock=time,
+            shared=self._pair.books if self._pair else None,
+            limits_of=self._limits_of,
+        ).add_to(app)
         MetricsRoute(self._metrics).add_to(app)
         EventsRoute(self._past, status=self.status, power=self._table.fleet_power, lives=self._service.lives).add_to(
             app
@@ -410,6 +430,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._orders.agent_lost(agent_id)
         self._pushes.agent_lost(agent_id)
         self._service.agent_lost(agent_id)
+        self._keeper.agent_lost(agent_id)
 
     def _command_answered(self, agent_id: str, answer: CommandAnswer) -> None:
         if not (self._orders.answered(agent_id, answer) or self._pushes.answered(agent_id, answer)):
@@ -422,8 +443,19 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
 
     def _scored_elsewhere(self, scores: list[Feedback]) -> None:
         for feedback in scores:
+            own = self._feedback.completed(feedback)
+            if own is not None:
+                try:
+                    self._feedback_file.append(own)
+                except OSError as error:
+                    log.error("feedback_not_kept", path=str(self._feedback_file.path), reason=str(error))
             self._feedback.accept(feedback)
         self._selector.scorer.tallies_changed()
+
+    def _limits_of(self, key_id: str | None) -> DailyLimits:
+        """Returns the limits of a key that only another coordinator has seen today."""
+        known = self._pair.keys.read().by_id() if self._pair else {}
+        return known[key_id].principal.daily if key_id in known else DailyLimits()
 
     def _why_not_ready(self) -> str | None:
         if self._service.stopping:
@@ -437,7 +469,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._past.request_ended(life, receipt, time())
         self._calibration.request_retired(life)
         if isinstance(life.outcome, Completed):
-            self._keeper.request_ended(_asked(life, receipt), first_token_s=receipt.seconds.ttft)
+            self._keeper.request_ended(asked_of(life, receipt, time()), first_token_s=receipt.seconds.ttft)
         if self._traces:
             self._traces.request_ended(life, receipt, unix_offset_s=time() - asyncio.get_running_loop().time())
         if isinstance(life.outcome, Completed) and life.leading:
@@ -447,82 +479,16 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 request.request_id,
                 expert=expert.key,
                 model=expert.model,
+                file_sha256=expert.report.file_sha256,
                 prompt=request.text,
                 key_id=request.principal.key_id,
             )
-
-    async def _evict(self) -> None:
-        while True:
-            await asyncio.sleep(EVICT_EVERY_S)
-            for agent_id in self._table.evict(asyncio.get_running_loop().time()):
-                log.info("agent_evicted", agent_id=agent_id)
-                self._service.agent_evicted(agent_id)
-
-    async def _keep_trust(self) -> None:
-        """Loads certificates that were replaced and disconnects agents that were revoked, again and again."""
-        while True:
-            self._tls.load_changed()
-            self._hub.disconnect_revoked()
-            await asyncio.sleep(KEEP_TRUST_EVERY_S)
-
-    async def _keep_standing_booked(self) -> None:
-        while True:
-            await asyncio.sleep(BOOK_EVERY_S / 3)
-            self._book_standing()
-
-    def _book_standing(self) -> None:
-        """Enters the joules of no request that agents have counted since the last time."""
-        for row in self._table.rows(asyncio.get_running_loop().time()):
-            if row.standby is None or row.standby.energy is None:
-                continue
-            entry = self._standing.reported(row.agent_id, row.agent_name, row.standby.energy, time())
-            if entry is not None:
-                self._ledger.record(entry)
-
-    async def _keep_prices(self) -> None:
-        """Writes what the prices have learned to their file now and then, so that a crash costs little of it."""
-        kept = self._prices.n_settled
-        while True:
-            await asyncio.sleep(KEEP_PRICES_EVERY_S)
-            if self._prices.n_settled != kept:
-                kept = self._prices.n_settled
-                await asyncio.to_thread(self._price_file.write, self._prices.saved())
-
-    async def _sample_power(self) -> None:
-        while True:
-            self._past.energy.power_sampled(self._table.fleet_power(), time())
-            await asyncio.sleep(SAMPLE_POWER_EVERY_S)
 
 
 def _patience_s(settings: CoordinatorSettings) -> dict[str, float]:
     """The seconds to a first token that categories allow, of those that say."""
     limits = settings.selection.limits_by_category
     return {name: one.ttft_budget_s for name, one in limits.items() if one.ttft_budget_s is not None}
-
-
-def _asked(life: Lifecycle, receipt: Receipt) -> Asked:
-    """A request as the slow level's traffic counts it."""
-    return Asked(
-        time(),
-        (receipt.decision.category if receipt.decision else None) or "",
-        _one_model(life.request.model),
-        receipt.tokens.prompt or 0,
-        receipt.tokens.decoded or 0,
-    )
-
-
-def _asked_since(path: Path, since_unix_s: float) -> list[Asked]:
-    """The answered requests in the ledger since a time. Blocks. Raises LedgerError."""
-    with reading(path) as connection:
-        return [
-            Asked(at_unix_s, category, _one_model(model), prompt_tokens, answer_tokens)
-            for at_unix_s, category, model, prompt_tokens, answer_tokens in lengths(connection, Span(since_unix_s))
-        ]
-
-
-def _one_model(model: str) -> str | None:
-    """The model that a client asked for; None where it left the choice to moe2."""
-    return None if model in ANY_MODEL else model
 
 
 def _gate_sha256(settings: CoordinatorSettings) -> str | None:

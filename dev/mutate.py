@@ -3,6 +3,7 @@
 
     python dev/mutate.py planning            # one core, see CORES; without a name all of them
     python dev/mutate.py ledger --show       # with the text of each change that no test noticed
+    python dev/mutate.py serving --sample 400    # so many of its changes, drawn at random with --seed
 
 It copies the tree into a folder of its own, where `moe2` is a real package, and runs mutmut there; a core takes
 minutes. What the type checker refuses counts as noticed. The last line is one JSON object: for each core its mutants,
@@ -15,17 +16,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("agent", "coordinator", "common")
-# A mutant of a log line says nothing about a decision.
 # Strict types, but for what mutmut writes around each mutant.
 MYPY = """
 [tool.mypy]
@@ -35,23 +38,29 @@ ignore_missing_imports = true
 follow_imports = "silent"
 disable_error_code = ["no-redef"]
 """
+# A mutant of a log line says nothing about a decision.
 WORDING = [r"^\s*(log|_log|logger)\."]
 
 
 @dataclass(frozen=True)
 class Core:
-    """A core: the files that are mutated (globs from the package) and the tests that have to notice."""
+    """A core: the files that are mutated (globs from the package), shells among them that are not, and the tests."""
 
     files: tuple[str, ...]
     tests: tuple[str, ...]
+    shells: tuple[str, ...] = ()
 
 
 CORES = {
     "session": Core(("common/link/session.py",), ("tests/common/link",)),
     "jobs": Core(("agent/jobs/core.py", "agent/jobs/residency.py"), ("tests/agent/jobs",)),
     "attribution": Core(("agent/energy/attribution.py", "agent/energy/account.py"), ("tests/agent/energy",)),
-    "serving": Core(("coordinator/serving/*.py", "coordinator/serving/modes/*.py"), ("tests/coordinator/serving",)),
-    "ledger": Core(("coordinator/ledger/*.py",), ("tests/coordinator/ledger",)),
+    "serving": Core(
+        ("coordinator/serving/*.py", "coordinator/serving/modes/*.py"),
+        ("tests/coordinator/serving",),
+        shells=("service.py", "exchange.py", "bookkeeper.py"),
+    ),
+    "ledger": Core(("coordinator/ledger/*.py",), ("tests/coordinator/ledger", "tests/coordinator/database")),
     "planning": Core(("coordinator/planning/*.py",), ("tests/coordinator/planning",)),
     "doors": Core(
         (
@@ -77,7 +86,8 @@ def copy_tree(folder: Path) -> None:
 
 def _paths(core: Core) -> list[str]:
     """The files of the core, as the scratch tree names them."""
-    return [f"moe2/{path.relative_to(ROOT)}" for pattern in core.files for path in sorted(ROOT.glob(pattern))]
+    paths = [path for pattern in core.files for path in sorted(ROOT.glob(pattern)) if path.name not in core.shells]
+    return [f"moe2/{path.relative_to(ROOT)}" for path in paths]
 
 
 def configuration(core: Core) -> str:
@@ -88,7 +98,7 @@ def configuration(core: Core) -> str:
     pytest_options = pytest_options.replace('    "--dist",\n    "worksteal",\n', "")
     options = {
         "source_paths": ["moe2"],
-        "only_mutate": [f"moe2/{pattern}" for pattern in core.files],
+        "only_mutate": _paths(core),
         "also_copy": ["benchmarks"],
         "pytest_add_cli_args": ["-m", "not slow and not systemd"],
         "pytest_add_cli_args_test_selection": list(core.tests),
@@ -109,6 +119,21 @@ def mutmut(folder: Path, *arguments: str, quiet: bool = False) -> str:
         command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE if quiet else None, check=False
     )
     return done.stdout or ""
+
+
+def drawn(folder: Path, size: int, seed: int, only: str) -> tuple[list[str], int]:
+    """Return the names of `size` mutants, drawn without replacement, and of how many. only: a glob of their names."""
+    mutmut(folder, "run", "no mutant has this name", quiet=True)  # makes them and the map of tests, then gives up
+    metas = sorted((folder / "mutants").rglob("*.meta"))
+    names = [name for meta in metas for name in json.loads(meta.read_text())["exit_code_by_key"]]
+    names = [name for name in names if fnmatch(name, only)]
+    return random.Random(seed).sample(names, min(size, len(names))), len(names)
+
+
+def error_of(share: float, drawn_count: int, whole_count: int) -> float:
+    """Return half the 95 % interval of a share that was found in a sample without replacement, by Wilson's formula."""
+    z = 1.96 * math.sqrt((whole_count - drawn_count) / max(1, whole_count - 1))
+    return z / (1 + z * z / drawn_count) * math.sqrt(share * (1 - share) / drawn_count + (z / (2 * drawn_count)) ** 2)
 
 
 def score(folder: Path) -> tuple[dict[str, float | int | None], list[str]]:
@@ -149,6 +174,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("cores", nargs="*", choices=[*CORES, []], help="default: all")
     parser.add_argument("--only", default="", help="mutants whose name has this glob, as mutmut names them")
+    parser.add_argument("--sample", type=int, help="so many mutants, drawn at random (default: all)")
+    parser.add_argument("--seed", type=int, default=1, help="of the sample")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time (default: processors)")
     parser.add_argument("--show", action="store_true", help="print each change that no test noticed")
     parser.add_argument("--folder", type=Path, help="keep the scratch trees here and go on with what they hold")
@@ -160,8 +187,15 @@ def main() -> int:
             if not folder.exists():
                 copy_tree(folder)
             (folder / "pyproject.toml").write_text(configuration(CORES[name]))
-            mutmut(folder, "run", "--max-children", str(options.jobs), *([options.only] if options.only else []))
+            names, whole_count = [options.only] if options.only else [], 0
+            if options.sample:
+                names, whole_count = drawn(folder, options.sample, options.seed, options.only or "*")
+            mutmut(folder, "run", "--max-children", str(options.jobs), *names)
             scores[name], alive = score(folder)
+            share = scores[name]["killed_share"]
+            if options.sample and share is not None:
+                error = error_of(share, min(options.sample, whole_count), whole_count)
+                scores[name] |= {"drawn_of": whole_count, "share_error": round(error, 4)}
             print(*(alive if options.show else ()), sep="\n")
     print(json.dumps(scores))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich import box
@@ -93,9 +94,18 @@ def _sensors(sensors: tuple[SensorReport, ...]) -> RenderableType:
             Text(printable(sensor.name), style="bold"),
             Text(printable(sensor.state), style=_SENSOR_STYLES.get(sensor.state, "")),
             terminal_parts.sensor_power(sensor),
-            Text(" ".join(printable(part) for part in (sensor.detail, sensor.remedy) if part)),
+            Text(" ".join(printable(part) for part in _sensor_detail(sensor))),
         )
     return table
+
+
+def _sensor_detail(sensor: SensorReport) -> Iterator[str]:
+    if sensor.detail:
+        yield sensor.detail
+    if sensor.owned:
+        yield "Owned by this agent."
+    if sensor.remedy:
+        yield sensor.remedy
 
 
 # --- Plain ------------------------------------------------------------------------------------------------------------

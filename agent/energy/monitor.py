@@ -225,6 +225,8 @@ class HostMonitor:
         report = channel.report(now_s)
         if channel.facts.scope is Scope.WALL and report.state == ProbeState.PRESENT:
             report = msgspec.structs.replace(report, detail=self._comparison.sentence or report.detail)
+        if self._locks is not None and self._locks.holds(channel.facts.hardware or channel.facts.device):
+            report = msgspec.structs.replace(report, owned=True)
         if not self.account.counts(device):
             report = msgspec.structs.replace(report, power_w=None, uncounted_w=report.power_w)
         return report

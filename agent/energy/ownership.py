@@ -65,6 +65,10 @@ class DeviceLocks:
                 os.pwrite(descriptor, note, 0)
         return None
 
+    def holds(self, device: str) -> bool:
+        """Whether the device is ours, and others are kept out."""
+        return bool(self._held.get(device))
+
     def release(self) -> None:
         """Let go of all devices."""
         held, self._held = self._held, {}

@@ -24,32 +24,45 @@ _GPU_KINDS = (1, 2)
 """GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU."""
 
 
-def refuse_beyond_memory(spec: ModelSpec) -> None:
-    """Raises `ModelError` where weights and cache together clearly exceed what is free."""
-    check_model_files(Path(spec.path))
-    for adapter in spec.lora:
-        check_file(Path(adapter.path), what="adapter")
-    with _opened(spec.path) as metadata:
-        if metadata is None:
-            # Not even its metadata can be read: loading it will say why.
-            return
-        gpu_layers = spec.gpu_layers if llama.llama_supports_gpu_offload() else 0
-        need = Need(
-            weights_bytes=sum(size_bytes(Path(path)) for path in (spec.path, *(lora.path for lora in spec.lora))),
-            cache_bytes=cache_bytes(metadata, _cells(metadata, spec), spec.cache_type),
-            offloaded=offloaded_part(metadata, gpu_layers),
-        )
+def refuse_beyond_memory(spec: ModelSpec, *, beside: ModelSpec | None = None) -> None:
+    """Raises `ModelError` where weights and cache together clearly exceed what is free.
+
+    beside: another model that is loaded first, and whose memory counts.
+    """
+    need = _need_of(spec)
+    if need is None:
+        # Not even its metadata can be read: loading it will say why.
+        return
+    other = None if beside is None else _need_of(beside)
     missing = shortage(
-        need, host_free_bytes=host_free_bytes(), device_free_bytes=device_free_bytes() if gpu_layers else None
+        need if other is None else need.beside(other),
+        host_free_bytes=host_free_bytes(),
+        device_free_bytes=device_free_bytes() if need.offloaded or (other and other.offloaded) else None,
     )
     if missing is not None:
         raise ModelError(
-            f"There is not enough memory for {spec.path} with {spec.context_tokens} tokens of context. {missing.text}",
+            f"There is not enough memory for {spec.path} with {spec.context_tokens} tokens of context"
+            f"{'' if beside is None else ' beside ' + beside.path}. {missing.text}",
             code="out_of_memory",
             remedy="Use a smaller model or quantization, or free memory."
             if missing.fitting is None
             else f"Lower context_tokens to at most {int(missing.fitting * spec.context_tokens)}, set cache_type to "
             "q8_0 or q4_0, or free memory.",
+        )
+
+
+def _need_of(spec: ModelSpec) -> Need | None:
+    """What a model needs; None where its file cannot be read. Raises `ModelError` where a file is missing."""
+    check_model_files(Path(spec.path))
+    for adapter in spec.lora:
+        check_file(Path(adapter.path), what="adapter")
+    with _opened(spec.path) as metadata:
+        if metadata is None:
+            return None
+        return Need(
+            weights_bytes=sum(size_bytes(Path(path)) for path in (spec.path, *(lora.path for lora in spec.lora))),
+            cache_bytes=cache_bytes(metadata, _cells(metadata, spec), spec.cache_type),
+            offloaded=offloaded_part(metadata, spec.gpu_layers if llama.llama_supports_gpu_offload() else 0),
         )
 
 

@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes, Placement, Run, most_reused
 from moe2.agent.engine.following import Following
+from moe2.agent.engine.guessing import Guessing
 from moe2.agent.engine.intake import Cache, Intake, Limits
 from moe2.agent.engine.job import Job
 from moe2.agent.engine.protocol import Event, Guessed, JobFailed, JobGuesses, Started
 from moe2.agent.engine.protocol import Job as JobRequest
 from moe2.agent.engine.request import RequestError
 from moe2.agent.engine.shelf import Shelf, Shelved
-from moe2.agent.engine.speculation.ngrams import MAX_GUESSES, Guess
-from moe2.agent.engine.speculation.speculation import Speculation, Speculator
+from moe2.agent.engine.speculation.speculation import Speculator
 from moe2.common.errors import JobErrorCode, Moe2Error
 from moe2.common.link.messages import JobPieces, Tokens
 
@@ -56,9 +56,9 @@ class Decoder:
         clock: Callable[[], float],
         emit: Callable[[Event], None],
         prefill_tokens_per_s: float | None = None,
-        speculation: Speculation | None = None,
+        guessing: Guessing | None = None,
     ) -> None:
-        """speculation: None where nothing is guessed, as where the cache cannot give back its latest tokens."""
+        """guessing: None where nothing is guessed, as where the cache cannot give back its latest tokens."""
         self._intake = intake
         self._cache = cache
         self._lanes = lanes
@@ -67,7 +67,7 @@ class Decoder:
         self._clock = clock
         self._emit = emit
         self._prefill_tokens_per_s = prefill_tokens_per_s
-        self._speculation = speculation
+        self._guessing = guessing
         self._queue: deque[Job] = deque()
         self._running: list[Job] = []
         self._runs: dict[Run, Job] = {}
@@ -145,8 +145,15 @@ class Decoder:
         """Decode one batch and report what came of it."""
         self._branch()
         prefill_tokens = self._prefill_budget()
-        if self._speculation is not None:
-            self._guess(self._speculation, prefill_tokens)
+        if self._guessing is not None:
+            prompts = sum(run.remaining for run in self._lanes.runs if not run.is_written)
+            rate = self._prefill_tokens_per_s
+            self._guessing.guess(
+                self._lanes,
+                self._runs,
+                beside_s=min(prompts, prefill_tokens) / rate if rate else 0.0,
+                room=min(self._limits.batch_tokens, self._limits.outputs),
+            )
         chunks = self._lanes.plan(
             batch_tokens=self._limits.batch_tokens,
             prefill_tokens=prefill_tokens,
@@ -348,6 +355,8 @@ class Decoder:
 
     def _end_run(self, run: Run, *, keep_cached: bool) -> None:
         del self._runs[run]
+        if self._guessing is not None:
+            self._guessing.end(run)
         self._lanes.finish(run, keep_cached=keep_cached)
         if not keep_cached:
             self._cache.trim(run.lane, 0)
@@ -359,60 +368,34 @@ class Decoder:
         tokens = int(self._prefill_tokens_per_s * (_SHARED_STEP_S if shared else _STEP_S))
         return max(_MIN_PREFILL_TOKENS, min(tokens, self._limits.batch_tokens))
 
-    def _guess(self, speculation: Speculation, prefill_tokens: int) -> None:
-        """Have runs guess what comes next, as far as it pays in the next batch."""
-        written = [run for run in self._lanes.runs if run.is_written]
-        free = self._lanes.cells_free
-        guesses: list[tuple[Run, Speculator, Guess]] = []
-        for run in written:
-            job = self._runs[run]
-            most = min(MAX_GUESSES, run.reserved - len(run.tokens) + free)
-            if job.speculator is not None and (guess := job.guess(most)) is not None:
-                guesses.append((run, job.speculator, guess))
-        if not guesses:
-            return
-        prompts = sum(run.remaining for run in self._lanes.runs if not run.is_written)
-        beside_s = min(prompts, prefill_tokens) / self._prefill_tokens_per_s if self._prefill_tokens_per_s else 0.0
-        counts = speculation.lengths(
-            [(speculator, guess) for _, speculator, guess in guesses],
-            sequences=len(written),
-            beside_s=beside_s,
-            room=min(self._limits.batch_tokens, self._limits.outputs) - len(written),
-        )
-        for (run, _, guess), count in zip(guesses, counts, strict=True):
-            # Guesses beyond a run's reservation are in cells that nobody has reserved, for this batch alone.
-            reserved = run.reserved - len(run.tokens)
-            count = min(count, reserved + free)
-            free -= max(0, count - reserved)
-            run.guesses = guess.tokens[:count]
-            if run.guesses:
-                self._runs[run].expect(run.guesses)
-
     def _give_back(self, run: Run, chunk: Chunk, job: Job) -> int:
         """Take the guesses that were wrong out of the cache; returns how many were right."""
         end = chunk.start + len(chunk.tokens)
         accepted = run.filled - (end - chunk.guessed)
         job.drafted_tokens += chunk.guessed
         job.accepted_tokens += accepted
+        if job.speculator is not None and job.speculator.drafting_s:
+            job.model_drafted_tokens += chunk.guessed
+            job.model_accepted_tokens += accepted
         if run.filled < end and not self._cache.trim(run.lane, run.filled):
             # Not this model's cache: what is known is read again, and nothing is guessed any more.
             self._cache.trim(run.lane, 0)
             run.filled = 0
-            self._speculation = None
+            self._guessing = None
         return accepted
 
     def _learn(self, chunks: Sequence[Chunk], made: Sequence[_Made], seconds: float) -> None:
         """Learn from a step of so many seconds what the next ones will take."""
         tokens = sum(len(chunk.tokens) for chunk in chunks)
-        if self._speculation is not None:
-            self._speculation.settle(
+        if self._guessing is not None:
+            self._guessing.settle(
                 [(each.speculator, each.drafted, each.accepted) for each in made],
                 sequences=sum(not chunk.is_read for chunk in chunks),
             )
         if any(chunk.is_read for chunk in chunks):
             self._learn_rate(tokens, seconds)
-        elif self._speculation is not None:
-            self._speculation.costs.learn(tokens, seconds)
+        elif self._guessing is not None:
+            self._guessing.speculation.costs.learn(tokens, seconds)
 
     def _learn_rate(self, tokens: int, seconds: float) -> None:
         """Batches of few tokens say nothing about prompts, so they do not count."""

@@ -115,12 +115,15 @@ class Drawing(Writing):
     def speculator(self) -> Speculator | None:
         return self._speculator
 
-    def guess(self, most: int) -> Guess | None:
+    def guessable(self, most: int) -> int:
         # The last token of an answer does not go through the model.
         most = min(most, self._most_tokens - len(self.prompt) - self.decoded_tokens - 1)
         if self._max_tokens is not None:
             most = min(most, self._max_tokens - self.decoded_tokens - 1)
-        if self._speculator is None or most < 1:
+        return 0 if self._speculator is None else max(0, most)
+
+    def guess(self, most: int) -> Guess | None:
+        if self._speculator is None:
             return None
         if known := list(self._forced) or (self._bound.coming() if self._bound is not None else []):
             return self._speculator.suppose(known[:most])

@@ -55,6 +55,9 @@ class Job(ABC):
         """Guessed tokens that went through the model."""
         self.accepted_tokens = 0
         """Those of them that were right."""
+        self.model_drafted_tokens = 0
+        """Those of the guessed tokens that a draft model has guessed, not the text."""
+        self.model_accepted_tokens = 0
         self.reason: str | None = None
         self.stop: str | None = None
         """The stop string that has ended the answer."""
@@ -76,8 +79,13 @@ class Job(ABC):
         """What guesses the job's next tokens; None where it guesses none."""
         return None
 
+    def guessable(self, most: int) -> int:
+        """How many of `most` guesses the job's limits leave room for."""
+        return 0
+
     def guess(self, most: int) -> Guess | None:
-        """At most so many tokens that may come next, as far as the job's limits go; None where nothing suggests any."""
+        """At most so many tokens that may come next, of which there is at least one; None where nothing suggests
+        any."""
         return None
 
     def expect(self, tokens: Sequence[int]) -> None:  # noqa: B027 - most jobs guess nothing
@@ -134,5 +142,7 @@ class Job(ABC):
             stop=self.stop,
             drafted_tokens=None if self.speculator is None else self.drafted_tokens,
             accepted_tokens=None if self.speculator is None else self.accepted_tokens,
+            model_drafted_tokens=self.model_drafted_tokens or None,
+            model_accepted_tokens=self.model_accepted_tokens if self.model_drafted_tokens else None,
             saved_s=0.0 if self.speculator is None else self.speculator.account.saved_s,
         )

@@ -42,6 +42,17 @@ class Need:
     def total_bytes(self) -> int:
         return self.weights_bytes + (self.cache_bytes or 0)
 
+    def beside(self, other: Need) -> Need:
+        """What both need together."""
+        whole = self.total_bytes + other.total_bytes
+        offloaded = self.offloaded * self.total_bytes + other.offloaded * other.total_bytes
+        caches = [each.cache_bytes for each in (self, other) if each.cache_bytes is not None]
+        return Need(
+            weights_bytes=self.weights_bytes + other.weights_bytes,
+            cache_bytes=sum(caches) if caches else None,
+            offloaded=offloaded / whole if whole else 0.0,
+        )
+
 
 def cache_bytes(metadata: Metadata, tokens: int, cache_type: str) -> int | None:
     """Bytes that the keys and values of so many tokens take; None where the cache is of another kind (recurrent states,

@@ -105,7 +105,7 @@ class Model:
         )
         """False where the cache is a running state, which cannot be cut back to an earlier token."""
         self.vector_size: int = _vector_size(self.pointer)
-        self.control_texts, self._vocabulary_sha256 = self._read_vocabulary()
+        self.control_texts, self.vocabulary_sha256 = read_vocabulary(self.vocabulary, self.vocabulary_size)
         """How the control tokens are spelt, and a digest that is equal for two models exactly when token ids mean the
         same in both: texts, kinds and special tokens."""
         self._pieces: dict[int, bytes] = {}
@@ -218,7 +218,7 @@ class Model:
             licence=self.metadata("general.license"),
             trained_context_tokens=self.trained_context_tokens or None,
             vocabulary_size=self.vocabulary_size,
-            vocabulary_sha256=self._vocabulary_sha256,
+            vocabulary_sha256=self.vocabulary_sha256,
             has_chat_template=self.chat_template() is not None,
             supports_tools=supports_tools,
             supports_thinking=supports_thinking,
@@ -239,20 +239,38 @@ class Model:
                 return buffer.raw[:length]
             room = -length
 
-    def _read_vocabulary(self) -> tuple[tuple[str, ...], str]:
-        """(the control tokens' texts, the vocabulary's SHA-256), in one pass over all tokens."""
-        digest = hashlib.sha256()
-        control_texts = []
-        for token in range(self.vocabulary_size):
-            text = llama.llama_vocab_get_text(self.vocabulary, token) or b""
-            kind = llama.llama_vocab_get_attr(self.vocabulary, token)
-            if kind & _CONTROL_KINDS:
-                control_texts.append(text.decode("utf-8", "replace"))
-            digest.update(b"%d:%d:" % (len(text), kind))
-            digest.update(text)
-        ends = (llama.llama_vocab_bos, llama.llama_vocab_eos, llama.llama_vocab_eot)
-        digest.update(repr([special(self.vocabulary) for special in ends]).encode())
-        return tuple(control_texts), digest.hexdigest()
+
+def read_vocabulary(vocabulary: llama.llama_vocab_p, size: int) -> tuple[tuple[str, ...], str]:
+    """(the control tokens' texts, the vocabulary's SHA-256), in one pass over all tokens."""
+    digest = hashlib.sha256()
+    control_texts = []
+    for token in range(size):
+        text = llama.llama_vocab_get_text(vocabulary, token) or b""
+        kind = llama.llama_vocab_get_attr(vocabulary, token)
+        if kind & _CONTROL_KINDS:
+            control_texts.append(text.decode("utf-8", "replace"))
+        digest.update(b"%d:%d:" % (len(text), kind))
+        digest.update(text)
+    ends = (llama.llama_vocab_bos, llama.llama_vocab_eos, llama.llama_vocab_eot)
+    digest.update(repr([special(vocabulary) for special in ends]).encode())
+    return tuple(control_texts), digest.hexdigest()
+
+
+def vocabulary_of_file(path: Path) -> str | None:
+    """The SHA-256 of a file's vocabulary, read without its weights; None where llama.cpp cannot read it."""
+    try:
+        check_model_files(path)
+    except ModelError:
+        return None
+    parameters = llama.llama_model_default_params()
+    parameters.vocab_only = True
+    pointer = llama.llama_model_load_from_file(str(path).encode(), parameters)
+    if not pointer:
+        return None
+    vocabulary = llama.llama_model_get_vocab(pointer)
+    _, digest = read_vocabulary(vocabulary, llama.llama_vocab_n_tokens(vocabulary))
+    llama.llama_model_free(pointer)
+    return digest
 
 
 def only_embeds(architecture: str, *, pooling_type: str | None, is_causal: str | None) -> bool:

@@ -41,6 +41,7 @@ class Exit:
 class EngineProcess:
     """One model's child process, restarted with back-off while it is wanted and until `run()` is cancelled.
 
+    spec: what to load; where it is a function, it is asked anew before each load.
     on_event: called for every event of the child, on the event loop.
     on_exit: called once per child that ended by itself. on_stopped: called when a child has ended because of `stop`,
     also where there was none to end. before_load: called before a child is told to load; raises `Moe2Error` where the
@@ -50,7 +51,7 @@ class EngineProcess:
     def __init__(
         self,
         model: str,
-        spec: ModelSpec,
+        spec: ModelSpec | Callable[[], ModelSpec],
         argv: Sequence[str],
         *,
         backoff: Backoff,
@@ -62,7 +63,7 @@ class EngineProcess:
         wanted: bool = True,
     ) -> None:
         self._model = model
-        self._spec = spec
+        self._spec = spec if callable(spec) else lambda: spec
         self._argv = tuple(argv)
         self._backoff = backoff
         self._load_timeout_s = load_timeout_s
@@ -162,7 +163,7 @@ class EngineProcess:
         self._log.info("engine_started", pid=process.pid)
         stderr = asyncio.create_task(self._read_stderr(process))
         try:
-            self.send(Load(spec=self._spec))
+            self.send(Load(spec=self._spec()))
             protocol_error = await self._read_events(process)
             if protocol_error:
                 _kill(process)

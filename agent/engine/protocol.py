@@ -41,6 +41,18 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     decode_tokens_per_s: float
 
 
+class DraftSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A smaller model that guesses what a model will say.
+
+    name: what it is served as. path: None where this host does not serve it now.
+    """
+
+    name: str
+    path: str | None = None
+    gpu_layers: int = 0
+    lora: tuple[LoraSpec, ...] = ()
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the child is to load.
 
@@ -55,6 +67,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     sampling: what is drawn with where a request says nothing, before what the model's file says.
     speculation: tokens are guessed from the text and checked several at once, where that saves time.
     measuring_lock: a file that is locked while the model is measured after loading; None where others do not matter.
+    draft: a smaller model that guesses, too, where that was measured to save time; None for none.
     require_gpu: a model that is not on the GPU as `gpu_layers` says is not served.
     """
 
@@ -73,6 +86,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     measuring_lock: str | None = None
     speculation: bool = True
+    draft: DraftSpec | None = None
     require_gpu: bool = False
 
 
@@ -121,6 +135,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="loa
     """The model is ready.
 
     warmup_*: rates of a short fixed run after loading, so that a fresh expert is never without a measurement.
+    draft: the name of the model that guesses; None where none does. draft_fault: why the one that is asked for does
+    not.
     placement: which device holds what. gpu_fault: why it is not, or not all of it, on the host's GPU.
     """
 
@@ -132,6 +148,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="loa
     warmup_decode_tokens_per_s: float | None = None
     placement: tuple[DeviceShare, ...] = ()
     gpu_fault: GpuFault | None = None
+    draft: str | None = None
+    draft_fault: str | None = None
 
 
 class LoadFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="load_failed"):
@@ -164,8 +182,9 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
     decoded_tokens: tokens that were really decoded, also where their text was held back by a stop string.
     reasoning_tokens: those of them that were reasoning, without its marks.
     drafted_tokens: guesses that went through the model; accepted_tokens: those of them that were right, and are among
-    the decoded tokens; both are None where nothing is guessed. saved_s: by how much guesses have shortened `decode_s`,
-    as estimated from what steps take.
+    the decoded tokens; both are None where nothing is guessed. model_drafted_tokens, model_accepted_tokens: those of
+    either that a draft model has guessed; None where it has guessed none. saved_s: by how much guesses have shortened
+    `decode_s`, as estimated from what steps take.
     """
 
     job_id: str
@@ -180,6 +199,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
     stop: str | None = None
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
+    model_drafted_tokens: int | None = None
+    model_accepted_tokens: int | None = None
     saved_s: float = 0.0
 
 

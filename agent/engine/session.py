@@ -17,11 +17,13 @@ from moe2.agent.engine.admission import refuse_beyond_memory
 from moe2.agent.engine.batch import Lanes, lanes_for
 from moe2.agent.engine.callform import BARE, HARMONY, Caller
 from moe2.agent.engine.capacity import host_free_bytes
+from moe2.agent.engine.companion import draft_spec, open_drafter
 from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.defaults import defaults_of
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.embedding import Embedder
+from moe2.agent.engine.guessing import Guessing
 from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.matched import MatchedDraw
 from moe2.agent.engine.memory import CACHE_TYPE_BYTES
@@ -40,7 +42,13 @@ from moe2.agent.engine.structure.matcher import Vocabulary
 from moe2.agent.engine.structure.matchers import Matchers
 from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.agent.engine.thinking import Thinker, marks_of
-from moe2.agent.engine.warmup import WARMUP_DECODE_TOKENS, measured_alone, warm_up, warm_up_vectors
+from moe2.agent.engine.warmup import (
+    WARMUP_DECODE_TOKENS,
+    measured_alone,
+    measured_batches,
+    warm_up,
+    warm_up_vectors,
+)
 from moe2.common.generation import completed
 from moe2.common.link.messages import Submit
 
@@ -100,6 +108,7 @@ def open_session(
         stack.callback(start_backend(log))
         refuse_without_gpu(spec)
         refuse_beyond_memory(spec)
+        companion, draft_fault = _companion(spec)
         model = Model(spec, on_progress=on_progress)
         stack.callback(model.close)
         if model.embeds:
@@ -116,6 +125,15 @@ def open_session(
             prefill_rate, decode_rate = warm_up(
                 cache, model, clock, most_tokens=min(context.batch_tokens, context.tokens - WARMUP_DECODE_TOKENS)
             )
+            measured_s = measured_batches(cache, model, clock, most_tokens=outputs) if spec.speculation else {}
+        drafter = None
+        if companion is not None and not context.gives_back_latest:
+            draft_fault = f"{spec.path} is recurrent and cannot give back wrong guesses. Remove `draft`."
+        elif companion is not None:
+            try:
+                drafter = open_drafter(companion, model, stack, threads=spec.threads or physical_cores(), clock=clock)
+            except ModelError as error:
+                draft_fault = str(error)
         templates = _templates(model, log)
         defaults = defaults_of(spec.sampling, model.metadata)
         emit(
@@ -132,6 +150,8 @@ def open_session(
                 warmup_decode_tokens_per_s=decode_rate,
                 placement=placement,
                 gpu_fault=gpu_fault,
+                draft=spec.draft.name if spec.draft is not None and drafter is not None else None,
+                draft_fault=draft_fault,
             )
         )
 
@@ -159,7 +179,7 @@ def open_session(
             idle_tokens=context.tokens // _IDLE_PART if spec.prefix_cache_mb else context.tokens,
         )
         speculation = (
-            Speculation(StepCosts(step_s=1 / decode_rate, token_s=1 / prefill_rate))
+            Speculation(StepCosts(step_s=1 / decode_rate, token_s=1 / prefill_rate, measured_s=measured_s))
             if spec.speculation and context.gives_back_latest
             else None
         )
@@ -193,8 +213,16 @@ def open_session(
             clock=clock,
             emit=emit,
             prefill_tokens_per_s=prefill_rate,
-            speculation=speculation,
+            guessing=None if speculation is None else Guessing(speculation, drafter, clock=clock),
         )
+
+
+def _companion(spec: ModelSpec) -> tuple[ModelSpec | None, str | None]:
+    """(what to load as the draft model, why it is not loaded); None for either where it does not apply."""
+    try:
+        return draft_spec(spec), None
+    except ModelError as error:
+        return None, str(error)
 
 
 def _embedder(

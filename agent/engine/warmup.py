@@ -19,6 +19,11 @@ from moe2.agent.engine.pacing import PacedCache
 
 _WARMUP_PREFILL_TOKENS = 64
 WARMUP_DECODE_TOKENS = 12
+_MEASURED_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Tokens of the batches that are measured."""
+_WARMUP_CONTEXT_TOKENS = 32
+_WARMUP_ROUNDS = 3
+_WARMUP_BATCHES_S = 2.0
 _WARMUP_DECODE_S = 2.0
 """A slow host decodes fewer tokens to warm up."""
 _MAX_ALONE_S = 60.0
@@ -84,6 +89,35 @@ def warm_up(
     decode_s = statistics.median(steps_s)
     cache.trim(0, 0)
     return count / prefill_s, 1 / decode_s
+
+
+def measured_batches(
+    cache: Context | PacedCache, model: Model, clock: Callable[[], float], *, most_tokens: int
+) -> dict[int, float]:
+    """Measured seconds of a batch by its tokens, for some sizes of guesses, behind a short prompt.
+
+    How much longer a batch takes than one token is a matter of llama.cpp's kernels: with some quantizations 8 tokens
+    take less time than 6. A slow host measures fewer sizes. Raises `ModelError` where it cannot decode.
+    """
+    sizes = [size for size in _MEASURED_SIZES if _WARMUP_CONTEXT_TOKENS + size <= most_tokens]
+    if not sizes:
+        return {}
+    prompt = _warm_up_prompt(model, _WARMUP_CONTEXT_TOKENS)
+    _decode_or_refuse(cache, [Chunk(0, 0, prompt, len(prompt) - 1)])
+    enough_at_s = clock() + _WARMUP_BATCHES_S
+    least_s: dict[int, float] = {}
+    for _ in range(_WARMUP_ROUNDS):
+        for size in sizes:
+            if clock() > enough_at_s:
+                break
+            began_at_s = clock()
+            _decode_or_refuse(cache, [Chunk(0, len(prompt), _warm_up_prompt(model, size), 0)])
+            cache.logits(size - 1)
+            took_s = clock() - began_at_s
+            cache.trim(0, len(prompt))
+            least_s[size] = min(took_s, least_s.get(size, took_s))
+    cache.trim(0, 0)
+    return least_s
 
 
 def warm_up_vectors(

@@ -66,6 +66,7 @@ class Expert:
     facts: protocol.ModelFacts | None = None
     placement: tuple[DeviceShare, ...] = ()
     gpu_fault: GpuFault | None = None
+    draft_fault: str | None = None
     """Both as its engine said last; they are worth something while it is ready, the fault also where it failed."""
     context_tokens: int = 0
     load_progress: float | None = field(init=False)
@@ -180,6 +181,7 @@ def report_of(expert: Expert, now_s: float) -> ExpertReport:
         supports_thinking=facts.supports_thinking if facts else None,
         placement=expert.placement if expert.state is ExpertState.READY else (),
         gpu_fault=expert.gpu_fault if expert.state in (ExpertState.READY, ExpertState.FAILED) else None,
+        draft_fault=expert.draft_fault if expert.state is ExpertState.READY else None,
     )
 
 
@@ -201,6 +203,8 @@ def usage_of_finished(event: protocol.Finished | protocol.Scored, queue_s: float
         reasoning_tokens=(event.reasoning_tokens or None) if isinstance(event, protocol.Finished) else None,
         drafted_tokens=event.drafted_tokens if isinstance(event, protocol.Finished) else None,
         accepted_tokens=event.accepted_tokens if isinstance(event, protocol.Finished) else None,
+        model_drafted_tokens=event.model_drafted_tokens if isinstance(event, protocol.Finished) else None,
+        model_accepted_tokens=event.model_accepted_tokens if isinstance(event, protocol.Finished) else None,
         queue_s=queue_s,
         prefill_s=event.prefill_s,
         decode_s=event.decode_s,

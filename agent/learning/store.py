@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -46,7 +46,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 class StoredProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was measured of one expert in one power mode. latency, energy: None where nothing could be measured.
 
-    hostname: where, for people to read.
+    hostname: where, for people to read. file_sha256: of the model's file, whatever its name and its time; None where it
+    was not known, and in files of earlier releases.
     """
 
     model: str
@@ -56,6 +57,7 @@ class StoredProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     power_mode: str | None = None
     latency: LatencyProfile | None = None
     energy: EnergyProfile | None = None
+    file_sha256: str | None = None
 
 
 def setup_of(section: ModelSection) -> Setup:
@@ -89,33 +91,84 @@ def store_profile(state_dir: Path, profile: StoredProfile) -> Path:
     return path
 
 
-def load_profile(state_dir: Path, section: ModelSection, power_mode: str | None) -> StoredProfile:
-    """The stored profile. Raises NoProfileError, which says why there is none to use."""
+def load_profile(
+    state_dir: Path, section: ModelSection, power_mode: str | None, sha256: str | None = None
+) -> StoredProfile:
+    """The stored profile: of the model's name, or of the same file under another one.
+
+    sha256: of the model's file, where it is known. Raises NoProfileError, which says why there is none to use.
+    """
+    try:
+        return _named_profile(state_dir, section, power_mode, sha256)
+    except NoProfileError:
+        found = _profile_of_file(state_dir, section, power_mode, sha256)
+        if found is None:
+            raise
+        return found
+
+
+def _profile_of_file(
+    state_dir: Path, section: ModelSection, power_mode: str | None, sha256: str | None
+) -> StoredProfile | None:
+    """The newest profile of the same file in the same setup, under whatever name; None where there is none."""
+    found: list[StoredProfile] = []
+    for path in state_dir.joinpath(FOLDER).glob(f"*@{_mode_part(power_mode)}.json") if sha256 else ():
+        try:
+            stored = msgspec.json.decode(path.read_bytes(), type=StoredProfile)
+            if stored.file_sha256 == sha256 and not _changes(stored, section, sha256):
+                found.append(msgspec.structs.replace(stored, model=section.name))
+        except (OSError, msgspec.MsgspecError):
+            continue
+    return max(found, key=lambda one: one.measured_at_unix_s, default=None)
+
+
+def _changes(stored: StoredProfile, section: ModelSection, sha256: str | None) -> list[str]:
+    """What differs between a profile's setup and the present one. A file's time is nothing where its checksum is known.
+
+    Raises OSError if the model's file cannot be looked at.
+    """
+    setup = setup_of(section)
+    changed = [name for name in setup.__struct_fields__ if getattr(setup, name) != getattr(stored.setup, name)]
+    if sha256 is None or stored.file_sha256 is None:
+        return changed
+    same_file = {"file_bytes", "file_modified_at_unix_s"}
+    return [
+        *(("file_sha256",) if sha256 != stored.file_sha256 else ()),
+        *(one for one in changed if one not in same_file),
+    ]
+
+
+def _named_profile(state_dir: Path, section: ModelSection, power_mode: str | None, sha256: str | None) -> StoredProfile:
     model = section.name
     path = _path(state_dir, model, power_mode)
     try:
         stored = msgspec.json.decode(path.read_bytes(), type=StoredProfile)
-        setup = setup_of(section)
+        changed = _changes(stored, section, sha256)
     except FileNotFoundError:
         raise NoProfileError(_why_missing(path, model, power_mode)) from None
     except OSError as error:
         raise NoProfileError(f"{error.filename} cannot be read: {error.strerror}.") from error
     except msgspec.MsgspecError as error:
         raise NoProfileError(f"{path} is not a profile that this release can read: {error}.") from error
-    changed = [name for name in setup.__struct_fields__ if getattr(setup, name) != getattr(stored.setup, name)]
     if changed:
         raise NoProfileError(f"{model} has changed since {path} was measured: {', '.join(changed)}.")
     return stored
 
 
 def restored_profiles(
-    state_dir: Path, models: Sequence[ModelSection], power_mode: str | None
+    state_dir: Path,
+    models: Sequence[ModelSection],
+    power_mode: str | None,
+    known_sha256: Callable[[Path], str | None],
 ) -> tuple[StoredProfile, ...]:
-    """Returns the stored profiles of these models in this power mode, as far as there are any to use."""
+    """Returns the stored profiles of these models in this power mode, as far as there are any to use.
+
+    known_sha256: a file's checksum where it is known without reading the file; may raise OSError.
+    """
     found = []
     for model in models:
         try:
-            stored = load_profile(state_dir, model, power_mode)
+            stored = load_profile(state_dir, model, power_mode, _sha256_of(model.path, known_sha256))
         except NoProfileError as error:
             log.info("profile_not_restored", model=model.name, reason=str(error))
         else:
@@ -125,9 +178,16 @@ def restored_profiles(
 
 
 def store_costs(
-    state_dir: Path, learned: Mapping[ModelSection, ExpertCosts], hostname: str, power_mode: str | None
+    state_dir: Path,
+    learned: Mapping[ModelSection, ExpertCosts],
+    hostname: str,
+    power_mode: str | None,
+    known_sha256: Callable[[Path], str | None],
 ) -> None:
-    """Keeps what was learned of each model in the present power mode for the next start."""
+    """Keeps what was learned of each model in the present power mode for the next start.
+
+    known_sha256: as of `restored_profiles`.
+    """
     for section, costs in learned.items():
         if costs.latency is None or not costs.latency.n_requests:
             continue
@@ -140,10 +200,18 @@ def store_costs(
                 power_mode=power_mode,
                 latency=costs.latency,
                 energy=costs.energy,
+                file_sha256=_sha256_of(section.path, known_sha256),
             )
             store_profile(state_dir, profile)
         except (OSError, Moe2Error) as error:
             log.warning("profile_not_stored", model=section.name, reason=str(error))
+
+
+def _sha256_of(path: Path, known_sha256: Callable[[Path], str | None]) -> str | None:
+    try:
+        return known_sha256(path)
+    except OSError:
+        return None
 
 
 def _why_missing(path: Path, model: str, power_mode: str | None) -> str:

@@ -101,6 +101,15 @@ def _expert_warnings(experts: tuple[ExpertReport, ...]) -> list[HealthWarning]:
             )
         if expert.gpu_fault is not None and expert.state is ExpertState.READY:
             warnings.append(_gpu_unused(expert, expert.gpu_fault))
+        if expert.draft_fault is not None:
+            warnings.append(
+                HealthWarning(
+                    code="draft_unused",
+                    severity=Severity.NOTICE,
+                    message=f"{expert.model} is served without its draft model: {expert.draft_fault}",
+                    remedy="Do as it says, or remove `draft` from the model's section; then load the model again.",
+                )
+            )
     return warnings
 
 

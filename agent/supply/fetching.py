@@ -35,6 +35,13 @@ log = structlog.get_logger()
 
 CHUNK_BYTES = 1 << 18
 SILENCE_S = 60.0
+NEIGHBOUR_SILENCE_S = 10.0
+"""A neighbour that says nothing for so long is left for the coordinator."""
+NEIGHBOUR_LOOK_S = 10.0
+"""How long a neighbour's rate is watched before it is judged; it is judged again after each such time."""
+MIN_NEIGHBOUR_BYTES_PER_S = 256 << 10
+"""A neighbour that gives less than this is left for the coordinator."""
+COORDINATOR = "coordinator"
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 MAX_FRUITLESS = 20
 """Connections in a row that brought no byte, after which a fetch is given up."""
@@ -44,13 +51,25 @@ class FetchError(Moe2Error):
     """A model that could not be fetched, or is not what it should be."""
 
 
+class NeighbourError(Moe2Error):
+    """A neighbour that is too slow to be waited for."""
+
+
 @dataclass
 class _Fetch:
+    """One model on its way. alone: from the coordinator itself, because a neighbour was slow, gone or wrong.
+
+    source: who gives it now. mixed: parts of which not every byte came from the coordinator since this fetch began.
+    """
+
     order: FetchModel
     tickets: asyncio.Queue[Ticket] = field(default_factory=asyncio.Queue)
     wanted: TicketWanted | None = None
     """What the coordinator was asked for and has not given yet."""
     done: dict[str, int] = field(default_factory=dict)
+    alone: bool = False
+    source: str = COORDINATOR
+    mixed: set[int] = field(default_factory=set)
 
 
 class Fetcher:
@@ -92,6 +111,7 @@ class Fetcher:
                 sha256=fetch.order.sha256,
                 done_bytes=sum(fetch.done.values()),
                 size_bytes=sum(part.size_bytes for part in fetch.order.parts),
+                source=fetch.source,
             )
             for fetch in self._fetches.values()
         )
@@ -154,17 +174,37 @@ class Fetcher:
         )
 
     async def _part(self, fetch: _Fetch, place: int, part: FilePart) -> None:
+        """Fetches a part until it is whole and right; what a neighbour has spoilt comes from the coordinator again."""
         target = self._library.partial_path(part.name)
+        if await in_daemon_thread(partial(_begun, target, part.size_bytes)):
+            fetch.mixed.add(place)
+        while True:
+            await self._bytes(fetch, place, part, target)
+            sha256 = await in_daemon_thread(partial(sha256_of, target))
+            if sha256 == part.sha256:
+                return
+            target.unlink(missing_ok=True)
+            if place not in fetch.mixed:
+                raise FetchError(
+                    f"{part.name} has the checksum {sha256}, not {part.sha256}; it was thrown away.",
+                    remedy="Push it again.",
+                )
+            log.warning("fetched_wrong_bytes", file=part.name, source=fetch.source, sha256=sha256)
+            fetch.mixed.discard(place)
+            fetch.alone = True
+
+    async def _bytes(self, fetch: _Fetch, place: int, part: FilePart, target: Path) -> None:
+        """Fetches until so many bytes are there, by as many connections as that takes."""
         backoff = Backoff(first_s=0.2, most_s=15.0, random=Random())
         fruitless = 0
-        have = await in_daemon_thread(partial(_begun, target, part.size_bytes))
-        fetch.done[part.name] = have
+        have = fetch.done[part.name] = await in_daemon_thread(partial(_begun, target, part.size_bytes))
         while have < part.size_bytes:
             before = have
+            ticket = await self._ticket(fetch, place)
             try:
-                await self._connection(fetch, place, part, target)
+                await self._connection(fetch, place, part, target, ticket)
                 reason = "it ended early"
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (aiohttp.ClientError, TimeoutError, OSError, NeighbourError) as error:
                 if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
                     raise FetchError(
                         f"{target} cannot be written: {error.strerror}.", remedy="Free space there, and push it again."
@@ -173,45 +213,70 @@ class Fetcher:
             have = fetch.done[part.name] = await in_daemon_thread(partial(_begun, target, part.size_bytes))
             if have == part.size_bytes:
                 break
+            log.info("fetch_interrupted", file=part.name, have_bytes=have, source=ticket.source, reason=reason)
+            if ticket.address is not None:
+                fetch.alone = True
+                continue
             fruitless = fruitless + 1 if have == before else 0
             if have > before:
                 backoff.succeeded()
             if fruitless >= MAX_FRUITLESS:
                 raise FetchError(f"{part.name} could not be fetched: {reason}.", remedy="Push it again.")
-            log.info("fetch_interrupted", file=part.name, have_bytes=have, reason=reason)
             await asyncio.sleep(backoff.next_delay_s())
-        sha256 = await in_daemon_thread(partial(sha256_of, target))
-        if sha256 != part.sha256:
-            target.unlink(missing_ok=True)
-            raise FetchError(
-                f"{part.name} has the checksum {sha256}, not {part.sha256}; it was thrown away.",
-                remedy="Push it again.",
-            )
 
-    async def _connection(self, fetch: _Fetch, place: int, part: FilePart, target: Path) -> None:
-        """Fetches as much of a part as one connection brings."""
-        fetch.wanted = TicketWanted(command_id=fetch.order.command_id, part=place)
+    async def _ticket(self, fetch: _Fetch, place: int) -> Ticket:
+        """Asks for a ticket and waits for it."""
+        fetch.wanted = TicketWanted(command_id=fetch.order.command_id, part=place, alone=fetch.alone)
         self._ask(fetch.wanted)
         ticket = await fetch.tickets.get()
+        fetch.source = ticket.source
+        if ticket.address is not None:
+            fetch.mixed.add(place)
+        self._changed()
+        return ticket
+
+    def _request(self, ticket: Ticket) -> tuple[str, dict[str, str], ssl.SSLContext | aiohttp.Fingerprint | bool]:
+        """(address, headers, TLS) of a ticket's request. A neighbour is shown the ticket, and no credential."""
+        host = ticket.address or self._host
+        url = f"{'https' if ticket.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{ticket.port}{FILES_PATH}"
+        headers = {TICKET_HEADER: ticket.secret}
+        if ticket.address is None:
+            return url, {**headers, **self._headers()}, (self._tls() if ticket.tls else None) or True
+        try:
+            return url, headers, aiohttp.Fingerprint(bytes.fromhex(ticket.fingerprint)) if ticket.fingerprint else True
+        except ValueError as error:
+            raise aiohttp.ClientError(f"{ticket.source} has no certificate that can be known again") from error
+
+    async def _connection(self, fetch: _Fetch, place: int, part: FilePart, target: Path, ticket: Ticket) -> None:
+        """Fetches as much of a part as one connection brings. Raises `NeighbourError` for a slow neighbour."""
         have = fetch.done[part.name]
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        url = f"{'https' if ticket.tls else 'http'}://{host}:{ticket.port}{FILES_PATH}"
-        headers = {**self._headers(), TICKET_HEADER: ticket.secret, "Range": f"bytes={have}-"}
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=SILENCE_S)
-        context = self._tls() if ticket.tls else None
+        url, headers, tls = self._request(ticket)
+        is_neighbour = ticket.address is not None
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=10.0, sock_read=NEIGHBOUR_SILENCE_S if is_neighbour else SILENCE_S
+        )
+        loop = asyncio.get_running_loop()
         async with (
             aiohttp.ClientSession(timeout=timeout, auto_decompress=False, read_bufsize=CHUNK_BYTES) as session,
-            session.get(url, headers=headers, ssl=context if context is not None else True) as answer,
+            session.get(url, headers={**headers, "Range": f"bytes={have}-"}, ssl=tls, allow_redirects=False) as answer,
         ):
             if answer.status != HTTPStatus.PARTIAL_CONTENT:
-                raise aiohttp.ClientError(f"it answers {answer.status}: {(await answer.text())[:200]}")
+                raise aiohttp.ClientError(f"it answers {answer.status}: {await _said(answer)}")
+            judged_s, judged_bytes = loop.time(), have
             with await in_daemon_thread(partial(_opened, target, have)) as file:
                 async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
                     if have + len(chunk) > part.size_bytes:
+                        if is_neighbour:
+                            raise NeighbourError(f"{ticket.source} gives more than was asked for.")
                         raise FetchError(f"{part.name} is longer than was said.", remedy="Push it again.")
                     await asyncio.to_thread(_write_all, file, chunk)
                     have += len(chunk)
                     fetch.done[part.name] = have
+                    now_s = loop.time()
+                    if is_neighbour and now_s - judged_s >= NEIGHBOUR_LOOK_S:
+                        if have - judged_bytes < MIN_NEIGHBOUR_BYTES_PER_S * (now_s - judged_s):
+                            raise NeighbourError(f"{ticket.source} is slow.")
+                        judged_s, judged_bytes = now_s, have
 
     def _enter(self, order: FetchModel) -> None:
         for part in order.parts:
@@ -232,6 +297,11 @@ class Fetcher:
                 architecture=order.architecture,
             )
         )
+
+
+async def _said(answer: aiohttp.ClientResponse) -> str:
+    """The beginning of an answer's text, however long it is."""
+    return (await answer.content.read(200)).decode("utf-8", "replace")
 
 
 def _opened(target: Path, have: int) -> FileIO:

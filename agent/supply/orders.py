@@ -22,11 +22,20 @@ from moe2.agent.models.library import Library
 from moe2.agent.settings import AgentSettings, ModelSection
 from moe2.agent.supply.fetching import Fetcher
 from moe2.agent.supply.served import ServedFile, ServedModel, checked_section, said_of
+from moe2.agent.supply.sharing import Sharing
 from moe2.common.errors import CommandErrorCode, Moe2Error
 from moe2.common.gguf import GgufHeader, read_header
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import CommandAnswer, CommandOutcome
-from moe2.common.link.supply import FetchModel, ModelFile, ModelStore, ServeModel, SupplyOrder, WithdrawModel
+from moe2.common.link.supply import (
+    FetchModel,
+    LendFile,
+    ModelFile,
+    ModelStore,
+    ServeModel,
+    SupplyOrder,
+    WithdrawModel,
+)
 
 log = structlog.get_logger()
 
@@ -76,6 +85,9 @@ class Supply:
         self._capacity = capacity
         self.library = Library(settings.agent.state_dir, self._from.folder)
         self.fetcher = fetcher(self.library)
+        link = settings.coordinator
+        pair = (link.certificate, link.key) if link.certificate and link.key else None
+        self.sharing = Sharing(self._from, self.library, checksums, pair=pair)
         self._served = ServedFile(settings.agent.state_dir)
         self._expected: dict[str, str | None] = {
             word.path: word.sha256 for word in self._served.read().values() if word.path is not None
@@ -133,7 +145,10 @@ class Supply:
                 task.cancel()
 
     def _look(self) -> ModelStore:
+        networks = self.sharing.networks() if self._from.coordinator or self._from.share else ()
         return ModelStore(
+            networks=networks,
+            share=self.sharing.point(networks),
             takes_orders=self._from.coordinator,
             max_bytes=self._from.max_bytes,
             free_bytes=self.library.free_bytes(),
@@ -196,6 +211,8 @@ class Supply:
                 work = self._withdraw(order)
             case FetchModel():
                 work = self._fetch(order)
+            case LendFile():
+                work = self._lend(order)
         task = self._orders[order.command_id] = asyncio.create_task(self._answered(order.command_id, work))
         task.add_done_callback(lambda _: self._orders.pop(order.command_id, None))
 
@@ -238,7 +255,8 @@ class Supply:
         if section == current and not self._swapping():
             self._answer(CommandAnswer(command_id=order.command_id, outcome=CommandOutcome.DONE))
             return
-        beside = await in_daemon_thread(partial(self._fits_beside, section, current))
+        draft = self._serving().get(section.draft or "")
+        beside = await in_daemon_thread(partial(self._fits_beside, section, current, draft))
         self._expected[str(section.path)] = sha256
         self._dispatch(ModelOffered(order.command_id, section, beside))
 
@@ -263,6 +281,10 @@ class Supply:
         # Looked at first: whoever waits for the answer finds the file in the report.
         self._store = await in_daemon_thread(self._look)
         self._report_now()
+        self._answer(CommandAnswer(command_id=order.command_id, outcome=CommandOutcome.DONE))
+
+    async def _lend(self, order: LendFile) -> None:
+        await self.sharing.lend(order, asyncio.get_running_loop().time())
         self._answer(CommandAnswer(command_id=order.command_id, outcome=CommandOutcome.DONE))
 
     def _check_takes(self) -> None:
@@ -313,32 +335,28 @@ class Supply:
             )
         return section, sha256
 
-    def _fits_beside(self, section: ModelSection, current: ModelSection | None) -> bool:
-        """Whether memory has room for the model beside the one that it replaces. Blocks.
+    def _fits_beside(self, section: ModelSection, current: ModelSection | None, draft: ModelSection | None) -> bool:
+        """Whether memory has room for the model, and for the one that drafts for it, beside the one that it replaces.
+        Blocks. Without room for its draft model a model is served alone.
 
         Raises `OrderRefusedError` where it has none either when that one is gone.
         """
         header = read_header(section.path)
         capacity = self._capacity(header.architecture or "")
         check_architecture(header, section.path.name, capacity)
-        missing = _shortage(header, section, capacity)
-        if missing is None:
+        drafting_bytes = 0 if draft is None else _need(draft, section.context_tokens).total_bytes
+        if _shortage(header, section, _with(capacity, -drafting_bytes)) is None:
             return True
         if current is not None:
-            freed = _need(current).total_bytes
-            capacity = Capacity(
-                knows=True,
-                host_free_bytes=_more(capacity.host_free_bytes, freed),
-                device_free_bytes=_more(capacity.device_free_bytes, freed),
-            )
-            missing = _shortage(header, section, capacity)
+            capacity = _with(capacity, _need(current).total_bytes)
+        missing = _shortage(header, section, capacity)
         if missing is not None:
             raise OrderRefusedError(
                 CommandErrorCode.NOT_POSSIBLE,
                 f"{section.name} does not fit with {section.context_tokens} tokens of context. {missing.text}",
                 remedy=what_would_fit(missing, section.context_tokens),
             )
-        return False
+        return current is None
 
 
 def _shortage(header: GgufHeader, section: ModelSection, capacity: Capacity) -> Shortage | None:
@@ -352,12 +370,22 @@ def _shortage(header: GgufHeader, section: ModelSection, capacity: Capacity) -> 
     )
 
 
-def _need(section: ModelSection) -> Need:
+def _need(section: ModelSection, context_tokens: int | None = None) -> Need:
+    """What a model needs, with so much context or its own."""
     header = read_header(section.path)
     return Need(
         weights_bytes=size_bytes(section.path),
-        cache_bytes=cache_bytes(header.text, section.context_tokens, section.cache_type),
+        cache_bytes=cache_bytes(header.text, context_tokens or section.context_tokens, section.cache_type),
         offloaded=0.0,
+    )
+
+
+def _with(capacity: Capacity, more_bytes: int) -> Capacity:
+    """The same with so much more memory, or less."""
+    return Capacity(
+        knows=capacity.knows,
+        host_free_bytes=_more(capacity.host_free_bytes, more_bytes),
+        device_free_bytes=_more(capacity.device_free_bytes, more_bytes),
     )
 
 

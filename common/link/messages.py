@@ -366,6 +366,8 @@ class JobUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reasoning_j: their part of `energy.joules`, by the weights of tokens; None where it is not known.
     drafted_tokens: guesses of the next tokens that went through the model; accepted_tokens: those of them that were
     right, and are among `decoded_tokens`; None where nothing is guessed, and from earlier releases.
+    model_drafted_tokens, model_accepted_tokens: those of either that a draft model has guessed; None where it has
+    guessed none, and from earlier releases.
     """
 
     prompt_tokens: int | None = None
@@ -375,6 +377,8 @@ class JobUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reasoning_j: float | None = None
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
+    model_drafted_tokens: int | None = None
+    model_accepted_tokens: int | None = None
     queue_s: float | None = None
     prefill_s: float | None = None
     decode_s: float | None = None

@@ -37,6 +37,7 @@ class SensorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     simulated: nothing is measured, the watts are those of a simulated host's profile.
     uncounted_w: the power in W of a sensor that is no part of the host's sum, because others measure the same already,
     such as a metered plug beside them.
+    owned: this agent holds the device's lock, so that no other agent of the host reports the same joules.
     """
 
     name: str
@@ -46,6 +47,7 @@ class SensorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     power_w: float | None = None
     simulated: bool = False
     uncounted_w: float | None = None
+    owned: bool = False
 
 
 class ExpertState(StrEnum):
@@ -87,6 +89,7 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     was measured.
     placement: which device holds what of it; empty until it is loaded, and from earlier releases. gpu_fault: why it is
     not on the host's GPU; None if it is, or if there is none and none is asked for.
+    draft_fault: why the draft model that it is to have does not guess; None if it does, or if none is asked for.
     elsewhere: the part of active and queued that is other coordinators' work.
     """
 
@@ -124,4 +127,5 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     unload_cost: TransitionCost | None = None
     placement: Annotated[tuple[DeviceShare, ...], Meta(max_length=MAX_DEVICES)] = ()
     gpu_fault: GpuFault | None = None
+    draft_fault: str | None = None
     elsewhere: int = 0

@@ -47,12 +47,25 @@ class Fetching(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     source: Text = "coordinator"
 
 
+class SharePoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where neighbours may take files of a host's folder, with a ticket for each.
+
+    addresses: on which it listens, with their networks, such as "192.168.1.5/24". fingerprint: SHA-256 of the
+    certificate that it shows, in hexadecimal; None where it speaks no TLS.
+    """
+
+    addresses: Annotated[tuple[Text, ...], Meta(max_length=64)]
+    port: Annotated[int, Meta(ge=1, le=65_535)]
+    fingerprint: Text | None = None
+
+
 class ModelStore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A host's models, as its agent knows them.
 
     takes_orders: the configuration lets the coordinator say what is served and send files. free_bytes: of the folder's
     disk. max_bytes: what the folder may hold in all; None for no limit. memory_free_bytes: what can be had without
-    swapping. Unknown is None. swapping: names of models that are being added, changed or removed.
+    swapping. Unknown is None. swapping: names of models that are being added, changed or removed. networks: the host's
+    addresses with their networks, where it may take files from neighbours; share: where they may take its own.
     """
 
     takes_orders: bool = False
@@ -62,6 +75,8 @@ class ModelStore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     files: Annotated[tuple[ModelFile, ...], Meta(max_length=MAX_FILES)] = ()
     fetching: Annotated[tuple[Fetching, ...], Meta(max_length=MAX_FILES)] = ()
     swapping: Annotated[tuple[Text, ...], Meta(max_length=256)] = ()
+    networks: Annotated[tuple[Text, ...], Meta(max_length=64)] = ()
+    share: SharePoint | None = None
 
 
 class ServeModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="serve_model"):
@@ -114,16 +129,21 @@ class FetchModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 
 
 class TicketWanted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="ticket_wanted"):
-    """Agent to coordinator: I am ready to fetch this part of an order, or the rest of it."""
+    """Agent to coordinator: I am ready to fetch this part of an order, or the rest of it.
+
+    alone: from the coordinator itself, because a neighbour was slow, gone or wrong.
+    """
 
     command_id: Text
     part: Annotated[int, Meta(ge=0, lt=1024)]
+    alone: bool = False
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="ticket"):
     """Coordinator to agent: one request for this part, soon, and by nobody else.
 
-    port, tls: of the listener for files, on the host that the agent's link leads to.
+    port, tls: of the listener for files, on the host that the agent's link leads to. address: of the neighbour that
+    gives it instead, whose name is `source` and whose certificate has this fingerprint.
     """
 
     command_id: Text
@@ -131,11 +151,27 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_
     secret: Text
     port: Annotated[int, Meta(ge=1, le=65_535)]
     tls: bool = False
+    address: Text | None = None
+    source: Text = "coordinator"
+    fingerprint: Text | None = None
+
+
+class LendFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="lend_file"):
+    """Coordinator to agent: give a neighbour who shows this secret a part of a model in your folder, once and soon.
+
+    Done when the neighbour may come. sha256: of the whole model. size_bytes: of the part.
+    """
+
+    command_id: Text
+    sha256: Text
+    part: Annotated[int, Meta(ge=0, lt=1024)]
+    size_bytes: Count
+    secret: Text
 
 
 TICKET_HEADER = "Moe2-Ticket"
 FILES_PATH = "/v1/files"
 """Where the listener for files answers; which file is meant, the ticket says."""
 
-SupplyOrder = ServeModel | WithdrawModel | FetchModel
+SupplyOrder = ServeModel | WithdrawModel | FetchModel | LendFile
 """What an agent can be told about its models."""

@@ -45,7 +45,7 @@ from moe2.common.link.messages import (
     Welcome,
     WireMessage,
 )
-from moe2.common.link.supply import ServeModel, Ticket, TicketWanted, WithdrawModel
+from moe2.common.link.supply import LendFile, ServeModel, Ticket, TicketWanted, WithdrawModel
 
 DEFAULT_MAX_FRAME_BYTES = 8 * 1024 * 1024
 SMALL_FRAME_BYTES = 64 * 1024
@@ -54,7 +54,18 @@ MEDIUM_FRAME_BYTES = 256 * 1024
 REPORT_FRAME_BYTES = 1024 * 1024
 _SMALL = (
     *(Hello, Welcome, Refused, Ping, Pong, Fault, Goodbye, TakeToken, CancelJob, JobStarted, JobDone, JobFailed),
-    *(LoadModel, UnloadModel, Suspend, WakeNeighbour, CommandAnswer, ServeModel, WithdrawModel, Ticket, TicketWanted),
+    *(
+        LoadModel,
+        UnloadModel,
+        Suspend,
+        WakeNeighbour,
+        CommandAnswer,
+        ServeModel,
+        WithdrawModel,
+        Ticket,
+        TicketWanted,
+        LendFile,
+    ),
 )
 MAX_BYTES_BY_KIND: dict[type[Any], int] = {
     Report: REPORT_FRAME_BYTES,

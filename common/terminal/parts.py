@@ -209,6 +209,7 @@ def sensor_line(sensor: SensorReport, **before: object) -> str:
         power_w=known(sensor.power_w, figures.number),
         uncounted_w=known(sensor.uncounted_w, figures.number),
         simulated=yes_no(sensor.simulated),
+        owned=yes_no(sensor.owned),
         detail=sensor.detail,
         remedy=sensor.remedy,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -61,6 +62,9 @@ _WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
 )
+_IS = frozenset(("is", "are", "was", "were"))
+_LARGER = re.compile(r"\b(?:(?:thir|for|fif|six|seven|eigh|nine)ty|hundreds?|thousands?|millions?|billions?|dozens?)\b")
+"""Words that make another number of the one beside them."""
 _AMBIGUOUS = object()
 
 
@@ -92,10 +96,10 @@ def extract(text: str, form: AnswerForm, *, is_complete: bool = True) -> Answer 
             return None if key is None else Answer(AnswerKind.JSON, key)
         case AnswerKind.TEXT:
             short = _short(text, is_complete=is_complete)
-            return None if short is None else _text_answer(short, as_number=False)
+            return None if short is None else _text_answer(short, form, as_number=False)
         case None:
             short = _short(text, is_complete=is_complete)
-            return None if short is None else _text_answer(short, as_number=True)
+            return None if short is None else _text_answer(short, form, as_number=True)
 
 
 # --- Where answers are declared ---------------------------------------------------------------------------------------
@@ -185,7 +189,7 @@ def _named_first(segment: str, form: AnswerForm) -> str | object | None:
         return alone
     mentions = list(_mentions(sentence, form))
     if mentions and mentions[0][0] == 0:
-        return _key(mentions[0][1], form)
+        return _AMBIGUOUS if mentions[1:] and mentions[1][0] == 0 else _key(mentions[0][1], form)
     for pattern in (_BARE, _SMALL_AT_END):
         bare = pattern.match(segment if pattern is _BARE else sentence)
         if bare and bare[1].upper() in form.letters and (bare[1].isupper() or pattern is _SMALL_AT_END):
@@ -202,7 +206,7 @@ def _named_first(segment: str, form: AnswerForm) -> str | object | None:
 def _mentions(text: str, form: AnswerForm) -> Iterator[tuple[int, int]]:
     """The options' texts within a text, as (word at which it begins, place of the option).
 
-    Where options are prefixes of each other the longest one counts.
+    Where options are prefixes of each other the longest one counts; of options with the same words, all are mentioned.
     """
     words = _plain(text[-MAX_CHARACTERS:]).split()
     options = sorted(((_plain(choice).split(), place) for place, choice in enumerate(form.choices)), key=_longest_first)
@@ -213,8 +217,7 @@ def _mentions(text: str, form: AnswerForm) -> Iterator[tuple[int, int]]:
     at = 0
     while at < len(words):
         hits = [hit for hit in by_first.get(words[at], ()) if words[at : at + len(hit[0])] == hit[0]]
-        if hits:
-            yield at, hits[0][1]
+        yield from ((at, place) for option, place in hits if len(option) == len(hits[0][0]))
         at += len(hits[0][0]) if hits else 1
 
 
@@ -256,6 +259,8 @@ def _in_words(text: str) -> Fraction | None:
     """The number that a short text names in a word, such as "seven apples"; None for any other."""
     words = normalised(text[:MAX_SEGMENT]).split()
     named = [word for word in words if word in _WORDS]
+    if _LARGER.search(" ".join(words)):
+        return None
     return Fraction(_WORDS.index(named[0])) if len(named) == 1 and len(words) <= MAX_SHORT_WORDS else None
 
 
@@ -282,7 +287,7 @@ def _is_short(text: str) -> bool:
     return 0 < len(normalised(text).split()) <= MAX_SHORT_WORDS
 
 
-def _text_answer(short: str, *, as_number: bool) -> Answer | None:
+def _text_answer(short: str, form: AnswerForm, *, as_number: bool) -> Answer | None:
     if as_number:
         plain = without_latex(short).strip().strip("*_$\"'`")
         quantity = _QUANTITY.match(plain.strip())
@@ -291,8 +296,23 @@ def _text_answer(short: str, *, as_number: bool) -> Answer | None:
             number = Fraction(_WORDS.index(normalised(short)))
         if number is not None:
             return Answer(AnswerKind.NUMBER, number_key(number))
-    key = _plain(short)
+    key = _without_question(_plain(short).split(), form.asked)
     return Answer(AnswerKind.TEXT, key) if key else None
+
+
+def _without_question(words: list[str], asked: AbstractSet[str]) -> str:
+    """The words of a short text without those of the question around them, such as "the capital of Egypt is" Cairo.
+
+    Only a sentence with a verb repeats a question; one that holds nothing else stays whole.
+    """
+    start, end = 0, len(words)
+    repeated = asked | _IS
+    while start < end and words[start] in repeated:
+        start += 1
+    while end > start and words[end - 1] in repeated:
+        end -= 1
+    is_sentence = not _IS.isdisjoint([*words[:start], *words[end:]])
+    return " ".join(words[start:end] if is_sentence and start < end else words)
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------

@@ -11,14 +11,19 @@ import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from enum import StrEnum
 from typing import Any
 
 import msgspec
 
+from moe2.coordinator.answers.normal_form import normalised
+
 LETTERS = string.ascii_uppercase
 MAX_PROMPT_CHARACTERS = 100_000
 """So many characters at the end of a prompt are searched for options and for the question."""
+MAX_QUESTION_CHARACTERS = 2000
+"""So many characters at the end of a prompt are taken for the question itself."""
 ANSWER_FIELDS = (
     "answer",
     "final_answer",
@@ -70,6 +75,8 @@ class AnswerForm:
     """Whether an option may be named by its letter."""
     field: str | None = None
     """The field of a JSON document that holds the answer; None: the whole document does."""
+    asked: frozenset[str] = dataclass_field(default=frozenset(), compare=False)
+    """The words of the question, which a short text may repeat around its answer; for texts alone."""
 
     @property
     def letters(self) -> str:
@@ -98,9 +105,10 @@ def form_of(
         options = listed_options(prompt)
         if options or kind is AnswerKind.CHOICE:
             return AnswerForm(AnswerKind.CHOICE, options, is_lettered=True)
-    if kind is None and _ASKS_NUMBER.search(prompt[-MAX_PROMPT_CHARACTERS:][-2000:]):
+    question = prompt[-MAX_QUESTION_CHARACTERS:]
+    if kind is None and _ASKS_NUMBER.search(question):
         return AnswerForm(AnswerKind.NUMBER)
-    return AnswerForm(kind)
+    return AnswerForm(kind, asked=frozenset(normalised(question).split()))
 
 
 def listed_options(prompt: str) -> tuple[str, ...]:

@@ -13,6 +13,10 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NUMBER = re.compile(r"(?:(?<!\d)[-−])?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)/\d+|(?<=\d))(?:[eE][-+]?\d+)?")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 _LATEX_SPACING = re.compile(r"\\[,;:! ]|\\text\s*(?=\{)|\\(?:mathrm|mathbf|left|right|displaystyle)(?![a-zA-Z])")
+_POWER_OF_TEN = re.compile(
+    r"(?:(?<![\w.^])(?P<factor>\d+(?:\.\d+)?)[ ]?(?:[×x*·]|\\times|\\cdot)[ ]?|(?<![\w.^*×])(?<![\w.^*×] ))"
+    r"10(?:\^|\*\*)(?:\{[ ]?(?P<braced>[-−+]?\d{1,9})[ ]?\}|(?P<bare>[-−+]?\d{1,9}))(?![\d.])"
+)
 _THOUSANDS_GAP = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")
 
 
@@ -24,10 +28,18 @@ def normalised(text: str) -> str:
 
 
 def without_latex(text: str) -> str:
-    """The text with the LaTeX that models put around numbers taken off: spacing, `\\text`, and fractions as 3/4."""
+    """The text with the LaTeX that models put around numbers taken off: spacing, `\\text`, and fractions as 3/4.
+
+    Powers of ten, such as 2.5 × 10^3, become 2.5e3.
+    """
     plain = _LATEX_FRACTION.sub(r"\1/\2", text)
     plain = _LATEX_SPACING.sub("", plain).replace("{,}", ",").replace("\\%", "%").replace("\\$", "$")
-    return _THOUSANDS_GAP.sub("", plain)
+    return _THOUSANDS_GAP.sub("", _POWER_OF_TEN.sub(_with_exponent, plain))
+
+
+def _with_exponent(found: re.Match[str]) -> str:
+    exponent = (found["braced"] or found["bare"]).replace("−", "-")
+    return f"{found['factor'] or 1}e{exponent}"
 
 
 def last_number(text: str) -> Fraction | None:

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from moe2.common.cost import Quantiles
-from moe2.coordinator.choosing.fine_level import expected_j
 from moe2.coordinator.choosing.forecast import FloatArray, IntArray, Prediction
 from moe2.coordinator.choosing.panel_cost import joint_prediction
 from moe2.coordinator.choosing.quality import RosterVotes, VotedWorth
@@ -52,7 +51,7 @@ class Electorate:
 
     def __init__(self, problem: Problem, outlook: Outlook, votes: RosterVotes) -> None:
         self._problem, self._outlook, self._votes = problem, outlook, votes
-        self._joules = expected_j(outlook.forecast.energy_j)
+        self._joules = outlook.forecast.expected_j
         self._scores = votes.by_model(outlook.prompt_scores.scores)
         self._weights = votes.replay.record.weights(self._scores)
         self._place_of = self._cheapest()

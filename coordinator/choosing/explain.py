@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from moe2.common.cost import Quantiles
-from moe2.coordinator.choosing.fine_level import expected_j, net_scores, why_not
+from moe2.coordinator.choosing.fine_level import why_not
 from moe2.coordinator.choosing.forecast import BoolArray, FloatArray, IntArray, Prediction
 from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.request import Budgets, Explain, Mode
@@ -320,7 +320,7 @@ def _nearest(outlook: Outlook, is_candidate: BoolArray, chosen: Sequence[int]) -
     """
     is_chosen = np.zeros(len(is_candidate), dtype=np.bool_)
     is_chosen[list(chosen)] = True
-    net, joules = net_scores(outlook), expected_j(outlook.forecast.energy_j)
+    net, joules = outlook.net_scores, outlook.forecast.expected_j
     near = _best(np.flatnonzero(is_candidate & ~is_chosen), net, joules, NEAREST_CANDIDATES)
     others = _best(np.flatnonzero(~is_candidate & ~is_chosen), net, joules, NEAREST_OTHERS)
     return sorted(int(place) for part in (np.flatnonzero(is_chosen), near, others) for place in part)

@@ -13,7 +13,7 @@ from math import isnan
 import numpy as np
 
 from moe2.common.link.reports import ExpertState
-from moe2.coordinator.choosing.forecast import FloatArray, Forecast, IntArray, Range
+from moe2.coordinator.choosing.forecast import FloatArray, Forecast, IntArray
 from moe2.coordinator.choosing.panel_cost import coverage
 from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.choosing.quality import MAX_LISTED_EXPERTS
@@ -32,26 +32,9 @@ SAME_JOULES = 0.05
 """Predicted joules that differ by a smaller share count as equal: predictions are no better than that."""
 
 
-def expected_j(energy_j: Range) -> FloatArray:
-    """(N,) joules to expect of each expert. Unknown ones count as the most expensive known, or as 0 where none is."""
-    joules = energy_j.p50
-    unknown = np.isnan(joules)
-    if not unknown.any():
-        return joules
-    return np.where(unknown, 0.0 if unknown.all() else joules[~unknown].max(), joules)
-
-
-def net_scores(outlook: Outlook) -> FloatArray:
-    """(N,) each expert's score for the prompt, less the price of the joules to expect of it."""
-    scores = outlook.prompt_scores.scores
-    if outlook.price_per_j == 0.0:
-        return scores
-    return np.asarray(scores - outlook.price_per_j * expected_j(outlook.forecast.energy_j))
-
-
 def net_value(outlook: Outlook, places: list[int]) -> float:
     """The chance that a panel answers well, less the price of the joules to expect of all its members."""
-    joules = expected_j(outlook.forecast.energy_j)[places].sum()
+    joules = outlook.forecast.expected_j[places].sum()
     return coverage(outlook.prompt_scores.scores[places]) - outlook.price_per_j * float(joules)
 
 
@@ -61,10 +44,12 @@ def best_expert(outlook: Outlook, candidates: IntArray, affinity: Affinity | Non
     Of equals those with the fewest joules are left, unless they would have the request wait longer in a queue than
     another one takes to answer; then the soonest end, a cached beginning, fewer requests and the smaller key decide.
     """
-    forecast, net = outlook.forecast, net_scores(outlook)
+    forecast, net = outlook.forecast, outlook.net_scores
     keys, busy, end_s = forecast.roster.keys, forecast.busy, forecast.total_s.p50
     worth = net[candidates]
-    equals = candidates[worth >= worth.max() - SAME_SCORE].tolist()
+    equals: list[int] = candidates[worth >= worth.max() - SAME_SCORE].tolist()
+    if len(equals) == 1:
+        return equals[0]
 
     def rank(place: int) -> tuple[float, bool, int, str]:
         # An unmeasured expert is tried first when idle, so that it gets measured, and last when busy or not in memory.
@@ -84,7 +69,7 @@ def best_members(problem: Problem, plan: Plan, outlook: Outlook) -> list[int]:
     hold an expert that answers well; of equal scores those with fewer joules, then with the sooner end come first.
     With a price members join while their gain is worth their joules.
     """
-    scores, joules = outlook.prompt_scores.scores, expected_j(outlook.forecast.energy_j)
+    scores, joules = outlook.prompt_scores.scores, outlook.forecast.expected_j
     if outlook.price_per_j > 0.0:
         found = [_priced_panel(Candidates.of(problem), scores, outlook.price_per_j * joules)]
         return max([*found, list(plan.members)], key=lambda places: net_value(outlook, places))
@@ -106,12 +91,12 @@ def best_members(problem: Problem, plan: Plan, outlook: Outlook) -> list[int]:
 
 def why_not(outlook: Outlook, place: int, chosen: int) -> str:
     """The reason in words why the expert at `place`, which keeps the limits, answers less well than the chosen one."""
-    net, scores = net_scores(outlook), outlook.prompt_scores.scores
+    net, scores = outlook.net_scores, outlook.prompt_scores.scores
     if net[chosen] > net[place] + SAME_SCORE:
         if scores[chosen] > scores[place]:
             return "scores lower"
         return "its score is not worth its joules at their present price"
-    joules = expected_j(outlook.forecast.energy_j)
+    joules = outlook.forecast.expected_j
     if joules[place] > joules[chosen] * (1 + SAME_JOULES):
         return "takes more joules"
     return "scores lower" if net[chosen] > net[place] else "is predicted to finish later"
@@ -119,7 +104,7 @@ def why_not(outlook: Outlook, place: int, chosen: int) -> str:
 
 def is_cheapest(selection: Selection) -> bool:
     """True where no candidate could have answered for fewer joules than the selection is expected to take."""
-    joules = expected_j(selection.outlook.forecast.energy_j)
+    joules = selection.outlook.forecast.expected_j
     return bool(joules[list(selection.places)].sum() <= joules[selection.candidate_places].min())
 
 

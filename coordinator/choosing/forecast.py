@@ -94,6 +94,15 @@ class Forecast:
         with_it_w = self.roster.host_w(self.prompt_tokens, self.answer_tokens, self.busy + 1)
         return np.asarray(np.maximum(with_it_w - np.nan_to_num(before_w), 0.0))
 
+    @cached_property
+    def expected_j(self) -> FloatArray:
+        """(N,) joules to expect of each expert; unknown ones count as the most expensive known, or as 0 without any."""
+        joules = self.energy_j.p50
+        unknown = np.isnan(joules)
+        if not unknown.any():
+            return joules
+        return np.where(unknown, 0.0 if unknown.all() else joules[~unknown].max(), joules)
+
     def prediction(self, place: int) -> Prediction:
         """What the request takes on the expert at `place`."""
         report, busy, decoded = self.roster.experts[place].report, int(self.busy[place]), self.answer_tokens
@@ -129,11 +138,13 @@ class Roster:
         self.place = {key: place for place, key in enumerate(self.keys)}
         """The place of each expert by its key."""
         self.models = tuple(expert.model for expert in self.experts)
-        self.model_names = tuple(sorted(set(self.models)))
-        """The different models, sorted."""
-        named = {name: place for place, name in enumerate(self.model_names)}
-        self.model_place: IntArray = np.array([named[model] for model in self.models])
-        """(N,) the place of each expert's model in `model_names`."""
+        self.identities = tuple(expert.identity for expert in self.experts)
+        """What each expert's model is, whatever its name."""
+        self.different_models = tuple(sorted(set(self.identities)))
+        """The different models by their identity, sorted."""
+        places = {identity: place for place, identity in enumerate(self.different_models)}
+        self.model_place: IntArray = np.array([places[identity] for identity in self.identities])
+        """(N,) the place of each expert's model in `different_models`."""
         reports = [expert.report for expert in self.experts]
         self.context_tokens: IntArray = np.array([report.context_tokens for report in reports])
         """(N,) the longest prompt with its answer that each expert takes."""
@@ -207,7 +218,7 @@ class Roster:
         if len(experts) != len(self):
             return Roster(experts, longest_queue_s=self._longest_queue_s)
         places = np.flatnonzero(list(map(is_not, self.experts, experts))).tolist()
-        if any((self.keys[n], self.models[n]) != (experts[n].key, experts[n].model) for n in places):
+        if any((self.keys[n], self.identities[n]) != (experts[n].key, experts[n].identity) for n in places):
             return Roster(experts, longest_queue_s=self._longest_queue_s)
         if not places:
             return self
@@ -331,13 +342,10 @@ def _factors(spreads: Sequence[Spread]) -> FloatArray:
 
 def _dot(coefficients: FloatArray, features: Sequence[float]) -> FloatArray:
     """(N,) the sum of coefficients times features. coefficients: one row (N,) each. features: numbers, or (N,) each."""
-    total = np.zeros(coefficients.shape[-1])
-    for row, feature in zip(coefficients, features, strict=True):
-        total += row * feature
-    return total
+    first, *others = (row * feature for row, feature in zip(coefficients, features, strict=True))
+    return np.asarray(sum(others, first))
 
 
 def _around(mean: FloatArray, factors: FloatArray, later_s: FloatArray | float = 0.0) -> Range:
     """The quantiles of a cost with the given mean (N,), `later_s` later; factors: (2, N)."""
-    p50, p95 = factors
-    return Range(mean * p50 + later_s, mean * p95 + later_s)
+    return Range(*(mean * factors + later_s))

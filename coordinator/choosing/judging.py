@@ -3,7 +3,8 @@
 A likelihood says how usual a text is to a model, and hardly whether it is right: a base model prefers what is bland,
 and every model what it has written itself. So a judge's likelihoods per byte are brought to one scale over the
 candidates of others, its own text is left out, and what all judges say together can turn the gate's word only where the
-gate takes the writers for nearly equal.
+gate takes the writers for nearly equal. How much a judge may say follows from outcomes: from how often it was right
+where it scored given options.
 """
 
 from __future__ import annotations
@@ -16,27 +17,41 @@ from moe2.coordinator.choosing.mixture import FloatArray
 BoolArray = npt.NDArray[np.bool_]
 
 JUDGES_SAY = 0.5
-"""Log-odds that the judges give the best candidate, if all of them prefer it by one standard deviation."""
+"""Log-odds that a judge which is always right gives the best candidate, if it prefers it by one standard deviation."""
 TIES_SAY = 0.01
-"""The same where the gate does not know all members from outcomes: then judges only tell equals apart."""
+"""The same of a judge that nobody has seen judging: it only tells equals apart."""
+CHANCE = 0.25
+"""How often who knows nothing scores the right option highest: most questions with options have four."""
+
+
+def says_of(right: FloatArray) -> FloatArray:
+    """(M,) the log-odds that each judge's view of one standard deviation is worth.
+
+    right: (M,) how often each judge scores the right one of given options highest, from outcomes; NaN where nobody has
+    asked it. A judge that is no better than chance only tells equals apart.
+    """
+    skill = np.clip((np.nan_to_num(right) - CHANCE) / (1 - CHANCE), 0.0, 1.0)
+    return np.maximum(JUDGES_SAY * skill, TIES_SAY)
 
 
 def judged(
-    weights: FloatArray, per_byte: FloatArray, wrote: BoolArray, writers: FloatArray, *, say: float = JUDGES_SAY
+    weights: FloatArray, per_byte: FloatArray, wrote: BoolArray, writers: FloatArray, says: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """The judges' views (M, C) of C candidates, and the candidates' shares (C,) of the decision; each sums to 1.
 
     weights: (M,) of the judges, by the gate; they sum to 1. per_byte: (M, C) the log-likelihood per UTF-8 byte.
     wrote: (M, C) True where a judge has written the candidate itself. writers: (C,) the weight of each candidate's
-    writers together, which is more than 0 where anybody has written it. say: log-odds that the judges give together.
+    writers together, which is more than 0 where anybody has written it. says: (M,) what each judge's view is worth, as
+    of `says_of`.
     """
     opinions = np.array([_opinion(row, own) for row, own in zip(per_byte, wrote, strict=True)])
     said = _softmax(opinions)
     # A judge that wrote a candidate says nothing of it, and weighs nothing there.
     heard = np.where(wrote, 0.0, weights[:, None])
     total = heard.sum(axis=0)
-    mean = np.where(total > 0, (heard * opinions).sum(axis=0) / np.where(total > 0, total, 1.0), 0.0)
-    return said, _softmax(np.log(np.maximum(writers, np.finfo(float).tiny)) + say * mean)
+    told = (heard * says[:, None] * opinions).sum(axis=0)
+    mean = np.where(total > 0, told / np.where(total > 0, total, 1.0), 0.0)
+    return said, _softmax(np.log(np.maximum(writers, np.finfo(float).tiny)) + mean)
 
 
 def _opinion(per_byte: FloatArray, own: BoolArray) -> FloatArray:

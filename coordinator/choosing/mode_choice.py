@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moe2.coordinator.choosing.consensus import SAME_VALUE, voted_value
-from moe2.coordinator.choosing.fine_level import expected_j, net_value
+from moe2.coordinator.choosing.fine_level import net_value
 from moe2.coordinator.choosing.quality import RosterVotes
 from moe2.coordinator.choosing.result import NoExpert, Selection
 
@@ -44,7 +44,7 @@ def _net(decided: Selection, places: list[int], votes: RosterVotes) -> float:
     value = voted_value(outlook, votes, places)
     if value is None:
         value = float(outlook.prompt_scores.scores[places].max())
-    return value - outlook.price_per_j * float(expected_j(outlook.forecast.energy_j)[places].sum())
+    return value - outlook.price_per_j * float(outlook.forecast.expected_j[places].sum())
 
 
 def _places(decided: Selection) -> list[int]:

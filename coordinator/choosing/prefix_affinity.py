@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from moe2.common.link.messages import JobUsage
 from moe2.common.link.prompts import ChatPrompt, TextPrompt
-from moe2.coordinator.fleet.table import agent_of
+from moe2.coordinator.fleet.table import Expert, agent_of
 
 MAX_CONVERSATIONS = 4096
 HASH_BYTES = 16
@@ -38,6 +39,16 @@ class Affinity:
     expert_key: str
     cached_tokens: int
     """How many tokens of the prompt it is expected to hold."""
+    identity: str | None = None
+    """What the model was (`Expert.identity`) that answered; None where nobody has said."""
+
+    def holds_in(self, experts: Sequence[Expert]) -> bool:
+        """False where the expert serves another file by now, which has none of this in its cache."""
+        found = next((expert for expert in experts if expert.key == self.expert_key), None)
+        if found is None or self.identity is None:
+            return True
+        # Until a file's checksum is known its name stands for it.
+        return found.identity == self.identity or found.model in (self.identity, found.identity)
 
     def cached(self, keys: tuple[str, ...], prompt_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Returns (N,) tokens of the prompt that each expert is expected to hold; one is left to prefill at least.
@@ -87,10 +98,12 @@ class Affinities:
         known = self._longest(chain)
         return known if known and self._held.get(known.expert_key, 1.0) >= MIN_HELD else None
 
-    def answered(self, chain: tuple[Prefix, ...], expert_key: str, usage: JobUsage) -> None:
+    def answered(
+        self, chain: tuple[Prefix, ...], expert_key: str, usage: JobUsage, identity: str | None = None
+    ) -> None:
         """Remember that an expert has answered this conversation and now holds it, and whether it held its beginning.
 
-        chain: hashes as of `prefixes`. usage: what the expert reported of the job.
+        chain: hashes as of `prefixes`. usage: what the expert reported of the job. identity: of the expert's model.
         """
         if not chain or usage.prompt_tokens is None:
             return
@@ -103,7 +116,7 @@ class Affinities:
             was_held = usage.cached_tokens >= 0.5 * min(known.cached_tokens, usage.prompt_tokens)
             held = self._held.get(expert_key, 1.0)
             self._held[expert_key] = _FORGETTING * held + (1 - _FORGETTING) * was_held
-        self._known[chain[-1]] = Affinity(expert_key, held_tokens)
+        self._known[chain[-1]] = Affinity(expert_key, held_tokens, identity)
         self._known.move_to_end(chain[-1])
         if len(self._known) > self._max_conversations:
             self._known.popitem(last=False)

@@ -101,7 +101,7 @@ class Scorer:
     """Scores experts with the gate, which it keeps fitted to the fleet's models.
 
     gate: None where no checkpoint is configured; priors then stand in. kinds: names of the prompt kinds of the gate's
-    task head. tallies: users' scores by model; they move the priors.
+    task head. tallies: users' scores by the checksum of a model's file, or its name; they move the priors.
     """
 
     def __init__(self, gate: Gate | None, kinds: Sequence[str] = (), tallies: Mapping[str, Tally] = NO_TALLIES) -> None:
@@ -182,15 +182,20 @@ class Scorer:
     def _facts_of(self, expert: Expert, also_called: tuple[str, ...]) -> ExpertFacts:
         """What is known of an expert's model: its name, its size as read from the file if known, and users' scores.
 
-        also_called: other names of the same file, whose scores are its own.
+        also_called: other names of the same file, whose scores and whose family are its own.
         """
-        named = facts_from_name(expert.model)
+        names = sorted((expert.model, *also_called))
+        told = [facts_from_name(name) for name in names]
+        family = next((one.family for one in told if one.family), None)
+        parameters = next((one.parameters for one in told if one.parameters), None)
         size = expert.report.parameters
-        tallies = [self._tallies.get(name, Tally()) for name in (expert.model, *also_called)]
+        tallies = [self._tallies.get(name, Tally()) for name in names]
+        if expert.report.file_sha256 is not None:
+            tallies.append(self._tallies.get(expert.report.file_sha256, Tally()))
         return ExpertFacts(
             expert.model,
-            named.family,
-            float(size) if size else named.parameters,
+            family,
+            float(size) if size else parameters,
             feedback_sum=sum(tally.total for tally in tallies),
             feedback_count=sum(tally.count for tally in tallies),
             also_called=also_called,

@@ -83,8 +83,8 @@ class Budgets(Settings):
 
     def over(self, fallback: Budgets) -> Budgets:
         """These limits, and those of `fallback` where this sets none."""
-        own = {name: value for name, value in self if value is not None and name in Budgets.model_fields}
-        return fallback.model_copy(update=own)
+        own = {name: value for name in _LIMITS if (value := getattr(self, name)) is not None}
+        return fallback.model_copy(update=own) if own else fallback
 
     def after(self, seconds: float, joules: float) -> Budgets:
         """The budgets that are left once a failed attempt has used up so many seconds and joules; never below 0."""
@@ -113,6 +113,7 @@ class Budgets(Settings):
         return (self.latency_budget_s, self.ttft_budget_s, self.tpot_budget_s) != (None, None, None)
 
 
+_LIMITS = tuple(Budgets.model_fields)
 NO_BUDGETS = Budgets()
 
 
@@ -135,7 +136,7 @@ class CategoryBudgets(Budgets):
     @property
     def limits(self) -> Budgets:
         """The limits of each request, without the average."""
-        return Budgets(**{name: value for name, value in self if name in Budgets.model_fields})
+        return Budgets(**{name: getattr(self, name) for name in _LIMITS})
 
 
 class Wish(Budgets):
@@ -167,8 +168,7 @@ def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets], ke
     fallback = categories[category].over(default) if category in categories else default
     if key is not NO_BUDGETS:
         fallback = key.over(fallback)
-    own = {name: value for name, value in wish if value is not None and name in Budgets.model_fields}
-    return fallback.model_copy(update=own)
+    return wish.over(fallback)
 
 
 @dataclass(frozen=True)

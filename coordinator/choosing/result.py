@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+
 from moe2.common.error_codes import ErrorCode
-from moe2.coordinator.choosing.forecast import Forecast, IntArray, Prediction
+from moe2.coordinator.choosing.forecast import FloatArray, Forecast, IntArray, Prediction
 from moe2.coordinator.choosing.panel_cost import Work
 from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.quality import PromptScores, SetWorth
@@ -60,20 +62,35 @@ class Outlook:
     prices: tuple[ScopePrice, ...] = ()
     """The average budgets that hold for the request, with their prices."""
 
+    @cached_property
+    def net_scores(self) -> FloatArray:
+        """(N,) each expert's score for the prompt, less the price of the joules to expect of it."""
+        scores = self.prompt_scores.scores
+        if self.price_per_j == 0.0:
+            return scores
+        return np.asarray(scores - self.price_per_j * self.forecast.expected_j)
+
     def at(self, place: int) -> Considered:
-        """The figures of the expert at `place` in the roster."""
-        return Considered(
-            self.forecast.roster.experts[place],
-            self.forecast.prediction(place),
-            float(self.prompt_scores.scores[place]),
-            bool(self.prompt_scores.trained[place]),
-        )
+        """The figures of the expert at `place` in the roster, the same object each time."""
+        found = self._seen.get(place)
+        if found is None:
+            found = self._seen[place] = Considered(
+                self.forecast.roster.experts[place],
+                self.forecast.prediction(place),
+                float(self.prompt_scores.scores[place]),
+                bool(self.prompt_scores.trained[place]),
+            )
+        return found
 
     def member(self, place: int, weight: float) -> Member:
         """The expert at `place` in the roster, as a member of a panel."""
         one = self.at(place)
         parts = tuple(part.prediction(place) for part in self.work.parts) if self.work else ()
         return Member(one.expert, one.prediction, one.score, weight, parts)
+
+    @cached_property
+    def _seen(self) -> dict[int, Considered]:
+        return {}
 
     @cached_property
     def considered(self) -> tuple[Considered, ...]:

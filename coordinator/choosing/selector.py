@@ -51,7 +51,6 @@ from moe2.coordinator.choosing.request import (
 )
 from moe2.coordinator.choosing.result import Member, NoExpert, Outlook, Selection
 from moe2.coordinator.fleet.table import Expert, HostPower
-from moe2.coordinator.planning.exclusions import Cause
 from moe2.coordinator.planning.frontier import FrontierPoint, frontier
 from moe2.coordinator.planning.proof import Plan
 from moe2.coordinator.planning.search import Effort
@@ -141,8 +140,9 @@ class Selector:
         budgets = whole.after(request.elapsed_s, request.spent_j)
         prompt_tokens = self._prompt_tokens(roster, request.demand)
         cached_tokens = np.zeros_like(prompt_tokens)
-        if request.affinity is not None:
-            cached_tokens = request.affinity.cached(roster.keys, prompt_tokens)
+        affinity = request.affinity if request.affinity and request.affinity.holds_in(roster.experts) else None
+        if affinity is not None:
+            cached_tokens = affinity.cached(roster.keys, prompt_tokens)
         case = Case(
             roster=roster,
             load=Load(
@@ -157,7 +157,7 @@ class Selector:
             budgets=budgets,
             ruled_out=ruled_out,
             category=category,
-            affinity=request.affinity,
+            affinity=affinity,
             draw=self._draw(request.demand, experts, in_flight, hosts),
             price_per_j=request.price_per_j + sum(price.price_per_j for price in prices),
             prices=prices,
@@ -359,7 +359,7 @@ class Selector:
 
     def _prompt_tokens(self, roster: Roster, demand: Demand) -> IntArray:
         """(N,) predicted length of the prompt to each expert's model."""
-        lengths = [self.prompts.demand_on(model, demand).prompt_tokens for model in roster.model_names]
+        lengths = [self.prompts.demand_on(model, demand).prompt_tokens for model in roster.different_models]
         return np.array(lengths)[roster.model_place]
 
     def _plan(self, outlook: Outlook, epoch: int) -> Plan:
@@ -449,8 +449,7 @@ def _candidates(plan: Plan, budgets: Budgets) -> IntArray:
     Without `max_experts` that is every expert that keeps the budgets alone: one that adds nothing on average may still
     be the best for this prompt, or the first to be free.
     """
-    places = np.sort(plan.members)
-    return places if budgets.max_experts is not None else np.union1d(places, plan.exclusions.places((Cause.NO_GAIN,)))
+    return plan.within_limits if budgets.max_experts is None else np.sort(plan.members)
 
 
 def _all_ruled_out(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, str]) -> NoExpert:

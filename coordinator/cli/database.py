@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from time import time
 
@@ -81,11 +82,11 @@ def add_commands(commands: Commands[Command]) -> None:
 
 def _import(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments.config)
-    session, state_dir = opened(settings), settings.coordinator.state_dir
-    found = import_files(
-        session, settings.database.own_name, state_dir, settings.ledger_path, state_dir / FEEDBACK_FILE
-    )
-    session.close()
+    state_dir = settings.coordinator.state_dir
+    with closing(opened(settings)) as session:
+        found = import_files(
+            session, settings.database.own_name, state_dir, settings.ledger_path, state_dir / FEEDBACK_FILE
+        )
     sys.stdout.write(
         f"Brought in as {settings.database.own_name}: {found.keys} keys, {found.agents} agents, {found.tokens} "
         f"enrolment tokens, {found.scores} scores, {found.requests} requests, {found.standing} rows of standing "
@@ -95,20 +96,19 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _write_off(arguments: argparse.Namespace) -> int:
-    session = opened(settings_of(arguments.config))
-    known = {row.name: row.seen_s_ago for row in _state(session).coordinators}
-    if arguments.name not in known:
-        raise Moe2Error(
-            f"No coordinator {arguments.name!r} has used the database.",
-            remedy=f"Known are: {', '.join(sorted(known)) or 'none'}.",
-        )
-    if known[arguments.name] < LEASE_S:
-        raise Moe2Error(
-            f"{arguments.name} was there {known[arguments.name]:.0f} s ago, and may use what it has drawn.",
-            remedy=f"End it, and wait {LEASE_S:.0f} s.",
-        )
-    n_budgets = write_off(session, arguments.name, day_of(time()))
-    session.close()
+    with closing(opened(settings_of(arguments.config))) as session:
+        known = {row.name: row.seen_s_ago for row in _state(session).coordinators}
+        if arguments.name not in known:
+            raise Moe2Error(
+                f"No coordinator {arguments.name!r} has used the database.",
+                remedy=f"Known are: {', '.join(sorted(known)) or 'none'}.",
+            )
+        if known[arguments.name] < LEASE_S:
+            raise Moe2Error(
+                f"{arguments.name} was there {known[arguments.name]:.0f} s ago, and may use what it has drawn.",
+                remedy=f"End it, and wait {LEASE_S:.0f} s.",
+            )
+        n_budgets = write_off(session, arguments.name, day_of(time()))
     sys.stdout.write(f"Wrote off what {arguments.name} had drawn of {n_budgets} daily limits.\n")
     return 0
 
@@ -124,9 +124,8 @@ def opened(settings: CoordinatorSettings) -> Session:
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    session = opened(settings_of(arguments.config))
-    before, after = migrate(session)
-    session.close()
+    with closing(opened(settings_of(arguments.config))) as session:
+        before, after = migrate(session)
     if before == after:
         sys.stdout.write(f"The database is up to date (version {after}).\n")
     else:
@@ -135,9 +134,8 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    session = opened(settings_of(arguments.config))
-    found = _state(session)
-    session.close()
+    with closing(opened(settings_of(arguments.config))) as session:
+        found = _state(session)
     if arguments.json:
         sys.stdout.write(f"{msgspec.json.encode(found).decode()}\n")
         return 0

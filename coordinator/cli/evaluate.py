@@ -190,7 +190,7 @@ def _show_votes(report: VoteReport, console: Console) -> None:
     far = [found for found in report.behind_best if found.behind_points > found.behind_se]
     for found in far:
         console.print(
-            f"auto is behind {found.best_policy} in pool {found.pool!r} within {found.target_j} J by "
+            f"{found.policy} is behind {found.best_policy} in pool {found.pool!r} within {found.target_j} J by "
             f"{found.behind_points:.2f} ± {found.behind_se:.2f} points."
         )
     if not far:

@@ -9,11 +9,14 @@ import argparse
 import csv
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import time
 from typing import Any, TextIO
 
 import msgspec
+from msgspec.structs import replace
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -24,9 +27,24 @@ from moe2.common.terminal import figures, parts
 from moe2.common.terminal.commandline import add_config
 from moe2.common.terminal.figures import UNKNOWN, UNMEASURED, fact_line, known, printable
 from moe2.common.terminal.screen import table_console
-from moe2.coordinator.ledger.report import By, RequestRow, Span, StandingReport, SumRow, requests, standing, sums
+from moe2.coordinator.database.books import Contributor, Others, requests_of_others, sums_of_others
+from moe2.coordinator.database.postgresql import Session
+from moe2.coordinator.ledger.accounts import day_of
+from moe2.coordinator.ledger.report import (
+    By,
+    RequestRow,
+    Span,
+    StandingReport,
+    SumRow,
+    answered_in,
+    requests,
+    standing_hosts,
+    standing_report,
+    sums,
+    together,
+)
 from moe2.coordinator.ledger.schema import reading
-from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, settings_of
+from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
 
 Row = SumRow | RequestRow
 Rows = tuple[SumRow, ...] | tuple[RequestRow, ...]
@@ -54,23 +72,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", metavar="FILE", help="write a CSV file; - is the standard output")
     form.add_argument("--json", action="store_true", help="one JSON document")
-    parser.add_argument("--database", type=Path, metavar="FILE", help="the ledger, if not the one of --config")
+    parser.add_argument(
+        "--own", action="store_true", help="this coordinator's requests alone, where several share a database"
+    )
+    parser.add_argument(
+        "--database", type=Path, metavar="FILE", help="the ledger, if not the one of --config; that file alone is read"
+    )
     add_config(parser, DEFAULT_CONFIG_PATH)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints or exports the rows and returns the exit code. Raises `Moe2Error` if the ledger cannot be read."""
-    path = arguments.database or _configured(arguments.config)
+    settings = None if arguments.database else settings_of(arguments.config)
+    path = settings.ledger_path if settings else arguments.database
     span = _span(arguments)
     is_export = arguments.csv is not None or arguments.json
+    most = arguments.most if arguments.most is not None or is_export else SHOWN_REQUESTS
+    others = None if settings is None or arguments.own else _others(settings, arguments, span, most)
     with reading(path) as connection:
         if arguments.standing:
-            return _standing(arguments, standing(connection, span))
+            hosts = standing_hosts(connection, span) if others is None else others.hosts
+            ledgers = (answered_in(connection, span), *((others.answered,) if others else ()))
+            return _standing(arguments, standing_report(hosts, ledgers))
         if arguments.requests:
-            most = arguments.most if arguments.most is not None or is_export else SHOWN_REQUESTS
             found: Rows = tuple(requests(connection, span, most=most))
+            if others is not None and settings is not None:
+                found = _newest((*found, *others.requests), settings.database.own_name, most)
         else:
-            found = sums(connection, arguments.by, span)
+            found = together(sums(connection, arguments.by, span), others.sums if others else ())
     if arguments.csv is not None:
         _write_csv(arguments.csv, found)
     elif arguments.json:
@@ -78,6 +107,43 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _show(found, str(arguments.by))
     return 0
+
+
+def _others(
+    settings: CoordinatorSettings, arguments: argparse.Namespace, span: Span, most: int | None
+) -> Others | None:
+    """What other coordinators have shipped, with a note of whom and until when; None where nobody else is known.
+
+    Where the database cannot be asked, that is said, and this coordinator's own requests are shown.
+    """
+    if settings.database.url is None:
+        return None
+    own = settings.database.own_name
+    try:
+        with closing(Session(settings.database.url, name="moe2-coordinator ledger")) as session:
+            if arguments.requests:
+                found = requests_of_others(session, own, span, most)
+            else:
+                found = sums_of_others(session, own, arguments.by, span, day_of(time()))
+    except Moe2Error as error:
+        sys.stderr.write(f"Only what this coordinator ({own}) has answered is shown: {error}\n")
+        return None
+    names = [f"{own} (this one)", *map(_until_when, found.contributors)]
+    sys.stderr.write(f"Requests of {len(names)} coordinators: {', '.join(names)}.\n")
+    return found
+
+
+def _until_when(one: Contributor) -> str:
+    if one.complete_s_ago is None:
+        return f"{printable(one.name)} (it has not said how far it has shipped)"
+    return f"{printable(one.name)} (whole until {one.complete_s_ago:.0f} s ago)"
+
+
+def _newest(rows: Sequence[RequestRow], own: str, most: int | None) -> tuple[RequestRow, ...]:
+    """Sorts requests of several coordinators by time, the oldest first, and of them returns the newest `most`."""
+    named = [row if row.coordinator else replace(row, coordinator=own) for row in rows]
+    by_time = sorted(named, key=lambda row: row.at_unix_s)
+    return tuple(by_time if most is None else by_time[max(0, len(by_time) - most) :])
 
 
 def _standing(arguments: argparse.Namespace, found: StandingReport) -> int:
@@ -165,11 +231,6 @@ def _span(arguments: argparse.Namespace) -> Span:
         return Span(arguments.day.timestamp(), (arguments.day + timedelta(days=1)).timestamp())
     since, until = arguments.since, arguments.until
     return Span(None if since is None else since.timestamp(), None if until is None else until.timestamp())
-
-
-def _configured(config: Path) -> Path:
-    settings = settings_of(config)
-    return settings.ledger_path
 
 
 def _write_csv(target: str, found: Rows) -> None:

@@ -22,6 +22,7 @@ from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
 
 POLL_S = 0.5
 HASHING_S = 3600.0
+COORDINATOR = "coordinator"
 _ENDED = ("done", "refused", "failed")
 _VERBS = {
     "add": "Serve a further model on hosts, from a file that they have. Done when it is loaded.",
@@ -96,15 +97,21 @@ def _push(arguments: argparse.Namespace) -> int:
         while True:
             rows = [row for row in _pushes(arguments.socket, None) if row.command_id in ids]
             for row in rows:
-                bars.update(tasks[row.command_id], completed=row.done_bytes)
+                told = printable(row.host) + _giver(row)
+                bars.update(tasks[row.command_id], completed=row.done_bytes, description=told)
             if len(rows) < len(ids) or all(row.state in _ENDED for row in rows):
                 break
             time.sleep(POLL_S)
     for row in rows:
-        told = f"{printable(row.host)} has {printable(row.file)}, sha256 {row.sha256[:12]}."
+        told = f"{printable(row.host)} has {printable(row.file)}{_giver(row)}, sha256 {row.sha256[:12]}."
         why = f"{printable(row.host)}: {row.state}. {printable(row.message or '')}".rstrip()
         sys.stdout.write((told if row.state == "done" else why) + "\n")
     return 0 if len(rows) == len(ids) and all(row.state == "done" for row in rows) else 1
+
+
+def _giver(row: PushRow) -> str:
+    """Who gives a file, where that is a neighbour."""
+    return "" if row.source == COORDINATOR else f" from {printable(row.source)}"
 
 
 def progress_bars() -> Progress:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from time import time
 
 import msgspec
 import structlog
@@ -15,6 +16,9 @@ import structlog
 from moe2.coordinator.database.postgresql import Cursor
 from moe2.coordinator.gate.feedback import Feedback
 from moe2.coordinator.provisioning.steering import Wishes
+
+KEEP_SAID_S = 300.0
+"""The time for which a score can be said again to a database that failed over and lost its last commits."""
 
 log = structlog.get_logger()
 
@@ -35,33 +39,54 @@ class Bulletin:
     ) -> None:
         self._lock = threading.Lock()
         self._unsaid = {score.request_id: score for score in own}
+        self._said_lately: dict[str, Feedback] = {}
         self._counted = set(self._unsaid)
         self._read_upto = 0
         self._wishes: Wishes | None = None
         self._on_scores, self._on_wishes = on_scores, on_wishes
 
     def score(self, feedback: Feedback) -> None:
-        """Says a score that this coordinator has counted."""
+        """Tells the other coordinators of a user's score that this one has counted."""
         with self._lock:
             self._unsaid[feedback.request_id] = feedback
             self._counted.add(feedback.request_id)
+
+    def say_now(self, cursor: Cursor, feedback: Feedback) -> bool:
+        """Writes a score that this coordinator counts as soon as the transaction is committed.
+
+        Returns False where the answer has been scored before.
+        """
+        with self._lock:
+            was_counted = feedback.request_id in self._counted
+            # Before it is written, as the notification may be faster than this thread.
+            self._counted.add(feedback.request_id)
+        is_new = False
+        try:
+            _insert(cursor, [feedback])
+            is_new = cursor.rowcount == 1
+        finally:
+            if not is_new and not was_counted:
+                with self._lock:
+                    self._counted.discard(feedback.request_id)
+        return is_new
 
     def wish(self, wishes: Wishes) -> None:
         """Says an operator's wishes, which replace those that were."""
         with self._lock:
             self._wishes = wishes
 
+    def say_again(self) -> None:
+        """Has what was said lately be said once more, and everything be read again. In the membership's thread."""
+        with self._lock:
+            self._unsaid = self._said_lately | self._unsaid
+            self._read_upto = 0
+
     def write(self, cursor: Cursor) -> None:
         """Writes what has not come back yet."""
         with self._lock:
             scores, wishes = tuple(self._unsaid.values()), self._wishes
         if scores:
-            # Numbers are given and committed in one order, so that a reader misses none.
-            cursor.execute("LOCK TABLE feedback IN SHARE ROW EXCLUSIVE MODE")
-            cursor.executemany(
-                "INSERT INTO feedback (request_id, record) VALUES (%s, %s::jsonb) ON CONFLICT DO NOTHING",
-                [(score.request_id, _json(score)) for score in scores],
-            )
+            _insert(cursor, scores)
         if wishes is not None:
             cursor.execute(
                 "INSERT INTO wishes (record) VALUES (%s::jsonb) ON CONFLICT (only_row) DO UPDATE "
@@ -81,13 +106,20 @@ class Bulletin:
                 log.error("feedback_not_understood", error=str(error))
                 continue
             with self._lock:
-                self._unsaid.pop(score.request_id, None)
+                self._came_back(score)
                 if score.request_id in self._counted or not 0 <= score.score <= 1:
                     continue
                 self._counted.add(score.request_id)
             others.append(score)
         if others:
             self._on_scores(others)
+
+    def _came_back(self, score: Feedback) -> None:
+        own, oldest_unix_s = self._unsaid.pop(score.request_id, None), time() - KEEP_SAID_S
+        if own is not None:
+            self._said_lately[own.request_id] = own
+        while self._said_lately and next(iter(self._said_lately.values())).at_unix_s < oldest_unix_s:
+            del self._said_lately[next(iter(self._said_lately))]
 
     def load_wishes(self, cursor: Cursor) -> None:
         """Reads the wishes, and hands them out where they are not this coordinator's own latest."""
@@ -106,6 +138,15 @@ class Bulletin:
             is_newer_here = self._wishes is not None
         if not is_newer_here:
             self._on_wishes(wishes)
+
+
+def _insert(cursor: Cursor, scores: Iterable[Feedback]) -> None:
+    # Numbers are given and committed in one order, so that a reader misses none.
+    cursor.execute("LOCK TABLE feedback IN SHARE ROW EXCLUSIVE MODE")
+    cursor.executemany(
+        "INSERT INTO feedback (request_id, record) VALUES (%s, %s::jsonb) ON CONFLICT DO NOTHING",
+        [(score.request_id, _json(score)) for score in scores],
+    )
 
 
 def _json(value: object) -> str:

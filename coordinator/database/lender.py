@@ -38,6 +38,8 @@ RENEW_EVERY_S = 0.5
 RETRY_S = 1.0
 """After a draw that failed no other is tried for so long."""
 CLOSE_S = 2.0
+DRAW_TIMEOUT_S = 2.0
+"""The time after which a request is not kept waiting for a database that does not answer."""
 RECALL_S = 0.1
 """The time that others get to give back what they hold beyond one request's worth."""
 RECALL = "recall "
@@ -62,6 +64,8 @@ class _Budget:
     """When it was last heard what others hold after they had been asked to give it back."""
     must_recall: bool = False
     """Whether others are to be asked before the next draw."""
+    is_unsure: bool = False
+    """Whether a draw failed that the database may have carried out: it may hold more as drawn than is known here."""
     wanted: dict[Resource, int] = field(default_factory=dict)
     """The largest needs of requests that wait."""
 
@@ -237,6 +241,9 @@ class Lender:
             asks: dict[Resource, Ask] = {}
             for resource, lease in budget.leases.items():
                 ask = lease.renewal(self._used(budget, resource), self._clock(), self._n_coordinators)
+                if ask is None and budget.is_unsure:
+                    used = self._used(budget, resource)
+                    ask = Ask(used + lease.free(used, self._clock()))
                 if ask is not None:
                     asks[resource] = ask
             self._draw(budget, asks)
@@ -250,18 +257,27 @@ class Lender:
     async def _drawn(self, budget: _Budget, asks: dict[Resource, Ask]) -> None:
         recalls, budget.must_recall = budget.must_recall, False
         try:
-            answers = {} if recalls else await self._in_thread(self._ask, budget, asks)
-            if recalls or any(answers[resource].drawn - ask.keep < ask.least for resource, ask in asks.items()):
-                # Others may hold more than they need.
-                recalls = True
-                await self._in_thread(self._recall, budget.principal.key_id or "")
-                await asyncio.sleep(RECALL_S)
-                answers = await self._in_thread(self._ask, budget, asks)
-        except DatabaseError as error:
-            budget.failed_s = self._clock()
-            log.warning("budget_not_drawn", key=budget.principal.name, reason=str(error))
+            async with asyncio.timeout(DRAW_TIMEOUT_S):
+                answers = {} if recalls else await self._in_thread(self._ask, budget, asks)
+                if recalls or any(answers[resource].drawn - ask.keep < ask.least for resource, ask in asks.items()):
+                    # Others may hold more than they need.
+                    recalls = True
+                    await self._in_thread(self._recall, budget.principal.key_id or "")
+                    await asyncio.sleep(RECALL_S)
+                    answers = await self._in_thread(self._ask, budget, asks)
+        except Exception as error:
+            if not budget.is_unsure:
+                is_foreseen = isinstance(error, DatabaseError | TimeoutError)
+                reason = str(error) or "the database does not answer"
+                log.warning(
+                    "budget_not_drawn",
+                    key=budget.principal.name,
+                    reason=reason,
+                    exc_info=None if is_foreseen else error,
+                )
+            budget.failed_s, budget.is_unsure = self._clock(), True
         else:
-            budget.failed_s = -math.inf
+            budget.failed_s, budget.is_unsure = -math.inf, False
             if recalls:
                 budget.recalled_s = self._clock()
             for resource, answer in answers.items():

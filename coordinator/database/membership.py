@@ -22,6 +22,7 @@ from moe2.coordinator.database.postgresql import (
     DatabaseError,
     DatabaseUnreachableError,
     Session,
+    defect_of,
 )
 from moe2.coordinator.database.schema import check_version
 
@@ -84,8 +85,9 @@ class Membership:
     """Keeps this coordinator a member from `start` to `stop`.
 
     cell: the fleet that it serves; each has chores of its own. loads: how each subject is read, by its name; it is read
-    whenever it changes. write: says what there is to say, at each poll. on_change: called in the thread after subjects
-    were read, or chores came or went. on_news: called in the thread with each notification.
+    whenever it changes. write: says what there is to say, at each poll. on_connected: called in the thread at the first
+    poll of each connection, whose server may have failed over and not have all that was known before. on_change: called
+    in the thread after subjects were read, or chores came or went. on_news: called there with each notification.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Membership:
         cell: str = "main",
         loads: Mapping[str, Load] | None = None,
         write: Load | None = None,
+        on_connected: Callable[[], None] = lambda: None,
         on_change: Callable[[], None] = lambda: None,
         on_news: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time,
@@ -108,7 +111,7 @@ class Membership:
         self._write = write
         self.gate_sha256: str | None = None
         """The digest of the gate's file that this coordinator uses."""
-        self._on_change, self._on_news = on_change, on_news
+        self._on_connected, self._on_change, self._on_news = on_connected, on_change, on_news
         self._clock = clock
         self._seen: dict[str, int] = {}
         self._locks = _Locks()
@@ -192,6 +195,8 @@ class Membership:
             except DatabaseError as error:
                 if not self._stopping.is_set():
                     self._failed(error)
+            except Exception as error:
+                self._failed_unforeseen(error)
             if not self._stopping.is_set():
                 self._poll_and_tell()
         self.session.close()
@@ -202,8 +207,18 @@ class Membership:
             self.standing = self._poll()
         except DatabaseError as error:
             self._failed(error)
+        except Exception as error:
+            self._failed_unforeseen(error)
         if held != self.standing.holds_chores or seen != self._seen:
             self._on_change()
+
+    def _failed_unforeseen(self, error: Exception) -> None:
+        """Goes on after a defect: without this thread the copies would grow old until no key is believed any more."""
+        fault = defect_of(error)
+        if str(self.standing.error) != str(fault):
+            log.error("database_work_failed", exc_info=error)
+        self.session.close()
+        self._failed(fault)
 
     def _failed(self, error: DatabaseError) -> None:
         former = self.standing
@@ -244,6 +259,8 @@ class Membership:
                 remedy="Give each coordinator a name of its own: database.name.",
             )
         cursor.execute("LISTEN moe2")
+        self._seen = {}
+        self._on_connected()
         self._locks = _Locks(self.session.n_opened)
 
     def _load_changed(self, cursor: Cursor) -> dict[str, int]:

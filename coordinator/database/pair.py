@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
@@ -12,10 +12,12 @@ from typing import TypeVar
 import structlog
 
 from moe2.common.health import HealthWarning, Severity
+from moe2.coordinator.database.answers import SharedAnswers
+from moe2.coordinator.database.books import SharedBooks
 from moe2.coordinator.database.bulletin import Bulletin
 from moe2.coordinator.database.lender import RECALL, Lender
 from moe2.coordinator.database.membership import Membership, trouble
-from moe2.coordinator.database.postgresql import Session
+from moe2.coordinator.database.postgresql import Cursor, DatabaseError, Session, defect_of
 from moe2.coordinator.database.rates import SharedRates
 from moe2.coordinator.database.settings import DatabaseSection
 from moe2.coordinator.database.shared_keys import KeyCopy
@@ -29,6 +31,7 @@ from moe2.coordinator.provisioning.steering import Wishes
 
 CLOSE_S = 5.0
 WATCH_EVERY_S = 1.0
+RETRY_S = 1.0
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -60,8 +63,8 @@ class Pair:
         self.name = section.own_name
         self.n_coordinators = section.coordinators
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._sessions = [Session(url, name=self.name) for _ in range(5)]
-        of_membership, of_shipper, of_register, of_lender, of_rates = self._sessions
+        self._sessions = [Session(url, name=self.name) for _ in range(7)]
+        of_membership, of_shipper, of_register, of_lender, of_rates, of_answers, of_books = self._sessions
         self.keys = KeyCopy(lambda: self.membership.has_good_copies)
         self.register = SharedRegister(of_register, lambda: self.membership.has_good_copies)
         self.bulletin = Bulletin(scores, on_scores=self._on_loop(on_scores), on_wishes=self._on_loop(on_wishes))
@@ -75,7 +78,8 @@ class Pair:
                 "feedback": self.bulletin.load_scores,
                 "wishes": self.bulletin.load_wishes,
             },
-            write=self.bulletin.write,
+            write=self._write,
+            on_connected=self._connected,
             on_change=lambda: self._on_loop(lambda _: on_change())(None),
             on_news=self._on_loop(self._heard),
         )
@@ -83,7 +87,11 @@ class Pair:
             of_lender, self.name, accounts=accounts, n_coordinators=section.coordinators, on_news=on_lease
         )
         self.rates = SharedRates(of_rates, prices, n_coordinators=section.coordinators)
+        self.answers = SharedAnswers(of_answers, self.bulletin)
+        self.books = SharedBooks(of_books, self.name, section.cell)
         self._shipper = Shipper(of_shipper, ledger, self.name)
+        self._failure: DatabaseError | None = None
+        """Why a work that goes on all the time broke off, until it has gone on for a while."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -93,7 +101,8 @@ class Pair:
         self.membership.start()
         self._shipper.start()
         watch, lend, rate = (
-            asyncio.create_task(work) for work in (self._cut_hanging(), self.lender.run(), self.rates.run())
+            asyncio.create_task(self._kept_running(work))
+            for work in (self._cut_hanging, self.lender.run, self.rates.run)
         )
         try:
             yield
@@ -105,6 +114,8 @@ class Pair:
             rate.cancel()
             await self.lender.close()
             await self.rates.close()
+            self.answers.close()
+            self.books.close()
             watch.cancel()
             self.register.close()
 
@@ -119,6 +130,8 @@ class Pair:
         state = self._shipper.state
         if state.error is not None and self.membership.standing.error is None:
             found.append(trouble(state.error))
+        if self._failure is not None:
+            found.append(trouble(self._failure))
         if state.n_refused:
             found.append(
                 HealthWarning(
@@ -130,6 +143,20 @@ class Pair:
                 )
             )
         return tuple(found)
+
+    def _write(self, cursor: Cursor) -> None:
+        """Says what there is to say at each poll: words, and how far the books have been shipped."""
+        self.bulletin.write(cursor)
+        complete_s = self._shipper.complete_s
+        if complete_s is not None:
+            cursor.execute(
+                "UPDATE coordinators SET shipped_at = clock_timestamp() - make_interval(secs => %s) WHERE name = %s",
+                [monotonic() - complete_s, self.name],
+            )
+
+    def _connected(self) -> None:
+        self.register.doubt()
+        self.bulletin.say_again()
 
     def _heard(self, word: str) -> None:
         if word.startswith(RECALL):
@@ -144,6 +171,16 @@ class Pair:
                 self._loop.call_soon_threadsafe(act, argument)
 
         return later
+
+    async def _kept_running(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Does a work without end until it is cancelled, again where a defect has ended it."""
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                log.exception("database_work_failed")
+                self._failure = defect_of(error)
+            await asyncio.sleep(RETRY_S)
 
     async def _cut_hanging(self) -> None:
         while True:

@@ -44,6 +44,9 @@ class Cursor(Protocol):
     @property
     def rowcount(self) -> int: ...
 
+    @property
+    def description(self) -> Any: ...
+
     def execute(self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> object: ...
 
     def executemany(self, query: str, params_seq: Iterable[Sequence[Any]]) -> None: ...
@@ -152,6 +155,14 @@ class Session:
             )
             self.n_opened += 1
         return self._connection
+
+
+def defect_of(error: Exception) -> DatabaseError:
+    """Returns the error for work with the database that failed in a way that nobody has foreseen."""
+    return DatabaseError(
+        f"The work with the database failed: {type(error).__name__}: {error}.",
+        remedy="It is tried again; see the coordinator's log, and report it as a defect of moe2.",
+    )
 
 
 def _is_broken(error: Exception) -> bool:

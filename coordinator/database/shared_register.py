@@ -64,6 +64,12 @@ class SharedRegister:
             self._session.close()
             self._lock.release()
 
+    def doubt(self) -> None:
+        """Has the copy be made anew at the next load, also of a database that failed over and has not got the last
+        changes."""
+        if self._known is not None:
+            self._known = (-1, self._known[1])
+
     def load(self, cursor: Cursor) -> None:
         """Makes the copy anew where it is not that of the last change. Raises `DatabaseError`."""
         self._adopt((_revision(cursor), self._fresh(cursor)))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import structlog
 
-from moe2.coordinator.database.postgresql import Cursor, DatabaseError, DatabaseRowError, Session
+from moe2.coordinator.database.postgresql import Cursor, DatabaseError, DatabaseRowError, Session, defect_of
 from moe2.coordinator.database.schema import check_version
 from moe2.coordinator.ledger.entry import StandingEntry
 from moe2.coordinator.ledger.journal import ATTEMPT_COLUMNS, REQUEST_COLUMNS, Journal, JournalError, Shipment
@@ -59,7 +60,10 @@ class Shipper:
         self._on_shipped = on_shipped
         self._every_s = every_s
         self.state = Shipping()
+        self.complete_s: float | None = None
+        """All that had been recorded by then has been shipped, monotonic; None where that was never so."""
         self._seen_opened = 0
+        """The connection for which it has been settled what is to be shipped again."""
         self._stopping = threading.Event()
         self._hurry = threading.Event()
         # A daemon thread: a database that hangs must not keep the coordinator from ending.
@@ -77,40 +81,57 @@ class Shipper:
         return not self._thread.is_alive() and self.state.error is None and not self.state.n_waiting
 
     def _run(self) -> None:
-        journal = Journal(self._path)
-        try:
-            while not self._stopping.is_set():
+        journal: Journal | None = None
+        is_last = False
+        while not is_last:
+            is_last = self._stopping.is_set()
+            if not is_last:
                 self._hurry.wait(self._every_s if self.state.error is None else RETRY_S)
                 self._hurry.clear()
+            try:
+                journal = journal or Journal(self._path)
                 self._ship_all(journal)
-            self._ship_all(journal)
-        finally:
+            except JournalError as error:
+                self._stands_still(_unreadable(error), self.state.n_waiting)
+            except Exception as error:
+                # Without this thread nothing would be shipped any more, and nobody would be told.
+                self.session.close()
+                self._stands_still(defect_of(error), self.state.n_waiting, error)
+        if journal is not None:
             journal.close()
-            self.session.close()
+        self.session.close()
 
     def _ship_all(self, journal: Journal) -> None:
         n_shipped, n_refused = self.state.n_shipped, self.state.n_refused
         try:
-            while shipment := self._next(journal):
+            while True:
+                began_s = monotonic()
+                if (shipment := self._next(journal)) is None:
+                    self.complete_s = began_s
+                    break
                 refused = self._ship(shipment)
-                if self._reconnected():
+                if self._seen_opened != self.session.n_opened:
                     # It may be another server, which has not got what the last one had.
                     log.info("journal_shipped_again", entries=journal.again())
+                    self._seen_opened = self.session.n_opened
                     continue
                 journal.shipped(shipment.upto)
                 n_refused += refused
                 n_shipped += len(shipment.requests) + len(shipment.standing)
                 self._on_shipped()
-            n_waiting, fault = 0, None
         except DatabaseError as error:
-            n_waiting, fault = self._n_waiting(journal), error
-        except JournalError as error:
-            n_waiting, fault = self.state.n_waiting, DatabaseError(f"The ledger cannot be read for shipping: {error}.")
-        if fault is not None and (self.state.error is None or str(self.state.error) != str(fault)):
-            log.error("journal_not_shipped", error=str(fault), waiting=n_waiting)
-        elif fault is None and self.state.error is not None:
-            log.info("journal_shipped_after_all")
-        self.state = Shipping(fault, n_waiting, n_shipped, n_refused)
+            self.state = replace(self.state, n_shipped=n_shipped, n_refused=n_refused)
+            self._stands_still(error, self._n_waiting(journal))
+        else:
+            if self.state.error is not None:
+                log.info("journal_shipped_after_all")
+            self.state = Shipping(n_shipped=n_shipped, n_refused=n_refused)
+
+    def _stands_still(self, fault: DatabaseError, n_waiting: int, defect: Exception | None = None) -> None:
+        """Notes why nothing is shipped now; it is tried again."""
+        if str(self.state.error) != str(fault):
+            log.error("journal_not_shipped", error=str(fault), waiting=n_waiting, exc_info=defect)
+        self.state = replace(self.state, error=fault, n_waiting=n_waiting)
 
     def _next(self, journal: Journal) -> Shipment | None:
         shipment = journal.next(MAX_PER_BATCH)
@@ -119,11 +140,6 @@ class Shipper:
             with self.session.transaction() as cursor:
                 check_version(cursor)
         return shipment if shipment.upto else None
-
-    def _reconnected(self) -> bool:
-        """Whether the connection is another one than at the last time, also at the first one after a start."""
-        before, self._seen_opened = self._seen_opened, self.session.n_opened
-        return before != self.session.n_opened
 
     def _n_waiting(self, journal: Journal) -> int:
         try:
@@ -207,6 +223,13 @@ def _halves(shipment: Shipment) -> tuple[Shipment, ...]:
     return tuple(
         Shipment(shipment.upto, part, tuple(row for row in shipment.attempts if row[0] in {one[0] for one in part}))
         for part in (shipment.requests[:middle], shipment.requests[middle:])
+    )
+
+
+def _unreadable(error: Exception) -> DatabaseError:
+    return DatabaseError(
+        f"The ledger cannot be used for shipping: {error}.",
+        remedy="Make room on its disk, or end what locks it; it is tried again every second.",
     )
 
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import TypeVar
+
+import msgspec
+
+T = TypeVar("T")
 
 MAX_FIGURE = 1e15
 """The largest count, byte size or coefficient that a host could mean."""
@@ -12,6 +17,28 @@ MAX_TOKENS = 10**9
 MAX_NAME_CHARACTERS = 128
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Characters that would break a line of a log, or cannot be written at all."""
+MAX_TEXT_CHARACTERS = 2000
+"""The most characters of a text that is only shown."""
+
+
+def shown(value: T, most: int = MAX_TEXT_CHARACTERS) -> T:
+    """Returns a value whose texts can be shown: no control characters, and none longer than `most`.
+
+    value: a text, a struct or tuple that holds some, or anything else. What needs no change is returned as it is.
+    """
+    made: object = value
+    if isinstance(value, str):
+        # A word of an enumeration is a text, too, and sound.
+        is_sound = type(value) is not str or (len(value) <= most and CONTROL.search(value) is None)
+        made = value if is_sound else CONTROL.sub(" ", value[:most])
+    elif isinstance(value, msgspec.Struct):
+        fields = {name: getattr(value, name) for name in value.__struct_fields__}
+        changed = {name: text for name, part in fields.items() if (text := shown(part, most)) is not part}
+        made = msgspec.structs.replace(value, **changed) if changed else value
+    elif isinstance(value, tuple):
+        parts = tuple(shown(part, most) for part in value)
+        made = parts if any(new is not old for new, old in zip(parts, value, strict=True)) else value
+    return made  # type: ignore[return-value]
 
 
 def range_fault(name: str, value: float | None, most: float) -> str | None:

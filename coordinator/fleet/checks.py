@@ -47,7 +47,6 @@ from moe2.common.link.messages import (
 from moe2.common.link.reports import ExpertReport
 from moe2.common.link.supply import TicketWanted
 from moe2.coordinator.fleet.bounds import (
-    CONTROL,
     MAX_FIGURE,
     MAX_JOULES,
     MAX_NAME_CHARACTERS,
@@ -56,6 +55,7 @@ from moe2.coordinator.fleet.bounds import (
     MAX_WATTS,
     name_fault,
     range_fault,
+    shown,
 )
 from moe2.coordinator.fleet.report_checks import sound_report
 
@@ -67,7 +67,6 @@ MAX_PIECE_BYTES = 4096
 FLOAT_BYTES = 4
 MAX_VECTOR_BYTES = 65_536 * FLOAT_BYTES
 _HEX = re.compile(r"(?:[0-9a-f]{2})+")
-MAX_MESSAGE_CHARACTERS = 2000
 MAX_UNKNOWN_JOBS = 256
 """The number of unknown jobs that one frame may name: jobs that this connection was never given, or has ended.
 
@@ -286,7 +285,7 @@ class AgentChecks:
 
     def _failed(self, message: JobFailed) -> Checked:
         code = message.code if message.code in _JOB_CODES else JobErrorCode.INTERNAL
-        text = CONTROL.sub(" ", message.message[:MAX_MESSAGE_CHARACTERS])
+        text = shown(message.message)
         if (code, text) != (message.code, message.message):
             message = replace(message, code=code, message=text)
         if message.usage is None:
@@ -301,8 +300,7 @@ class AgentChecks:
         Whoever has sent the command knows its id.
         """
         code = message.code if message.code is None or message.code in _COMMAND_CODES else CommandErrorCode.INTERNAL
-        text = None if message.message is None else CONTROL.sub(" ", message.message[:MAX_MESSAGE_CHARACTERS])
-        return Checked((replace(message, code=code, message=text),))
+        return Checked((replace(shown(message), code=code),))
 
     def _ended(self, message: JobDone | JobScored | JobFailed, usage: JobUsage) -> Checked:
         """Returns the end of a job, with what can be believed of its usage."""
@@ -316,6 +314,7 @@ class AgentChecks:
             faults.append(fault)
             fields = {"prompt_tokens": None, "cached_tokens": 0, "decoded_tokens": given.n_pieces if given else 0}
             fields |= {"reasoning_tokens": None, "reasoning_j": None, "drafted_tokens": None, "accepted_tokens": None}
+            fields |= {"model_drafted_tokens": None, "model_accepted_tokens": None}
         for name in ("queue_s", "prefill_s", "decode_s"):
             if fault := range_fault(name, getattr(usage, name), MAX_SECONDS):
                 faults.append(fault)
@@ -327,9 +326,10 @@ class AgentChecks:
         elif fault := range_fault("reasoning_j", usage.reasoning_j, MAX_JOULES if joules is None else joules):
             faults.append(fault)
             fields["reasoning_j"] = None
-        if not faults:
+        readable = shown(usage)
+        if not faults and readable is usage:
             return Checked((message,))
-        return Checked((replace(message, usage=replace(usage, **fields)),), tuple(faults), suspends=True)
+        return Checked((replace(message, usage=replace(readable, **fields)),), tuple(faults), suspends=bool(faults))
 
     def _needed(self, message: JobWord, fault: str | None) -> Checked:
         """Returns the message, or the failure of its job where there is a fault: the job cannot do without it."""
@@ -364,6 +364,12 @@ def _counts_fault(usage: JobUsage, max_prompt: int, max_decoded: int) -> str | N
         or range_fault("reasoning_tokens", usage.reasoning_tokens, usage.decoded_tokens)
         or range_fault("drafted_tokens", usage.drafted_tokens, MAX_TOKENS)
         or range_fault("accepted_tokens", usage.accepted_tokens, min(usage.decoded_tokens, usage.drafted_tokens or 0))
+        or range_fault("model_drafted_tokens", usage.model_drafted_tokens, usage.drafted_tokens or 0)
+        or range_fault(
+            "model_accepted_tokens",
+            usage.model_accepted_tokens,
+            min(usage.model_drafted_tokens or 0, usage.accepted_tokens or 0),
+        )
     )
 
 

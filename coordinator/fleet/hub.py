@@ -52,6 +52,7 @@ from moe2.common.link.session import (
 )
 from moe2.common.link.supply import TicketWanted
 from moe2.common.token_bucket import TokenBucket
+from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS, shown
 from moe2.coordinator.fleet.checks import AgentChecks, Checked, hello_fault
 from moe2.coordinator.fleet.claims import PROBE_S, Claimant, Claims, Verdict
 from moe2.coordinator.fleet.doorkeeper import Doorkeeper
@@ -63,6 +64,8 @@ log = structlog.get_logger()
 
 AGENTS_PATH = "/v1/agents"
 REFUSALS_LOGGED_PER_MINUTE = 60.0
+WORDS_LOGGED_PER_MINUTE = 60.0
+"""The number of one connection's words that are logged per minute."""
 MAX_FAULTS_TOLD = 4
 """The number of faults of one message that the agent and the log are told."""
 
@@ -79,6 +82,7 @@ class _Connection:
     checks: AgentChecks = field(default_factory=AgentChecks)
     told: str | None = None
     """The fault that the agent was told last: one that comes with every report is told once."""
+    logged: TokenBucket = field(default_factory=lambda: TokenBucket(WORDS_LOGGED_PER_MINUTE, 0.0))
     is_turned_out: bool = False
     is_asleep: bool = False
     """The agent said goodbye because its host was going to sleep."""
@@ -87,6 +91,11 @@ class _Connection:
     def agent_id(self) -> str | None:
         """The id that the connection claims; None until it has said hello."""
         return self.claimant.hello.agent_id if self.claimant else None
+
+    @property
+    def may_log(self) -> bool:
+        """Whether a word of this agent may be logged now, which is counted: an agent shall not flood the log."""
+        return self.logged.take(asyncio.get_running_loop().time()) == 0.0
 
 
 class Hub:
@@ -221,9 +230,12 @@ class Hub:
             case PeerUnreadable(op=op, job_id=job_id, reason=reason):
                 self._take(connection, op, connection.checks.unreadable(op, job_id, reason), is_told=True)
             case PeerFaulted(code=code, message=text):
-                log.warning("agent_did_not_understand", agent_id=connection.agent_id, code=code, detail=text)
+                if connection.may_log:
+                    code, detail = shown(code, MAX_NAME_CHARACTERS), shown(text)
+                    log.warning("agent_did_not_understand", agent_id=connection.agent_id, code=code, detail=detail)
             case Closed(code=code, reason=reason):
                 connection.is_asleep = code == LinkCode.GOODBYE and reason == ASLEEP
+                code, reason = shown(code, MAX_NAME_CHARACTERS), shown(reason)
                 log.info("session_closed", agent_id=connection.agent_id, code=code, reason=reason)
 
     def _greeted(self, connection: _Connection, hello: Hello) -> None:
@@ -339,7 +351,8 @@ class Hub:
                 op = type(message).__struct_config__.tag
                 self._take(connection, str(op), connection.checks.check(message))
             case _:
-                log.warning("message_ignored", agent_id=connection.agent_id, op=type(message).__name__)
+                if connection.may_log:
+                    log.warning("message_ignored", agent_id=connection.agent_id, op=type(message).__name__)
 
     def _take(self, connection: _Connection, op: str, checked: Checked, *, is_told: bool = False) -> None:
         """Passes on the messages that may be believed, and acts on the faults. is_told: the agent knows the faults."""
@@ -356,7 +369,8 @@ class Hub:
                 self._table.agent_reported(agent_id, message, asyncio.get_running_loop().time())
                 self._on_report()
             elif isinstance(message, CommandAnswer):
-                log.info("command_answered", agent_id=agent_id, **msgspec.structs.asdict(message))
+                if connection.may_log:
+                    log.info("command_answered", agent_id=agent_id, **msgspec.structs.asdict(message))
                 self._on_answer(agent_id, message)
             elif isinstance(message, TicketWanted):
                 self._on_ticket_wanted(agent_id, message)
@@ -370,7 +384,8 @@ class Hub:
         if reason == connection.told:
             return
         connection.told = reason
-        log.warning("agent_broke_rules", agent_id=agent_id, op=op, reason=reason, suspended=checked.suspends)
+        if connection.may_log:
+            log.warning("agent_broke_rules", agent_id=agent_id, op=op, reason=reason, suspended=checked.suspends)
         if not is_told:
             closed = connection.session.complain(LinkCode.UNSOUND, reason, in_reply_to=op, counts=checked.suspends)
             if closed:

@@ -25,6 +25,7 @@ from moe2.coordinator.fleet.bounds import (
     MAX_WATTS,
     name_fault,
     range_fault,
+    shown,
 )
 from moe2.coordinator.fleet.standby_checks import sound_costs, sound_standby
 
@@ -59,31 +60,34 @@ def sound_report(report: Report, known: dict[str, ExpertReport] | None = None) -
             fault = f"it is there {named[expert.model]} times"
         fault = fault or fault_in(expert)
         if fault is None:
-            shown = _with_shown(expert)
-            if shown is expert:
+            readable = shown(_with_shown(expert))
+            if readable is expert:
                 known[expert.model] = figures
-            experts.append(sound_costs(shown, faults))
+            experts.append(sound_costs(readable, faults))
         else:
             faults[f"the model {expert.model[:MAX_NAME_CHARACTERS]!r}"] = f"{fault}. It gets no requests"
-    sensors = tuple(_sensor(sensor, faults) for sensor in report.sensors)
-    warnings = tuple(warning for warning in report.warnings if _WARNING_CODE.fullmatch(warning.code))
+    sensors = shown(tuple(_sensor(sensor, faults) for sensor in report.sensors))
+    warnings = shown(tuple(warning for warning in report.warnings if _WARNING_CODE.fullmatch(warning.code)))
     if len(warnings) < len(report.warnings):
         faults["its warnings"] = "a code is not 1 to 64 letters, digits or _. It is not shown"
-    host = report.host
+    host = shown(report.host, MAX_NAME_CHARACTERS)
     for name in ("cpu_count", "memory_bytes"):
         if fault := range_fault(name, getattr(host, name), MAX_FIGURE):
             faults["its host"] = f"{fault}. It is not shown"
             host = replace(host, **{name: None})
     standby = None if report.standby is None else sound_standby(report.standby, faults)
-    models = None if report.models is None else _store(report.models, faults)
-    if not faults:
-        if experts == list(report.experts) and standby is report.standby:
-            return report, ()
-        return replace(report, experts=tuple(experts), standby=standby), ()
+    models = None if report.models is None else shown(_store(report.models, faults))
     told = tuple(f"what it reports of {what} cannot be: {fault}" for what, fault in faults.items())
-    warnings += tuple(map(_unsound, told))
-    parts = {"experts": tuple(experts), "sensors": sensors, "warnings": warnings, "standby": standby, "models": models}
-    return replace(report, host=host, **parts), told
+    parts = {
+        "host": host,
+        "experts": tuple(experts),
+        "sensors": sensors,
+        "warnings": warnings + tuple(map(_unsound, told)),
+        "standby": standby,
+        "models": models,
+    }
+    changed = {name: part for name, part in parts.items() if part != getattr(report, name)}
+    return replace(report, **changed) if changed else report, told
 
 
 def _unsound(told: str) -> HealthWarning:
@@ -118,12 +122,12 @@ def _sensor(sensor: SensorReport, faults: dict[str, str]) -> SensorReport:
 
 def _with_shown(expert: ExpertReport) -> ExpertReport:
     """Returns the expert with those figures unknown that are only shown and no numbers."""
-    shown = expert.performance
-    bad = [name for name, value in asdict(shown).items() if value is not None and not math.isfinite(value)]
+    figures = expert.performance
+    bad = [name for name, value in asdict(figures).items() if value is not None and not math.isfinite(value)]
     is_aged = _is_age(expert.measured_age_s)
     if not bad and is_aged:
         return expert
-    performance: Performance = replace(shown, **dict.fromkeys(bad))
+    performance: Performance = replace(figures, **dict.fromkeys(bad))
     return replace(expert, performance=performance, measured_age_s=expert.measured_age_s if is_aged else None)
 
 

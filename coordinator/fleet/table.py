@@ -6,7 +6,7 @@ decision keyed by it need not look again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -17,6 +17,8 @@ from moe2.common.status import AgentRow
 from moe2.coordinator.fleet.choosable import Choosable, choice_relevant
 from moe2.coordinator.fleet.suspensions import Suspensions
 
+MAX_UNMEASURED_WAKE_S = 180.0
+"""Measured wakes take 10 to 70 s; a host whose wake was never measured is given up after so many seconds."""
 RTT_TOLERANCE = 0.25
 RTT_TOLERANCE_S = 0.005
 
@@ -40,6 +42,11 @@ class Expert:
     """Round trip to the expert's host; None before it was measured."""
     protocol: int = PROTOCOL_VERSION
     """The version of the protocol that is spoken with the agent."""
+
+    @property
+    def identity(self) -> str:
+        """What the model is: its file's checksum, whatever its name; its name until the checksum is known."""
+        return self.report.file_sha256 or self.model
 
 
 @dataclass(frozen=True)
@@ -157,12 +164,12 @@ class CapabilityTable:
             self._agents[agent_id] = agent
             self._changed(agent_id)
 
-    def sleepers(self) -> tuple[Sleeper, ...]:
-        """Returns the agents whose hosts sleep, sorted by id."""
+    def sleepers(self, falling: Collection[str] = ()) -> tuple[Sleeper, ...]:
+        """Returns the agents whose hosts sleep, sorted by id. falling: ids of those that are on their way to sleep."""
         return tuple(
             Sleeper(hello=agent.hello, protocol=agent.protocol, report=agent.report)
-            for _, agent in sorted(self._agents.items())
-            if agent.asleep and agent.report is not None
+            for agent_id, agent in sorted(self._agents.items())
+            if (agent.asleep or agent_id in falling) and agent.report is not None
         )
 
     def may_wake(self, agent_ids: frozenset[str]) -> None:
@@ -174,8 +181,8 @@ class CapabilityTable:
     def wakeable(self) -> tuple[Expert, ...]:
         """Returns the experts of sleeping hosts that can be woken for a request, sorted by key.
 
-        They are as experts that are loaded on demand, with the measured seconds of waking and loading; an expert of
-        which these are not known is not among them.
+        They are as experts that are loaded on demand, with the measured seconds of waking and loading. Where a wake was
+        never measured, as in a host's first sleep, the seconds after which it is given up stand for it.
         """
         found = []
         for agent_id in sorted(self._wakeable):
@@ -185,9 +192,9 @@ class CapabilityTable:
             wake = agent.report.standby.wake_cost
             for expert in agent.report.experts:
                 load_s = expert.load_cost.duration_s if expert.load_cost else expert.load_s
-                if wake is None or load_s is None or expert.state is ExpertState.FAILED:
+                if load_s is None or expert.state is ExpertState.FAILED:
                     continue
-                there_s = wake.duration_s + load_s
+                there_s = load_s + (wake.duration_s if wake else MAX_UNMEASURED_WAKE_S)
                 cold = msgspec.structs.replace(expert, state=ExpertState.COLD, on_demand=True, load_s=there_s)
                 found.append(_expert(agent, cold))
         return tuple(sorted(found, key=lambda expert: expert.key))
@@ -326,10 +333,10 @@ class CapabilityTable:
         return dict(sorted(found.items()))
 
     def knows_expert(self, key: str) -> bool:
-        """Whether `key` names an expert of a connected agent, ready or not."""
+        """Whether `key` names an expert of a connected or sleeping agent, ready or not."""
         agent_id, _, model = key.partition("/")
         agent = self._agents.get(agent_id)
-        if agent is None or not agent.connected or agent.report is None:
+        if agent is None or not (agent.connected or agent.asleep) or agent.report is None:
             return False
         return any(expert.model == model for expert in agent.report.experts)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from moe2.common.errors import Moe2Error
 
@@ -43,6 +44,8 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When the score was given."""
     prompt: str | None = None
     """The prompt itself; None unless `[selection] keep_prompts` is set."""
+    file_sha256: str | None = None
+    """Checksum of the model's file, under whatever name it was served; None where it was not known, or not kept yet."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class _Answered:
     prompt_sha256: str
     prompt: str | None
     key_id: str | None
+    file_sha256: str | None = None
     scored: bool = False
 
 
@@ -79,16 +83,28 @@ class FeedbackBook:
         self.keep_prompts = keep_prompts
         self._latest: OrderedDict[str, _Answered] = OrderedDict()
         self.tallies: dict[str, Tally] = {}
+        """By the checksum of the model's file, or by its name where a score has no checksum."""
         for feedback in known:
             self._count(feedback)
 
-    def answered(self, request_id: str, *, expert: str, model: str, prompt: str, key_id: str | None = None) -> None:
+    def answered(
+        self,
+        request_id: str,
+        *,
+        expert: str,
+        model: str,
+        prompt: str,
+        key_id: str | None = None,
+        file_sha256: str | None = None,
+    ) -> None:
         """Remember which expert answered a request.
 
-        prompt: as the gate reads it. key_id: id of the API key that asked; None where none was needed.
+        prompt: as the gate reads it. key_id: id of the API key that asked; None where none was needed. file_sha256: of
+        the model's file, where it is known.
         """
         digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
-        self._latest[request_id] = _Answered(expert, model, digest, prompt if self.keep_prompts else None, key_id)
+        kept = prompt if self.keep_prompts else None
+        self._latest[request_id] = _Answered(expert, model, digest, kept, key_id, file_sha256)
         if len(self._latest) > MAX_REQUESTS:
             self._latest.popitem(last=False)
 
@@ -114,6 +130,22 @@ class FeedbackBook:
             prompt_sha256=answered.prompt_sha256,
             at_unix_s=at_unix_s,
             prompt=answered.prompt,
+            file_sha256=answered.file_sha256,
+        )
+
+    def completed(self, feedback: Feedback) -> Feedback | None:
+        """Returns a score that another coordinator took with what is remembered here of its prompt; None if nothing is.
+
+        Whoever gave the answer keeps the score in its file, where training reads it.
+        """
+        answered = self._latest.get(feedback.request_id)
+        if answered is None or answered.scored:
+            return None
+        return replace(
+            feedback,
+            prompt_sha256=answered.prompt_sha256,
+            prompt=answered.prompt,
+            file_sha256=answered.file_sha256,
         )
 
     def accept(self, feedback: Feedback) -> Tally:
@@ -123,5 +155,6 @@ class FeedbackBook:
         return self._count(feedback)
 
     def _count(self, feedback: Feedback) -> Tally:
-        tally = self.tallies[feedback.model] = self.tallies.get(feedback.model, Tally()).plus(feedback.score)
+        model = feedback.file_sha256 or feedback.model
+        tally = self.tallies[model] = self.tallies.get(model, Tally()).plus(feedback.score)
         return tally

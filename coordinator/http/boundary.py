@@ -48,6 +48,8 @@ def client_request_id(headers: Mapping[str, str]) -> str | None:
 async def answer_errors(request: web.Request, handler: Callable[[web.Request], object]) -> web.StreamResponse:
     """A middleware that gives every response its request id, and every error the shape of its path's face."""
     request_id = request[REQUEST_ID] = new_request_id()
+    # All requests of a connection share one context.
+    structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=request_id)
     if (client_id := client_request_id(request.headers)) is not None:
         request[CLIENT_REQUEST_ID] = client_id

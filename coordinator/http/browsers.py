@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ class Browsers:
 
         @web.middleware
         async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-            host, origin = request.headers.get("Host"), request.headers.get("Origin")
+            host, origin = _asked_host(request), request.headers.get("Origin")
             self._sites.check_host(host)
             if origin is not None and self._sites.check_origin(origin, host):
                 request[_ALLOWED_ORIGIN] = origin
@@ -152,6 +153,14 @@ class Browsers:
             response.headers["Vary"] = "Origin"
         if origin := request.get(_ALLOWED_ORIGIN):
             response.headers.update(allowing(origin))
+
+
+def _asked_host(request: web.Request) -> str | None:
+    """Returns the host and port that a request is meant for: its target, if that is a URL (RFC 9112, 3.2.2)."""
+    scheme, is_whole, rest = request.raw_path.partition("://")
+    if is_whole and scheme.isalpha():
+        return re.split(r"[/?#]", rest, maxsplit=1)[0]
+    return request.headers.get("Host")
 
 
 def _preflight(request: web.Request) -> web.Response:

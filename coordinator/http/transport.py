@@ -19,7 +19,7 @@ import structlog
 from aiohttp import web
 from aiohttp.http import RawRequestMessage, WebSocketReader
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_server import Server
 
@@ -64,21 +64,14 @@ _TOO_MANY_CONNECTIONS = _refusal(
 )
 
 
-def send_deadline(timeout_s: float) -> Middleware:
-    """Returns a middleware that cuts off a client that takes nothing of its answer for `timeout_s`.
+def _cut_off_after(transport: asyncio.BaseTransport, timeout_s: float) -> None:
+    """Has the kernel end a connection whose peer takes nothing of what is sent to it for so long.
 
-    The kernel does it (TCP_USER_TIMEOUT, tcp(7)); the end of the connection cancels the handler.
+    It is TCP_USER_TIMEOUT of tcp(7). The end of the connection cancels the handler.
     """
-    timeout_ms = max(1, round(1000 * timeout_s))
-
-    @web.middleware
-    async def limit_sending(request: web.Request, handler: Handler) -> web.StreamResponse:
-        connection = request.get_extra_info("socket")
-        if connection is not None:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
-        return await handler(request)
-
-    return limit_sending
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(1000 * timeout_s)))
 
 
 class OpenConnections:
@@ -125,9 +118,10 @@ class Listener(web.AppRunner):
 
     The HTTP library answers malformed HTTP itself, before any middleware, as plain text. connections: counts those that
     are open. meant_path: returns the path that a request's path stands for; it is asked before the route is looked up.
+    send_timeout_s: a client that takes nothing of an answer for so long is cut off; None for never.
     """
 
-    __slots__ = ("_connections", "_meant_path")
+    __slots__ = ("_connections", "_meant_path", "_send_timeout_s")
 
     def __init__(
         self,
@@ -135,23 +129,32 @@ class Listener(web.AppRunner):
         *,
         connections: OpenConnections,
         meant_path: Callable[[str], str] | None = None,
+        send_timeout_s: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(app, **options)
         self._connections = connections
         self._meant_path = meant_path
+        self._send_timeout_s = send_timeout_s
 
     async def _make_server(self) -> Server:
-        return _Server(await super()._make_server(), self._connections, self._meant_path)
+        return _Server(await super()._make_server(), self._connections, self._meant_path, self._send_timeout_s)
 
 
 class _Server(Server):
     """The library's server of the same application, with the connections of this module."""
 
-    def __init__(self, made: Server, open_ones: OpenConnections, meant_path: Callable[[str], str] | None) -> None:
+    def __init__(
+        self,
+        made: Server,
+        open_ones: OpenConnections,
+        meant_path: Callable[[str], str] | None,
+        send_timeout_s: float | None,
+    ) -> None:
         """Leaves out the parent's set-up, as `made` has it."""
         self.__dict__.update(made.__dict__)
         self.open_ones = open_ones
+        self.send_timeout_s = send_timeout_s
         if meant_path is not None:
             make_request = self.request_factory
 
@@ -159,7 +162,7 @@ class _Server(Server):
                 path = message.url.raw_path
                 if (meant := meant_path(path)) != path:
                     url = message.url.with_path(meant, encoded=True, keep_query=True)
-                    message = message._replace(url=url, path=str(url.relative() if url.absolute else url))
+                    message = message._replace(url=url, path=str(url))
                 return make_request(message, *others)
 
             self.request_factory = make_meant
@@ -171,16 +174,19 @@ class _Server(Server):
 class _Connection(RequestHandler):
     """A connection that counts among its client's, and on which errors are JSON."""
 
-    __slots__ = ("_counted_as", "_open_ones")
+    __slots__ = ("_counted_as", "_open_ones", "_send_timeout_s")
 
     def __init__(self, manager: _Server, **options: Any) -> None:
         super().__init__(manager, **options)
         self._open_ones = manager.open_ones
+        self._send_timeout_s = manager.send_timeout_s
         self._counted_as: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins to read, or refuses a client that has too many connections, which costs it its connection alone."""
         super().connection_made(transport)
+        if self._send_timeout_s is not None:
+            _cut_off_after(transport, self._send_timeout_s)
         client = client_of(transport.get_extra_info("peername"))
         if self._open_ones.take(client):
             self._counted_as = client
@@ -276,13 +282,17 @@ def protocol_logger() -> logging.Logger:
 
 @dataclass(frozen=True)
 class Listening:
-    """Where a listener is opened. section: of the configuration. context: None for plain connections."""
+    """Where a listener is opened. section: of the configuration. context: None for plain connections.
+
+    send_timeout_s: a client that takes nothing of an answer for so long is cut off; None for never.
+    """
 
     section: str
     host: str
     port: int
     header_timeout_s: float
     context: ssl.SSLContext | None
+    send_timeout_s: float | None = None
 
 
 async def listen(
@@ -304,6 +314,7 @@ async def listen(
         app,
         connections=connections,
         meant_path=meant_path,
+        send_timeout_s=where.send_timeout_s,
         access_log=None,
         handle_signals=False,
         handler_cancellation=True,

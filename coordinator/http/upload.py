@@ -115,6 +115,9 @@ class BodyReader:
             holding.end()
 
     async def _read(self, request: web.Request, holding: _Holding) -> bytes:
+        if request.content.is_eof() and request.content_length is not None:
+            # It has come with the header, as short ones do, and its length was checked.
+            return request.content.read_nowait()
         body, n_chunks = bytearray(), 0
         try:
             async with asyncio.timeout(self._timeout_s):

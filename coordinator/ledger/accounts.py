@@ -10,7 +10,7 @@ the day's sum is a lower bound; `n_unmeasured` says for how many requests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -178,6 +178,32 @@ class Accounts:
             return replace(account, limits=principal.daily)
         overnight = {} if account is None else account.overnight | account.reserved
         return _Account(day, DaySum(principal.key_id, principal.name), principal.daily, overnight=overnight)
+
+
+def with_others(
+    statements: Iterable[Statement], others: Iterable[DaySum], day: str, limits_of: Callable[[str | None], DailyLimits]
+) -> tuple[Statement, ...]:
+    """Returns the statements of a day with what other coordinators have charged the same keys, sorted by name.
+
+    others: sums of that day. limits_of: the limits of a key by its id, where only others have seen it.
+    """
+    whole = {statement.spent.key_id: statement for statement in statements}
+    for theirs in others:
+        own = whole.get(theirs.key_id)
+        if own is None:
+            own = _statement(_Account(day, DaySum(theirs.key_id, theirs.key_name), limits_of(theirs.key_id)))
+        spent = replace(
+            own.spent,
+            energy_j=own.spent.energy_j + theirs.energy_j,
+            held_j=own.spent.held_j + theirs.held_j,
+            tokens=own.spent.tokens + theirs.tokens,
+            n_requests=own.spent.n_requests + theirs.n_requests,
+            n_unmeasured=own.spent.n_unmeasured + theirs.n_unmeasured,
+            n_crash_suspected=own.spent.n_crash_suspected + theirs.n_crash_suspected,
+        )
+        left = _left(own.limits, spent, own.reserved_j, own.reserved_tokens)
+        whole[theirs.key_id] = replace(own, spent=spent, left=left)
+    return tuple(sorted(whole.values(), key=lambda statement: statement.spent.key_name))
 
 
 def charge(reserved: Amount | None, used: Amount, *, known_j: float = 0.0) -> Amount:

@@ -15,6 +15,7 @@ from time import time
 from typing import Any
 
 import msgspec
+import structlog
 
 from moe2.coordinator.ledger.entry import AttemptEntry, RequestEntry, StandingEntry
 from moe2.coordinator.ledger.schema import open_beside, reading
@@ -26,6 +27,9 @@ REQUEST_COLUMNS = tuple(
 )
 ATTEMPT_COLUMNS = tuple(field.name for field in dataclasses.fields(AttemptEntry))
 _STANDING_COLUMNS = "agent, hour_unix_s, cause, quality, agent_name, joules"
+
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,11 @@ class Journal:
             upto=noted[-1][0],
             requests=self._rows("requests", REQUEST_COLUMNS, ids),
             attempts=self._rows("attempts", ATTEMPT_COLUMNS, ids),
-            standing=tuple(self._decoder.decode(payload) for _, _, payload in noted if payload is not None),
+            standing=tuple(
+                entry
+                for _, _, payload in noted
+                if payload is not None and (entry := self._standing_of(payload)) is not None
+            ),
         )
 
     def shipped(self, upto: int) -> None:
@@ -89,6 +97,14 @@ class Journal:
     def close(self) -> None:
         """Closes the connection."""
         self._connection.close()
+
+    def _standing_of(self, payload: str) -> StandingEntry | None:
+        """Returns an entry; None for one that was damaged, which must not hold up all that come after it."""
+        try:
+            return self._decoder.decode(payload)
+        except (msgspec.DecodeError, UnicodeEncodeError) as error:
+            log.error("journal_entry_damaged", reason=str(error))
+            return None
 
     def _rows(self, table: str, columns: Sequence[str], ids: Sequence[str]) -> tuple[tuple[Any, ...], ...]:
         """Returns the rows of some requests; one that was pruned has none."""

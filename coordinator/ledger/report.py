@@ -1,12 +1,16 @@
-"""Reports from the ledger: sums over groups, and single requests. Unknown figures are left out of sums and counted."""
+"""Reports from the ledger: sums over groups, and single requests. Unknown figures are left out of sums and counted.
+
+Their statements are understood by SQLite and by PostgreSQL, so that the tables that coordinators share are summed up by
+the same ones as a coordinator's own (`moe2.coordinator.database.books`).
+"""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -16,6 +20,7 @@ from moe2.common.standby import Cause, StandingEnergy
 from moe2.coordinator.ledger.accounts import DaySum
 from moe2.coordinator.ledger.entry import AttemptState
 
+N = TypeVar("N", int, float)
 USEFUL = frozenset({AttemptState.ANSWERED.value, AttemptState.BROKEN_OFF.value})
 """The states of attempts whose work reached the client; joules of all others are wasted."""
 
@@ -42,6 +47,21 @@ _COLUMNS = {
 _OF_ATTEMPTS = (By.EXPERT, By.MODEL)
 
 
+class Rows(Protocol):
+    """Rows of a statement, and the names of their columns, the first of each description."""
+
+    @property
+    def description(self) -> Any: ...
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]: ...
+
+
+class Source(Protocol):
+    """A database with the ledger's tables. Values are marked by question marks."""
+
+    def execute(self, statement: str, values: Sequence[Any] = ..., /) -> Rows: ...
+
+
 @dataclass(frozen=True)
 class Span:
     """A span of time: requests that arrived at `since_unix_s` or later and before `until_unix_s`. None: open."""
@@ -58,7 +78,7 @@ class Span:
         if self.until_unix_s is not None:
             terms.append("requests.at_unix_s < ?")
             values.append(self.until_unix_s)
-        return " AND ".join(terms) or "1", values
+        return " AND ".join(terms) or "TRUE", values
 
 
 class SumRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,14 +127,17 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     wasted_j: dict[str, float]
     charged_j: float | None
     experts: tuple[str, ...]
+    coordinator: str | None = None
+    """Who answered it, of several coordinators that share a database; None where there is one."""
 
 
-def day_sums(connection: sqlite3.Connection, day: str) -> tuple[DaySum, ...]:
+def day_sums(source: Source, day: str) -> tuple[DaySum, ...]:
     """Returns what each key has been charged on a day."""
-    rows = connection.execute(
+    rows = source.execute(
         """
-        SELECT key_id, max(key_name), total(charged_j), total(CASE WHEN joules IS NULL THEN charged_j END),
-               CAST(total(charged_tokens) AS INTEGER), count(*), sum(joules IS NULL), CAST(total(code IS ?) AS INTEGER)
+        SELECT key_id, max(key_name), coalesce(sum(charged_j), 0.0),
+               coalesce(sum(charged_j) FILTER (WHERE joules IS NULL), 0.0), coalesce(sum(charged_tokens), 0), count(*),
+               count(*) FILTER (WHERE joules IS NULL), count(*) FILTER (WHERE code = ?)
         FROM requests WHERE day = ? GROUP BY key_id
         """,
         # Of those that ended in another way the ledger does not keep whether they were suspects.
@@ -125,14 +148,52 @@ def day_sums(connection: sqlite3.Connection, day: str) -> tuple[DaySum, ...]:
 
 def sums(connection: sqlite3.Connection, by: By, span: Span) -> tuple[SumRow, ...]:
     """Returns the sums of each group, sorted by its name and read in one transaction, so that they fit each other."""
-    where, values = span.where()
     connection.execute("BEGIN")
     try:
-        totals = _dicts(connection, (_attempt_sums if by in _OF_ATTEMPTS else _request_sums)(by, where), values)
-        causes = _Causes(_dicts(connection, _cause_sums(_COLUMNS[by], where), values))
+        return sums_of(connection, by, span)
     finally:
         connection.execute("ROLLBACK")
+
+
+def sums_of(source: Source, by: By, span: Span) -> tuple[SumRow, ...]:
+    """Returns the sums of each group, sorted by its name, within a transaction that the caller has begun."""
+    where, values = span.where()
+    totals = _dicts(source, (_attempt_sums if by in _OF_ATTEMPTS else _request_sums)(by, where), values)
+    causes = _Causes(_dicts(source, _cause_sums(_COLUMNS[by], where), values))
     return tuple(_sum_row(row, causes) for row in totals)
+
+
+def together(*several: Iterable[SumRow]) -> tuple[SumRow, ...]:
+    """Returns the sums of several ledgers as those of one, sorted by group."""
+    groups: dict[str, list[SumRow]] = {}
+    for rows in several:
+        for row in rows:
+            groups.setdefault(row.group, []).append(row)
+    return tuple(rows[0] if len(rows) == 1 else _added(rows) for _, rows in sorted(groups.items()))
+
+
+def _added(rows: Sequence[SumRow]) -> SumRow:
+    causes = {cause for row in rows for cause in row.wasted_j}
+    return SumRow(
+        group=rows[0].group,
+        n_requests=sum(row.n_requests for row in rows),
+        n_unmeasured=sum(row.n_unmeasured for row in rows),
+        prompt_tokens=_known_sum(row.prompt_tokens for row in rows),
+        cached_tokens=_known_sum(row.cached_tokens for row in rows),
+        decoded_tokens=_known_sum(row.decoded_tokens for row in rows),
+        seconds=_known_sum(row.seconds for row in rows),
+        joules=_known_sum(row.joules for row in rows),
+        useful_j=_known_sum(row.useful_j for row in rows),
+        wasted_j={cause: sum(row.wasted_j.get(cause, 0.0) for row in rows) for cause in sorted(causes)},
+        quality=_worst(",".join(row.quality for row in rows)),
+        charged_j=_known_sum(row.charged_j for row in rows),
+    )
+
+
+def _known_sum(figures: Iterable[N | None]) -> N | None:
+    """Returns the sum of what is known; None where nothing is."""
+    known = [figure for figure in figures if figure is not None]
+    return sum(known[1:], known[0]) if known else None
 
 
 def _sum_row(row: dict[str, Any], causes: _Causes) -> SumRow:
@@ -156,19 +217,20 @@ def requests(connection: sqlite3.Connection, span: Span, *, most: int | None = N
     # Our own condition and columns, no input.
     newest = f"SELECT rowid FROM requests WHERE {where} ORDER BY at_unix_s DESC LIMIT ?"  # noqa: S608
     chosen = f"SELECT * FROM requests WHERE rowid IN ({newest}) ORDER BY at_unix_s"  # noqa: S608
-    wanted = RequestRow.__struct_fields__
-    of_request = (
-        "SELECT outcome AS cause, joules, expert, '' AS \"group\" FROM attempts WHERE request_id = ? ORDER BY place"
-    )
+    of_request = "SELECT outcome AS cause, joules, expert FROM attempts WHERE request_id = ? ORDER BY place"
     for row in _rows(connection, chosen, [*values, limit]):
-        attempts = _dicts(connection, of_request, [row["request_id"]])
-        causes = _Causes(attempts)
-        yield RequestRow(
-            **{name: value for name, value in row.items() if name in wanted},
-            useful_j=causes.useful_j(""),
-            wasted_j=causes.wasted_j(""),
-            experts=tuple(attempt["expert"] for attempt in attempts),
-        )
+        yield request_row(row, _dicts(connection, of_request, [row["request_id"]]))
+
+
+def request_row(row: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> RequestRow:
+    """Returns one request. row: of the table `requests`; attempts: in order, with expert, joules, and cause."""
+    causes = _Causes([{**attempt, "group": ""} for attempt in attempts])
+    return RequestRow(
+        **{name: value for name, value in row.items() if name in RequestRow.__struct_fields__},
+        useful_j=causes.useful_j(""),
+        wasted_j=causes.wasted_j(""),
+        experts=tuple(attempt["expert"] for attempt in attempts),
+    )
 
 
 def lengths(connection: sqlite3.Connection, span: Span) -> Iterator[tuple[float, str, str, int, int]]:
@@ -210,8 +272,22 @@ class StandingReport(msgspec.Struct, frozen=True, kw_only=True):
     hosts: tuple[StandingRow, ...]
 
 
-def standing(connection: sqlite3.Connection, span: Span) -> StandingReport:
+@dataclass(frozen=True)
+class Answered:
+    """The requests of a span: how many were completed, their known joules, and of how many nobody knows them."""
+
+    answers: int = 0
+    joules: float | None = None
+    n_unmeasured: int = 0
+
+
+def standing(source: Source, span: Span) -> StandingReport:
     """Sums up what hosts have used for no request, in whole hours that begin within the span."""
+    return standing_report(standing_hosts(source, span), (answered_in(source, span),))
+
+
+def standing_hosts(source: Source, span: Span) -> tuple[StandingRow, ...]:
+    """Returns what each host has used for no request, in whole hours that begin within the span."""
     # Whoever asks for a part of an hour gets all of it: joules are kept by the hour.
     since = None if span.since_unix_s is None else span.since_unix_s - span.since_unix_s % HOUR_S
     bounds = [("hour_unix_s >= ?", since), ("hour_unix_s < ?", span.until_unix_s)]
@@ -220,34 +296,44 @@ def standing(connection: sqlite3.Connection, span: Span) -> StandingReport:
     query = f"""
         SELECT agent, max(agent_name) AS agent_name, cause, sum(joules) AS joules,
                group_concat(DISTINCT quality) AS qualities
-        FROM standing WHERE {" AND ".join(terms) or "1"} GROUP BY agent, cause ORDER BY 2, 1
+        FROM standing WHERE {" AND ".join(terms) or "TRUE"} GROUP BY agent, cause ORDER BY 2, 1
     """  # noqa: S608
     hosts: dict[str, dict[str, Any]] = {}
     qualities: dict[str, list[str]] = {}
-    for row in _rows(connection, query, values):
+    for row in _rows(source, query, values):
         host = hosts.setdefault(row["agent"], {"agent": row["agent"], "agent_name": row["agent_name"]})
         if row["cause"] in set(Cause):
             host[f"{row['cause']}_j"] = row["joules"]
         qualities.setdefault(row["agent"], []).append(row["qualities"])
-    rows = tuple(StandingRow(**host, quality=_worst(",".join(qualities[agent]))) for agent, host in hosts.items())
-    where, limits = span.where()
-    [answered] = _dicts(
-        connection,
-        f"""SELECT sum(outcome = 'completed') AS answers, sum(joules) AS joules, sum(joules IS NULL) AS n_unmeasured
+    return tuple(StandingRow(**host, quality=_worst(",".join(qualities[agent]))) for agent, host in hosts.items())
+
+
+def answered_in(source: Source, span: Span) -> Answered:
+    """Returns what the requests of a span come to."""
+    where, values = span.where()
+    [row] = _dicts(
+        source,
+        f"""SELECT count(*) FILTER (WHERE outcome = 'completed') AS answers, sum(joules) AS joules,
+                   count(*) FILTER (WHERE joules IS NULL) AS n_unmeasured
             FROM requests WHERE {where}""",  # noqa: S608
-        list(limits),
+        values,
     )
-    answers = answered["answers"] or 0
-    joules = sum(row.idle_j + row.loading_j + row.waking_j + row.other_j for row in rows) if rows else None
-    requests_j = answered["joules"]
+    return Answered(**row)
+
+
+def standing_report(hosts: tuple[StandingRow, ...], ledgers: Sequence[Answered]) -> StandingReport:
+    """Returns what hosts have used for no request, together with the requests of one or several ledgers."""
+    joules = sum(row.idle_j + row.loading_j + row.waking_j + row.other_j for row in hosts) if hosts else None
+    answers = sum(one.answers for one in ledgers)
+    requests_j = _known_sum(one.joules for one in ledgers)
     known = joules is not None and requests_j is not None and answers > 0
     return StandingReport(
         joules=joules,
         answers=answers,
         requests_j=requests_j,
-        n_unmeasured=answered["n_unmeasured"] or 0,
+        n_unmeasured=sum(one.n_unmeasured for one in ledgers),
         j_per_answer=((joules or 0.0) + (requests_j or 0.0)) / answers if known else None,
-        hosts=rows,
+        hosts=hosts,
     )
 
 
@@ -279,7 +365,8 @@ class _Causes:
 
 def _request_sums(by: By, where: str) -> str:
     return f"""
-        SELECT {_COLUMNS[by]} AS "group", count(*) AS n_requests, sum(joules IS NULL) AS n_unmeasured,
+        SELECT {_COLUMNS[by]} AS "group", count(*) AS n_requests,
+               count(*) FILTER (WHERE joules IS NULL) AS n_unmeasured,
                sum(prompt_tokens) AS prompt_tokens, sum(cached_tokens) AS cached_tokens,
                sum(decoded_tokens) AS decoded_tokens, sum(total_s) AS seconds, sum(joules) AS joules,
                group_concat(DISTINCT quality) AS qualities, sum(charged_j) AS charged_j
@@ -310,12 +397,12 @@ def _worst(qualities: str | None) -> str:
     return worst_quality(quality for quality in known if quality is not Quality.UNMEASURED).value
 
 
-def _dicts(connection: sqlite3.Connection, statement: str, values: list[Any]) -> list[dict[str, Any]]:
-    return list(_rows(connection, statement, values))
+def _dicts(source: Source, statement: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    return list(_rows(source, statement, values))
 
 
-def _rows(connection: sqlite3.Connection, statement: str, values: list[Any]) -> Iterator[dict[str, Any]]:
-    cursor = connection.execute(statement, values)
-    names = [column[0] for column in cursor.description]
-    for row in cursor:
+def _rows(source: Source, statement: str, values: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    found = source.execute(statement, values)
+    names = [column[0] for column in found.description]
+    for row in found:
         yield dict(zip(names, row, strict=True))

@@ -7,6 +7,7 @@ been checked before (`moe2.coordinator.fleet.checks`): one NaN would spoil a cou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from math import isfinite
 
 from prometheus_client import (
@@ -51,6 +52,9 @@ class CoordinatorMetrics:
         registry.register(self.fleet)
         for other in others:
             registry.register(other)
+
+        # prometheus_client looks for a series under a lock each time, and writes out its labels first.
+        self._series = cache(Counter.labels)
 
         def counter(name: str, documentation: str, *labels: str) -> Counter:
             return Counter(name, documentation, labels, registry=registry)
@@ -128,12 +132,12 @@ class CoordinatorMetrics:
 
     def response_begun(self, route: str, status: int) -> None:
         """Counts one HTTP response by its route and status."""
-        self._responses.labels(route, str(status)).inc()
+        self._series(self._responses, route, str(status)).inc()
 
     def request_ended(self, receipt: Receipt, outcome: Outcome | None) -> None:
         """Counts one request, once, when everything that it spent is known."""
         name, reason = _outcome_labels(outcome)
-        self._requests.labels(name, reason).inc()
+        self._series(self._requests, name, reason).inc()
         for line in receipt.experts:
             self._attempt_ended(line)
         joules = receipt.energy.joules
@@ -153,19 +157,19 @@ class CoordinatorMetrics:
     def _attempt_ended(self, line: ExpertLine) -> None:
         agent_id, _, _ = line.expert.partition("/")
         expert = (line.agent, agent_id, line.model)
-        self._attempts.labels(*expert, line.outcome).inc()
+        self._series(self._attempts, *expert, line.outcome).inc()
         decoded = line.decoded_tokens or 0
         if decoded:
-            self._decoded.labels(*expert).inc(decoded)
+            self._series(self._decoded, *expert).inc(decoded)
         if line.drafted_tokens is not None:
-            self._drafted.labels(*expert).inc(line.drafted_tokens)
-            self._accepted.labels(*expert).inc(line.accepted_tokens or 0)
+            self._series(self._drafted, *expert).inc(line.drafted_tokens)
+            self._series(self._accepted, *expert).inc(line.accepted_tokens or 0)
         joules = line.energy.joules
         if joules is not None:
-            self._joules.labels(*expert, line.outcome, line.energy.quality).inc(joules)
-            self._energy_tokens.labels(*expert).inc(decoded)
+            self._series(self._joules, *expert, line.outcome, line.energy.quality).inc(joules)
+            self._series(self._energy_tokens, *expert).inc(decoded)
         else:
-            self._attempts_unmeasured.labels(*expert, line.outcome).inc()
+            self._series(self._attempts_unmeasured, *expert, line.outcome).inc()
 
     def _observe_seconds(self, receipt: Receipt, *, completed: bool) -> None:
         seconds, decoded = receipt.seconds, receipt.tokens.decoded
@@ -188,7 +192,7 @@ class CoordinatorMetrics:
             ("energy_joules", predicted.energy_j, receipt.energy.joules),
         ):
             if quantiles is not None and measured is not None:
-                self._predictions.labels(quantity, "true" if measured <= quantiles.p95 else "false").inc()
+                self._series(self._predictions, quantity, "true" if measured <= quantiles.p95 else "false").inc()
         total_s, median = receipt.seconds.total, predicted.total_s
         if total_s is not None and median is not None and median.p50 > 0:
             _observe(self._calibration, total_s / median.p50)

@@ -50,7 +50,7 @@ function fetchRow(one, push) {
   return el(
     "p",
     { class: "fetching note" },
-    `fetches ${one.file} from the ${one.source ?? "coordinator"}: `,
+    `fetches ${one.file} from ${one.source && one.source !== "coordinator" ? one.source : "the coordinator"}: `,
     el("progress", { max: one.size_bytes, value: done }),
     ` ${one.size_bytes ? count((100 * done) / one.size_bytes) : 0} %`,
   );

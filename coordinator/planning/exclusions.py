@@ -221,7 +221,7 @@ class Exclusions(Sequence[Exclusion]):
         return found
 
     def of(self, n: int) -> Exclusion:
-        """The reason for the expert at place `n` in the problem, which is no member."""
+        """Returns why the expert at place `n` of the problem is not in the panel."""
         name, cause = self._problem.names[n], _CAUSES[self._causes[n]]
         breaches: tuple[Breach, ...] = ()
         if cause is Cause.INFEASIBLE_ALONE:

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 
 from moe2.coordinator.planning.candidates import tie_width
-from moe2.coordinator.planning.exclusions import Breach, Breached, Exclusions
+from moe2.coordinator.planning.exclusions import Breach, Breached, Cause, Exclusions
 from moe2.coordinator.planning.problem import Limit, Problem
+from moe2.coordinator.planning.values import IntArray
 
 
 class Status(StrEnum):
@@ -94,6 +96,13 @@ class Plan:
     def is_feasible(self) -> bool:
         """True where there is a panel."""
         return bool(self.members)
+
+    @cached_property
+    def within_limits(self) -> IntArray:
+        """Places, ascending, of the members and of the experts that would keep the limits with them but add nothing."""
+        found = np.union1d(np.array(self.members, dtype=np.intp), self.exclusions.places((Cause.NO_GAIN,)))
+        found.flags.writeable = False
+        return found
 
 
 def _offer(problem: Problem, by: Limit) -> Offer | None:

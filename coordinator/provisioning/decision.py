@@ -19,7 +19,7 @@ from moe2.coordinator.planning.awake import AwakeProblem
 from moe2.coordinator.planning.awake_search import AwakeSet, least_standing, most_valuable
 from moe2.coordinator.planning.proof import Status
 from moe2.coordinator.planning.search import Effort
-from moe2.coordinator.provisioning.figures import Fleet
+from moe2.coordinator.provisioning.figures import Fleet, Readiness
 from moe2.coordinator.provisioning.problem import LATE_COSTS, Limits, SlowProblem, is_settled, slow_problem
 from moe2.coordinator.provisioning.traffic import HOUR_S, Forecast, Traffic, rate_of
 
@@ -126,6 +126,8 @@ class Decision:
     """Experts that are left as they are, with the reason."""
     correction: str | None = None
     """Where nothing is feasible: what is wrong, and the cheapest change that mends it."""
+    spare: frozenset[str] = frozenset()
+    """Keys of the hosts without which the experts in memory elsewhere carry this traffic and meet every other need."""
 
 
 def hour_options(slow: SlowProblem, *, effort: Effort | None = None, clock: Clock | None = None) -> tuple[Option, ...]:
@@ -250,6 +252,17 @@ def decide(
         rate_per_s=rate_per_s,
         status=one.status,
         stays=stays,
+        spare=_spare(slow, fleet),
+    )
+
+
+def _spare(slow: SlowProblem, fleet: Fleet) -> frozenset[str]:
+    """The hosts without which the experts in memory elsewhere meet every need."""
+    ready = [(n, expert.host) for n, expert in enumerate(fleet.experts) if expert.readiness is Readiness.READY]
+    return frozenset(
+        host.key
+        for host in fleet.hosts
+        if not slow.problem.unmet(slow.problem.mask(n for n, on in ready if on != host.key))
     )
 
 

@@ -46,6 +46,10 @@ class HostFigures:
     may_suspend: bool = False
     """Its agent may be told to suspend it, and there is a way to wake it."""
     may_unload: bool = False
+    wake_is_known: bool = False
+    """Its network card is known to be allowed to wake it, or the operator has a command that does."""
+    has_plug: bool = False
+    """A metered plug in front of it tells what it draws asleep."""
 
     @property
     def can_sleep(self) -> bool:

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter, time
+from uuid import uuid4
 
 import structlog
 
 from moe2.common.errors import CommandErrorCode, Moe2Error
-from moe2.common.health import HealthWarning, Severity
+from moe2.common.health import HealthWarning
 from moe2.common.link.messages import (
     CancelJob,
     CommandAnswer,
@@ -23,31 +24,23 @@ from moe2.common.link.messages import (
     ToAgent,
     UnloadModel,
 )
-from moe2.common.status import AgentRow, ChangeRow, ProvisioningStatus
+from moe2.common.status import AgentRow, ProvisioningStatus
 from moe2.coordinator.choosing.forecast import Roster
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.fleet.table import CapabilityTable
-from moe2.coordinator.planning.search import Effort
-from moe2.coordinator.provisioning.decision import (
-    Decision,
-    HourPlan,
-    Leeway,
-    Tolerances,
-    choose,
-    decide,
-    week_of,
-    week_plans,
-    week_price,
-)
+from moe2.coordinator.provisioning.decision import DAY_S, Decision, Tolerances
 from moe2.coordinator.provisioning.figures import Fleet
 from moe2.coordinator.provisioning.held_jobs import HeldJobs
 from moe2.coordinator.provisioning.hysteresis import Change, Transition
 from moe2.coordinator.provisioning.memory_file import Memory, MemoryFile
+from moe2.coordinator.provisioning.outlook import SMALL_FLEET, Outlook
 from moe2.coordinator.provisioning.problem import Limits, limits_of
 from moe2.coordinator.provisioning.reading import busy_of, fleet_of, require_suspendable, row_called, wakeable_of
 from moe2.coordinator.provisioning.settings import ProvisioningSection
+from moe2.coordinator.provisioning.statement import status_of, warnings_of
 from moe2.coordinator.provisioning.steering import Order, Shadow, Steering, Wishes
-from moe2.coordinator.provisioning.traffic import HOUR_S, Asked, Forecast, Traffic
+from moe2.coordinator.provisioning.traffic import Asked, Forecast, Traffic
+from moe2.coordinator.provisioning.trials import Circumstances
 from moe2.coordinator.provisioning.waking import Send, wake
 
 log = structlog.get_logger()
@@ -56,14 +49,11 @@ WATCH_EVERY_S = 2.0
 DECIDE_EVERY_S = 60.0
 INFORM_EVERY_S = 5.0
 """Between two decisions while experts are new: what becomes known of them is soon made use of."""
-PLAN_EVERY_S = 3600.0
+WAKE_AGAIN_S = 10.0
+"""Between two magic packets for a host that is not seen yet."""
 LEAD_S = 60.0
 """The traffic is looked up this far ahead, so that who is wanted then is awake by then."""
-DAY_S = 86_400.0
 HISTORY_S = 42 * DAY_S
-SMALL_FLEET = 8
-"""Fleets up to this size have every hour of the week planned, larger ones every sixth: the plan shares the processor
-with the requests."""
 MOST_OF_TIME = 0.02
 """Share of the time that searches for larger fleets may take: the next one waits for so much longer than the last
 took."""
@@ -108,25 +98,24 @@ class Keeper:
         self._file = MemoryFile(state_dir)
         memory = self._file.read()
         self._restored = memory.sleepers
-        self._steering = Steering(max_changes_per_day=settings.max_changes_per_day, wishes=memory.wishes)
+        self._steering = Steering(
+            max_changes_per_day=settings.max_changes_per_day, wishes=memory.wishes, run=f"slow-{uuid4().hex[:8]}"
+        )
         self._shadow = Shadow(max_changes_per_day=settings.max_changes_per_day)
-        self._leeway = Leeway(Tolerances(settings.quality_loss, settings.late_share))
+        self._steering.restore_not_woken(memory.not_woken)
+        self._trials_kept = memory.trials
+        self._outlook = Outlook(Tolerances(settings.quality_loss, settings.late_share), perf_counter)
         self._traffic = Traffic()
-        self._plans: tuple[HourPlan, ...] = ()
-        self._planned: tuple[str, ...] = ()
-        """Keys of the experts that the plans speak of, by place."""
-        self._planned_unix_s = 0.0
         self._may_plan_s = self._may_decide_s = -math.inf
         """Before these times no search begins, so that searches take no more than their share of the time."""
         self._known: tuple[str, ...] = ()
         """Keys of the experts that the latest decision knew."""
         self._news_s: float | None = None
         """When an expert last came or left; None while none is known."""
-        self._step_h = 1
-        self._standing_price = 0.0
         self._decision: Decision | None = None
         self._solve_s: float | None = None
         self._would: tuple[Transition, ...] = ()
+        self._would_try: Transition | None = None
         self._held = HeldJobs(on_message)
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: str | None = None
@@ -136,17 +125,17 @@ class Keeper:
     def use(self, settings: ProvisioningSection, patience_s: Mapping[str, float], scorer: Scorer) -> None:
         """Applies other settings from the next decision on."""
         if settings != self._settings:
-            self._planned_unix_s = 0.0
+            self._outlook.expire()
         self._settings, self._patience_s, self.scorer = settings, dict(patience_s), scorer
         self._steering.max_changes_per_day = settings.max_changes_per_day
-        self._leeway.tolerances = Tolerances(settings.quality_loss, settings.late_share)
+        self._outlook.leeway.tolerances = Tolerances(settings.quality_loss, settings.late_share)
 
     def request_ended(self, asked: Asked, *, first_token_s: float | None) -> None:
         """Notes a request that was answered, for the rates and for what the day may still lose."""
         self._traffic.note(asked)
         if first_token_s is not None:
-            late = first_token_s > self._limits().patience_s(asked.category)
-            self._leeway.answered(time(), loss=self._decision.loss if self._decision else 0.0, late=late)
+            late = first_token_s > self._patience_s.get(asked.category, self._settings.first_token_s)
+            self._outlook.leeway.answered(time(), loss=self._decision.loss if self._decision else 0.0, late=late)
 
     def answered(self, agent_id: str, answer: CommandAnswer) -> None:
         """Takes an agent's answer to a command."""
@@ -154,6 +143,11 @@ class Keeper:
         self._steering.answered(answer.command_id, done=done, code=answer.code, message=answer.message)
         if answer.code == CommandErrorCode.SUSPEND_FAILED:
             log.warning("host_stayed_awake", agent_id=agent_id, reason=answer.message)
+
+    def agent_lost(self, agent_id: str) -> None:
+        """An agent's session has ended, for whatever reason."""
+        asleep = any(row.agent_id == agent_id and row.asleep for row in self._rows())
+        self._steering.lost(agent_id, asleep=asleep)
 
     def send(self, agent_id: str, message: ToAgent) -> bool:
         """Hands a message to an agent; a job for a sleeping one is held, and its host is woken.
@@ -184,7 +178,7 @@ class Keeper:
         wishes = self._steering.wishes
         match verb:
             case "sleep":
-                require_suspendable(row)
+                require_suspendable(row, wakes_by_command=self._settings.wake_command is not None)
                 self._steering.wishes = wishes.with_sleep(row.agent_id)
                 text = f"{row.agent_name} goes to sleep when its jobs have ended, and stays so until `fleet wake`."
             case "wake":
@@ -217,65 +211,20 @@ class Keeper:
 
     def status(self) -> ProvisioningStatus:
         """What the slow level thinks and does."""
-        decision, settings, names = self._decision, self._settings, self._names()
-        wishes = self._steering.wishes
-        mode = settings.mode
-        shadows = mode == "observe"
-        return ProvisioningStatus(
-            mode=mode,
-            status=decision.status.value if decision else None,
-            awake=decision.members if decision else (),
-            standing_w=decision.standing_w if decision else None,
-            least_w=decision.least_w if decision else None,
-            loss=decision.loss if decision else None,
-            late=decision.late if decision else None,
-            requests_per_hour=HOUR_S * decision.rate_per_s if decision else None,
-            # At times when fewer ask than any limit allows for, only watts count.
-            price_per_j=decision.price_per_j if decision and math.isfinite(decision.price_per_j) else None,
+        return status_of(
+            self._settings.mode,
+            self._decision,
+            self._shadow,
+            self._would,
             solve_s=self._solve_s,
-            stays=dict(decision.stays) if decision else {},
-            correction=decision.correction if decision else None,
-            changes=tuple(
-                ChangeRow(
-                    change=one.change.value,
-                    host=names.get(one.host, one.host),
-                    expert=one.expert,
-                    reason=one.reason,
-                    saves_w=one.saves_w,
-                    costs_j=one.costs_j,
-                )
-                for one in self._would
-            ),
-            pinned=tuple(names.get(key, key) for key in sorted(self._pinned())),
-            kept_asleep=tuple(names.get(key, key) for key in wishes.kept_asleep),
-            saved_j=self._shadow.saved_j if shadows and decision else None,
-            waited_j=self._shadow.waited_j if shadows and decision else None,
-            returns=self._shadow.n_returns if shadows else 0,
-            would_sleep=tuple(sorted(self._shadow.names)) if shadows else (),
+            pinned=self._pinned(),
+            kept_asleep=self._steering.wishes.kept_asleep,
+            names=self._names(),
         )
 
     def warnings(self) -> tuple[HealthWarning, ...]:
         """What an operator should know."""
-        found = list(self._steering.warnings())
-        if self._decision is not None and self._decision.correction is not None:
-            found.append(
-                HealthWarning(
-                    code="provisioning_infeasible",
-                    severity=Severity.DEGRADED,
-                    message="The limits on who is awake contradict each other, so that everybody stays as they are.",
-                    remedy=self._decision.correction,
-                )
-            )
-        if self._failure is not None:
-            found.append(
-                HealthWarning(
-                    code="provisioning_failed",
-                    severity=Severity.DEGRADED,
-                    message=f"Who should be awake could not be decided: {self._failure}. Everybody stays as they are.",
-                    remedy="See the coordinator's log, and report it as a defect of moe2.",
-                )
-            )
-        return tuple(found)
+        return (*self._steering.warnings(), *warnings_of(self._decision, self._failure))
 
     # --- What it does -------------------------------------------------------------------------------------------------
 
@@ -283,6 +232,7 @@ class Keeper:
         """Watches and decides until it is cancelled."""
         for sleeper in self._restored:
             self._table.restore_sleeper(sleeper, self._now_s())
+        self._steering.trials.restore(self._trials_kept, self._now_s())
         now_unix_s = time()
         self._traffic.passed(now_unix_s - HISTORY_S)
         try:
@@ -317,6 +267,7 @@ class Keeper:
         """Whether anything of the fleet is to be watched for: a coordinator that only observes decides, and no more."""
         wishes = self._steering.wishes
         asked = wishes.kept_asleep or wishes.pinned or self._held or self._steering.has_pending
+        asked = asked or self._steering.trials.are_open
         return self._settings.mode == "act" or bool(asked)
 
     def _watch(self) -> None:
@@ -329,8 +280,9 @@ class Keeper:
             log.warning("change_overdue", host=late.host, change=late.change.value)
             if late.change is Change.WAKE:
                 self._give_up(late.host, "its host was not woken in time")
-        for order in self._steering.wished_orders(now_s) if self._may_act() else ():
-            self._perform(order)
+        if self._may_act():
+            for order in (*self._steering.wished_orders(now_s), *self._steering.trial_ends(now_s)):
+                self._perform(order)
         for agent_id in self._held.agents:
             self._release(agent_id)
 
@@ -349,16 +301,11 @@ class Keeper:
             self._decision = self._news_s = None
             self._known = ()
             return
-        self._step_h = 1 if len(fleet.experts) <= SMALL_FLEET else 6
         keys = tuple(expert.key for expert in fleet.experts)
         if keys != self._known:
             self._known, self._news_s = keys, self._now_s()
-        is_old = self._now_s() >= self._may_plan_s and (
-            now_unix_s - self._planned_unix_s >= PLAN_EVERY_S
-            or keys != self._planned
-            or self._planned_unix_s > now_unix_s
-        )
-        week = week_of(self._traffic, now_unix_s, step_h=self._step_h) if is_old else None
+        is_old = self._now_s() >= self._may_plan_s and self._outlook.is_old(keys, now_unix_s)
+        week = self._outlook.week(self._traffic, len(keys), now_unix_s) if is_old else None
         try:
             began_s = self._now_s()
             decision, took_s = await asyncio.to_thread(self._think, fleet, forecast, week, limits, now_unix_s)
@@ -373,46 +320,34 @@ class Keeper:
         if not decision.members and decision.standing_w is None:
             self._would = ()
             return
-        again = self._wanted_again(now_unix_s)
+        again = self._outlook.wanted_again(now_unix_s)
+        circumstances = Circumstances(decision.spare, self._traffic.is_quiet(now_unix_s))
         if self._settings.mode == "act":
             self._see()
             orders = self._steering.next_orders(decision.members, self._now_s(), wanted_again_s=again)
+            orders = orders or self._steering.trial_orders(self._now_s(), circumstances)
             self._would = tuple(order.transition for order in orders)
-            for order in orders or self._steering.trial_orders(self._now_s()):
+            for order in orders:
                 self._perform(order)
         elif self._settings.mode == "observe":
+            self._see()
             busy = busy_of(self._rows())
             day = int(now_unix_s // DAY_S)
             found = self._shadow.step(fleet, decision.members, busy, self._now_s(), day, wanted_again_s=again)
-            self._would = found or self._would
+            self._would = found or tuple(one for one in self._would if one != self._would_try)
+            self._would_try = self._steering.would_try(self._now_s(), circumstances)
+            if self._would_try is not None:
+                self._would = (*self._would, self._would_try)
 
     def _think(
         self, fleet: Fleet, forecast: Forecast, week: Sequence[Forecast] | None, limits: Limits, now_unix_s: float
     ) -> tuple[Decision, float]:
         """The search itself, in a thread. It writes only what nobody else writes meanwhile."""
         if week is not None:
-            effort = Effort(time_limit_s=0.03)
-            self._plans = week_plans(fleet, week, limits, effort=effort, clock=perf_counter)
-            self._planned = tuple(expert.key for expert in fleet.experts)
-            self._planned_unix_s = now_unix_s
-            self._standing_price = week_price(self._plans, self._leeway.tolerances)
-        answers_a_day = sum(plan.rate_per_s for plan in self._plans) / max(1, len(self._plans)) * DAY_S
-        factor = self._leeway.factor(now_unix_s, answers_a_day)
+            self._outlook.plan(fleet, week, limits, now_unix_s)
         began_s = perf_counter()
-        decision = decide(
-            fleet, forecast, limits, self._standing_price * factor, effort=Effort(time_limit_s=0.5), clock=perf_counter
-        )
+        decision = self._outlook.decide(fleet, forecast, limits, now_unix_s)
         return decision, perf_counter() - began_s
-
-    def _wanted_again(self, now_unix_s: float) -> Callable[[str], float]:
-        """For each expert, the seconds until the plan of the week wants it."""
-        again: dict[str, float] = {}
-        for place, plan in enumerate(self._plans):
-            starts_s = self._planned_unix_s + place * self._step_h * HOUR_S - now_unix_s
-            if plan.options and starts_s > -self._step_h * HOUR_S:
-                for n in choose(plan.options, plan.rate_per_s, self._standing_price).members:
-                    again.setdefault(self._planned[n], max(0.0, starts_s))
-        return lambda key: again.get(key, float("inf"))
 
     def _perform(self, order: Order) -> None:
         """Has a change made."""
@@ -423,12 +358,13 @@ class Keeper:
             case Change.WAKE:
                 row = next((row for row in self._rows() if row.agent_id == one.host), None)
                 if row is not None:
-                    work = wake(row, self._rows(), self._send, self._settings.wake_command, order.order_id)
-                    task = asyncio.get_running_loop().create_task(work)
+                    task = asyncio.get_running_loop().create_task(self._wake(row, order.order_id))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
                 return
             case Change.SUSPEND:
+                # Known before it sleeps, so that a coordinator that is killed meanwhile finds it again.
+                self._keep()
                 message: ToAgent = Suspend(command_id=order.order_id)
             case Change.LOAD:
                 message = LoadModel(command_id=order.order_id, model=model)
@@ -436,6 +372,16 @@ class Keeper:
                 message = UnloadModel(command_id=order.order_id, model=model)
         if not self._send(one.host, message):
             self._steering.answered(order.order_id, done=False, code=CommandErrorCode.BUSY, message=None)
+
+    async def _wake(self, row: AgentRow, order_id: str) -> None:
+        """Does what wakes a host, and sends packets until it is seen: one that is still falling asleep hears none."""
+        command = self._settings.wake_command
+        while True:
+            await wake(row, self._rows(), self._send, command, order_id)
+            await asyncio.sleep(WAKE_AGAIN_S)
+            if not self._steering.waking(row.agent_id):
+                return
+            command = None
 
     def _release(self, agent_id: str) -> None:
         """Sends the jobs that are held for an agent that has come back, as soon as its experts take them."""
@@ -495,7 +441,15 @@ class Keeper:
         return {row.agent_id: row.agent_name for row in self._rows()}
 
     def _keep(self) -> None:
-        self._file.write(Memory(wishes=self._steering.wishes, sleepers=self._table.sleepers()))
+        steering = self._steering
+        self._file.write(
+            Memory(
+                wishes=steering.wishes,
+                sleepers=self._table.sleepers(steering.falling),
+                trials=steering.trials.kept,
+                not_woken=steering.not_woken,
+            )
+        )
 
     @staticmethod
     def _now_s() -> float:

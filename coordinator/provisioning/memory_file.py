@@ -1,4 +1,4 @@
-"""The file in which an operator's wishes and the sleeping hosts outlive a restart."""
+"""The file in which an operator's wishes, the sleeping hosts and what was tried with them outlive a restart."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import structlog
 from moe2.common.statefile import read_plain, replace_file
 from moe2.coordinator.fleet.table import Sleeper
 from moe2.coordinator.provisioning.steering import Wishes
+from moe2.coordinator.provisioning.trials import Trial
 
 log = structlog.get_logger()
 
@@ -19,6 +20,9 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
     wishes: Wishes = Wishes()
     sleepers: tuple[Sleeper, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    not_woken: dict[str, str] = {}
+    """Names of hosts that could not be woken and were not seen since, by their keys."""
 
 
 class MemoryFile:

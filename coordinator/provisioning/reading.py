@@ -64,6 +64,8 @@ def _host(row: AgentRow, standby: Standby, experts: list[ExpertReport], *, wakes
         and standby.suspend_fault is None
         and (wakes_by_command or bool(standby.wake_addresses)),
         may_unload=standby.allow_unload,
+        wake_is_known=wakes_by_command or any(one.armed and one.network for one in standby.wake_addresses),
+        has_plug=any(one.name.startswith("wall:") and one.state == "present" for one in row.sensors),
     )
 
 
@@ -137,8 +139,8 @@ def busy_of(rows: Sequence[AgentRow]) -> dict[str, int]:
     return {row.agent_id: sum(one.active + one.queued for one in row.experts) for row in rows if row.connected}
 
 
-def require_suspendable(row: AgentRow) -> None:
-    """Raise Moe2Error, with what to do, where the host's own configuration or its system forbids to suspend it."""
+def require_suspendable(row: AgentRow, *, wakes_by_command: bool) -> None:
+    """Raise Moe2Error, with what to do, where the host may or can not be suspended, or nobody could wake it again."""
     if row.standby is None or not row.standby.allow_suspend:
         raise Moe2Error(
             f"{row.agent_name} may not be suspended.",
@@ -146,6 +148,11 @@ def require_suspendable(row: AgentRow) -> None:
         )
     if row.standby.suspend_fault:
         raise Moe2Error(f"{row.agent_name} cannot be suspended: {row.standby.suspend_fault}.")
+    if not (wakes_by_command or row.standby.wake_addresses):
+        raise Moe2Error(
+            f"Nobody could wake {row.agent_name} again: it has no network card that magic packets reach.",
+            remedy="Set provisioning.wake_command to a command that wakes it.",
+        )
 
 
 def wakeable_of(rows: Sequence[AgentRow], *, by_command: bool) -> frozenset[str]:

@@ -14,17 +14,13 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from moe2.common.health import HealthWarning, Severity
+from moe2.coordinator.fleet.table import MAX_UNMEASURED_WAKE_S
 from moe2.coordinator.provisioning.figures import ExpertFigures, Fleet, HostFigures, Readiness
 from moe2.coordinator.provisioning.hysteresis import DAY_S, Activity, Change, Rules, Transition, transitions
+from moe2.coordinator.provisioning.trials import Circumstances, Trials
 
 MAX_CHANGES_KEPT = 64
 LEAST_TIMEOUT_S = 60.0
-WAKE_TIMEOUT_S = 180.0
-"""Measured wakes take 10 to 70 s; one that has not been measured has this long."""
-TRIAL_AFTER_S = 300.0
-"""Seconds without a request after which an expert may be unloaded only to measure it."""
-TRIAL_S = 120.0
-"""Seconds for which it stays out of memory, so that its host's watts without it are measured."""
 TIMES_MEASURED = 3.0
 """A change may take this many times what it was measured to take before it counts as failed."""
 
@@ -72,9 +68,13 @@ class _Host:
 
 
 class Steering:
-    """The slow level's memory. Times are of a monotonic clock."""
+    """The slow level's memory. Times are of a monotonic clock.
 
-    def __init__(self, *, max_changes_per_day: int, wishes: Wishes) -> None:
+    run: a word that no earlier run of the coordinator had, so that late answers to its orders are not taken for others.
+    """
+
+    def __init__(self, *, max_changes_per_day: int, wishes: Wishes, run: str = "slow") -> None:
+        self._run = run
         self.max_changes_per_day = max_changes_per_day
         self.wishes = wishes
         self.pinned_by_settings: frozenset[str] = frozenset()
@@ -83,9 +83,7 @@ class Steering:
         self._unreachable: dict[str, str] = {}
         """Hosts that could not be woken, with their names."""
         self._failed: dict[str, HealthWarning] = {}
-        self._trials: dict[str, float] = {}
-        """When each host's latest trial began."""
-        self._ended_trials: set[float] = set()
+        self.trials = Trials()
         self._number = 0
 
     @property
@@ -94,9 +92,33 @@ class Steering:
         return frozenset(self._unreachable)
 
     @property
+    def not_woken(self) -> dict[str, str]:
+        """The names of the unreachable hosts by their keys, which outlive a restart."""
+        return dict(self._unreachable)
+
+    def restore_not_woken(self, names: Mapping[str, str]) -> None:
+        """Takes over from an earlier run which hosts could not be woken."""
+        for key, name in names.items():
+            self._not_woken(key, name, "it was told to before the coordinator was restarted")
+
+    @property
     def has_pending(self) -> bool:
         """Whether any change has been asked for and has not ended."""
         return any(known.pending for known in self._hosts.values())
+
+    @property
+    def falling(self) -> frozenset[str]:
+        """Hosts that have been told to go to sleep, and are not seen to sleep yet."""
+        pending = ((key, known.pending) for key, known in self._hosts.items())
+        return frozenset(key for key, one in pending if one and one.order.transition.change is Change.SUSPEND)
+
+    def lost(self, host: str, *, asleep: bool) -> None:
+        """An agent's session has ended: what was asked of it is over. asleep: it has gone to sleep, as it was told."""
+        known = self._hosts.get(host)
+        if known is None or known.pending is None or known.pending.order.transition.change is Change.WAKE:
+            return
+        if not (asleep and known.pending.order.transition.change is Change.SUSPEND):
+            known.pending = None
 
     def waking(self, host: str) -> bool:
         """Whether a host has been told to wake, and its time for that is not over."""
@@ -186,45 +208,22 @@ class Steering:
         )
         return tuple(self._begin(one, now_s) for one in found if one.host in wished)
 
-    def trial_orders(self, now_s: float) -> tuple[Order, ...]:
-        """The changes that measure what is not known yet: an idle expert is unloaded for a while, once a day at most.
-
-        Only where another expert is there for requests that come meanwhile, and one host at a time. Without this a
-        host that nobody has ever unloaded would never be, as nobody knows what that saves.
-        """
-        if self.has_pending:
+    def trial_orders(self, now_s: float, circumstances: Circumstances) -> tuple[Order, ...]:
+        """The change that measures what nobody knows yet, if one may be made now."""
+        tried = self.would_try(now_s, circumstances)
+        if tried is None or self.has_pending:
             return ()
-        for host in self._fleet.hosts:
-            own, begun_s = self._fleet.on(host.key), self._trials.get(host.key)
-            cold = [one for one in own if one.readiness is Readiness.COLD]
-            if begun_s is not None and begun_s not in self._ended_trials and cold:
-                if now_s - begun_s < TRIAL_S:
-                    return ()
-                self._ended_trials.add(begun_s)
-                reason = "its watts without it have been measured"
-                return (self._begin(Transition(Change.LOAD, host.key, cold[0].key, reason), now_s),)
-            if begun_s is None or now_s - begun_s >= DAY_S:
-                tried = self._trial_of(host, own, now_s)
-                if tried is not None:
-                    self._trials[host.key] = now_s
-                    return (self._begin(tried, now_s),)
-        return ()
+        self.trials.began(tried, now_s)
+        return (self._begin(tried, now_s),)
 
-    def _trial_of(self, host: HostFigures, own: tuple[ExpertFigures, ...], now_s: float) -> Transition | None:
-        known = self._hosts.get(host.key)
-        wished = {*self.wishes.pinned, *self.wishes.kept_asleep, *self.pinned_by_settings}
-        if not host.may_unload or known is None or known.busy or host.key in wished:
-            return None
-        if now_s - known.idle_since_s < TRIAL_AFTER_S:
-            return None
-        if not any(one.host != host.key and one.readiness is Readiness.READY for one in self._fleet.experts):
-            return None
-        for one in own:
-            if one.readiness is Readiness.READY and (one.ready_w is None or one.load_j is None):
-                return Transition(
-                    Change.UNLOAD, host.key, one.key, "what it draws and what a reload takes is unmeasured"
-                )
-        return None
+    def would_try(self, now_s: float, circumstances: Circumstances) -> Transition | None:
+        """The trial that could begin now, for those who only look."""
+        return self.trials.next(self._fleet, self.activity(), self.rules(), now_s, circumstances)
+
+    def trial_ends(self, now_s: float) -> tuple[Order, ...]:
+        """The changes that bring hosts back from their trials, also where no new ones are begun any more."""
+        found = self.trials.ends(self._fleet, self.activity(), self.rules(), now_s)
+        return tuple(self._begin(one, now_s) for one in found)
 
     def wake(self, host: str, now_s: float, reason: str) -> Order | None:
         """The order to wake a sleeping host; None where it is not asleep, or is already told."""
@@ -261,7 +260,7 @@ class Steering:
 
     def _begin(self, transition: Transition, now_s: float) -> Order:
         self._number += 1
-        order = Order(f"slow-{self._number}", transition)
+        order = Order(f"{self._run}-{self._number}", transition)
         host = self._fleet.host(transition.host)
         known = self._hosts.setdefault(transition.host, _Host(idle_since_s=now_s))
         known.changed_s = [*(at_s for at_s in known.changed_s if at_s > now_s - DAY_S), now_s][-MAX_CHANGES_KEPT:]
@@ -271,14 +270,7 @@ class Steering:
     def _fail(self, key: str, transition: Transition, why: str) -> None:
         name = self._fleet.host(key).name if self._fleet.has(key) else key
         if transition.change is Change.WAKE:
-            self._unreachable[key] = name
-            self._failed[key] = HealthWarning(
-                code="wake_failed",
-                severity=Severity.DEGRADED,
-                message=f"{name} was not woken: {why}. It is not counted on until its agent is seen.",
-                remedy=f"Switch {name} on. Then look whether its network card wakes it (`ethtool`), and whether magic "
-                "packets reach its network; provisioning.wake_command can do it by other means.",
-            )
+            self._not_woken(key, name, why)
             return
         what = {Change.SUSPEND: "go to sleep", Change.LOAD: "load its model", Change.UNLOAD: "unload its model"}
         self._failed[key] = HealthWarning(
@@ -286,6 +278,16 @@ class Steering:
             severity=Severity.NOTICE,
             message=f"{name} did not {what[transition.change]}: {why}.",
             remedy=f"On {name}: `moe2-agent status` and the agent's log.",
+        )
+
+    def _not_woken(self, key: str, name: str, why: str) -> None:
+        self._unreachable[key] = name
+        self._failed[key] = HealthWarning(
+            code="wake_failed",
+            severity=Severity.DEGRADED,
+            message=f"{name} was not woken: {why}. It is not counted on until its agent is seen.",
+            remedy=f"Switch {name} on. Then look whether its network card wakes it (`ethtool`), and whether magic "
+            "packets reach its network; provisioning.wake_command can do it by other means.",
         )
 
 
@@ -307,7 +309,7 @@ def _timeout_s(transition: Transition, host: HostFigures, own: tuple[ExpertFigur
     """Seconds that a change may take. Running jobs are waited for, whatever they take, as long as an hour."""
     match transition.change:
         case Change.WAKE:
-            return WAKE_TIMEOUT_S if host.wake_s is None else max(LEAST_TIMEOUT_S, TIMES_MEASURED * host.wake_s)
+            return MAX_UNMEASURED_WAKE_S if host.wake_s is None else max(LEAST_TIMEOUT_S, TIMES_MEASURED * host.wake_s)
         case Change.LOAD:
             load_s = max((one.load_s or 0.0 for one in own), default=0.0)
             return max(LEAST_TIMEOUT_S * 10, TIMES_MEASURED * load_s)

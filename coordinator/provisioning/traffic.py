@@ -24,6 +24,8 @@ MAX_CLASSES = 64
 """Pairs of category and model that are told apart; later ones are counted under `OTHER`."""
 MAX_SAMPLES = 512
 """Requests of each class that are remembered for their lengths."""
+QUIET_HOURS = 6
+"""Hours of a day that count as quiet, those with the fewest requests."""
 OTHER = "other"
 _DAY_PRIOR_S, _WEEK_PRIOR_S, _LIVE_PRIOR_S = 1800.0, 7200.0, 7200.0
 _BURSTINESS = 2.0
@@ -128,6 +130,11 @@ class Traffic:
                 self._classes.items(), key=lambda item: (item[0][0], item[0][1] is not None, item[0][1] or "")
             )
         )
+
+    def is_quiet(self, at_unix_s: float) -> bool:
+        """Whether this hour is among the quietest quarter of the day that begins with it, as far as days are known."""
+        rates = [rate_of(self.forecast(at_unix_s + hour * HOUR_S, live=hour == 0)) for hour in range(24)]
+        return rates[0] <= sorted(rates)[QUIET_HOURS - 1] * (1.0 + 1e-9)
 
     def _of(self, category: str, model: str | None, kind: _Class, hour: int, *, live: bool) -> ClassForecast:
         seconds, counts = self._seconds, kind.counts

@@ -254,7 +254,7 @@ class Lifecycle(Progress):
         return [effects.StopJob(attempt.expert.agent_id, attempt.job_id)]
 
     def suspect(self, attempt: Attempt, *, hangs: bool) -> list[Effect]:
-        """Report an attempt as late; a second report of the same attempt does nothing."""
+        """Reports an attempt as late; a second report of the same attempt does nothing."""
         if attempt.is_late:
             return []
         attempt.is_late, attempt.hangs = True, hangs

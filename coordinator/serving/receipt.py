@@ -24,7 +24,7 @@ class ExpertLine(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt's line on the receipt.
 
     purpose: a `Purpose`. outcome: an `AttemptState`. decoded_tokens: None where nobody can say. drafted_tokens,
-    accepted_tokens: see `TokenCounts`.
+    accepted_tokens, drafted_by_model, accepted_by_model: see `TokenCounts`.
     """
 
     expert: str
@@ -37,13 +37,16 @@ class ExpertLine(msgspec.Struct, frozen=True, kw_only=True):
     purpose: str = "answer"
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
+    drafted_by_model: int | None = None
+    accepted_by_model: int | None = None
 
 
 class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of the answer. reasoning: those of `decoded` that came before the answer itself; None if nobody says.
 
     drafted: guesses that went through the model beside them; accepted: those of them that were right, and are among
-    `decoded`. None where nothing is guessed, or nobody says.
+    `decoded`. None where nothing is guessed, or nobody says. drafted_by_model, accepted_by_model: those of either that
+    a draft model guessed, not the text; None where it guessed none.
     """
 
     prompt: int | None
@@ -52,6 +55,8 @@ class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: int | None = None
     drafted: int | None = None
     accepted: int | None = None
+    drafted_by_model: int | None = None
+    accepted_by_model: int | None = None
 
 
 class Seconds(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +161,8 @@ def joint_receipt(lives: Sequence[Lifecycle], receipts: Sequence[Receipt]) -> Re
             reasoning=_sum(receipt.tokens.reasoning for receipt in receipts),
             drafted=_sum(receipt.tokens.drafted for receipt in receipts),
             accepted=_sum(receipt.tokens.accepted for receipt in receipts),
+            drafted_by_model=_sum_known(receipt.tokens.drafted_by_model for receipt in receipts),
+            accepted_by_model=_sum_known(receipt.tokens.accepted_by_model for receipt in receipts),
         ),
         seconds=msgspec.structs.replace(
             first.seconds,
@@ -172,6 +179,12 @@ def joint_receipt(lives: Sequence[Lifecycle], receipts: Sequence[Receipt]) -> Re
 def _sum(parts: Iterable[N | None]) -> N | None:
     known = list(parts)
     return None if None in known else sum(part for part in known if part is not None)
+
+
+def _sum_known(parts: Iterable[N | None]) -> N | None:
+    """The sum of what there is; None where there is nothing."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None
 
 
 def energy_of(life: Lifecycle) -> Energy:
@@ -193,6 +206,8 @@ def _tokens(life: Lifecycle) -> TokenCounts:
             reasoning=usage.reasoning_tokens if usage else None,
             drafted=usage.drafted_tokens if usage else None,
             accepted=usage.accepted_tokens if usage else None,
+            drafted_by_model=usage.model_drafted_tokens if usage else None,
+            accepted_by_model=usage.model_accepted_tokens if usage else None,
         )
     first = life.authors[0].usage
     return TokenCounts(
@@ -249,6 +264,8 @@ def _line(attempt: Attempt) -> ExpertLine:
         purpose=attempt.purpose,
         drafted_tokens=attempt.usage.drafted_tokens if attempt.usage else None,
         accepted_tokens=attempt.usage.accepted_tokens if attempt.usage else None,
+        drafted_by_model=attempt.usage.model_drafted_tokens if attempt.usage else None,
+        accepted_by_model=attempt.usage.model_accepted_tokens if attempt.usage else None,
     )
 
 

@@ -151,7 +151,9 @@ class Service:
         """
         # Who has waited comes before who has just arrived.
         self._queue.serve()
-        request = replace(request, demand=self.planned(request.demand, request.model))
+        planned = self.planned(request.demand, request.model)
+        if planned is not request.demand:
+            request = replace(request, demand=planned)
         chain = prefixes(request.prompt) if self._settings.affinity and not request.texts else ()
         life = Lifecycle(request=request, queue_s=self._settings.queue_s, modes=MODES)
         exchange = Exchange(life, news)
@@ -377,8 +379,8 @@ class Service:
             case effects.Conclude(outcome=outcome):
                 self.totals.concluded(outcome, instead_of=active.counted)
                 active.counted = outcome
-                self._arm(active)
                 if not all(attempt.is_over for attempt in active.life.attempts):
+                    self._arm(active)
                     active.exchange.recorded = self._bookkeeper.concluded(active.life)
                 retry_s = self._queue.retry_after_s(active.life.request.model, outcome, active.life.refused)
                 active.exchange.conclude(outcome, retry_after_s=retry_s)
@@ -482,10 +484,10 @@ class Service:
                 # Its prompt was in the cache, or came with the choices.
                 continue
             if usage is not None and usage.decoded_tokens:
-                model, foreseen = attempt.expert.model, attempt.prediction.shape
+                model, foreseen = attempt.expert.identity, attempt.prediction.shape
                 self._selector.prompts.ran(model, life.request.demand, usage, foreseen)
 
     def _learn_affinity(self, active: _Active) -> None:
         leading = active.life.leading
         if leading and leading.usage and isinstance(active.life.outcome, effects.Completed):
-            self._affinities.answered(active.chain, leading.expert.key, leading.usage)
+            self._affinities.answered(active.chain, leading.expert.key, leading.usage, leading.expert.identity)

@@ -8,7 +8,7 @@ import re
 import secrets
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import time
 
@@ -18,21 +18,26 @@ import structlog
 from moe2.common.errors import Moe2Error
 from moe2.common.gguf import read_header
 from moe2.common.link.messages import CommandAnswer, CommandOutcome, ToAgent
-from moe2.common.link.supply import FetchModel, FilePart, Ticket, TicketWanted
+from moe2.common.link.supply import FetchModel, FilePart, LendFile, Ticket, TicketWanted
 from moe2.common.status import AgentRow, PushRow
 from moe2.common.terminal.figures import size
+from moe2.common.tickets import TICKET_S, Admission, TicketFault, Tickets
 from moe2.coordinator.supply.hosts import HostError, check_takes_orders, meant
-from moe2.coordinator.supply.tickets import Admission, TicketFault, Tickets
+from moe2.coordinator.supply.neighbours import Giver, giver_for
 
 log = structlog.get_logger()
 
 MAX_KEPT = 500
 HEADROOM_BYTES = 1 << 28
 LOOK_EVERY_S = 1.0
+LEND_ANSWER_S = 5.0
+"""A neighbour that has not said by then whether it gives a file is not asked again for this host."""
 _CHUNK_BYTES = 1 << 20
 _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _NAME = re.compile(r"[A-Za-z0-9][^/\\\x00-\x1f\x7f]{0,190}\.gguf")
 _RUNNING = ("waiting", "sending")
+_LEND = "lend-"
+"""Begins the ids of orders to neighbours."""
 
 
 class PushError(Moe2Error):
@@ -64,8 +69,24 @@ class Parcel:
 
 
 @dataclass
+class _Lend:
+    """A neighbour that was asked to give a part. until_s: when it must have agreed; None once it has."""
+
+    command_id: str
+    giver: Giver
+    part: int
+    secret: str
+    until_s: float | None
+
+
+@dataclass
 class _Push:
-    """One host's fetch. done: bytes by part, as far as they were sent. ready: it wants a ticket for this part."""
+    """One host's fetch. done: bytes by part, as far as they were sent. ready: it wants a ticket for this part.
+
+    is_out: it has a place among those that are sent to. until_s: when it loses that place if it has not come with its
+    ticket by then; None once it has. lend: the neighbour that gives to it in place of the coordinator. alone: it wants
+    to be sent to by the coordinator alone. shunned: neighbours that did not give.
+    """
 
     row: PushRow
     parcel: Parcel
@@ -73,9 +94,13 @@ class _Push:
     done: dict[int, int]
     ready: int | None = None
     is_out: bool = False
+    until_s: float | None = None
     """It has a ticket, or a connection."""
     is_told: bool = True
     """The agent that is connected now has the order."""
+    lend: _Lend | None = None
+    alone: bool = False
+    shunned: set[str] = field(default_factory=set)
 
 
 class Pushes:
@@ -211,11 +236,16 @@ class Pushes:
         push = self._pushes.get(wanted.command_id)
         if push is None or push.row.agent_id != agent_id or not _runs(push) or wanted.part >= len(push.parcel.parts):
             return
-        push.ready, push.is_out, push.is_told = wanted.part, False, True
+        push.ready, push.is_out, push.is_told, push.lend = wanted.part, False, True, None
+        push.alone = wanted.alone
+        push.row = msgspec.structs.replace(push.row, state="waiting")
         self._hand_out()
 
     def answered(self, agent_id: str, answer: CommandAnswer) -> bool:
         """Takes an agent's answer; False if it is about nothing of ours."""
+        if answer.command_id.startswith(_LEND):
+            self._lend_answered(agent_id, answer)
+            return True
         push = self._pushes.get(answer.command_id)
         if push is None or push.row.agent_id != agent_id:
             return False
@@ -224,28 +254,76 @@ class Pushes:
         done = push.row.size_bytes if state == "done" else push.row.done_bytes
         push.row = msgspec.structs.replace(push.row, state=state, message=answer.message, done_bytes=done)
         self._tickets.withdraw(agent_id, answer.command_id)
-        push.ready, push.is_out = None, False
+        push.ready, push.is_out, push.lend = None, False, None
         self._hand_out()
         return True
+
+    def _lend_answered(self, agent_id: str, answer: CommandAnswer) -> None:
+        """A neighbour says whether it gives a part: who waits for it gets its ticket, or another source."""
+        for push in self._pushes.values():
+            lend = push.lend
+            if lend is None or lend.command_id != answer.command_id or lend.giver.agent_id != agent_id:
+                continue
+            if lend.until_s is None:
+                return
+            if answer.outcome is not CommandOutcome.DONE:
+                log.info("neighbour_refused", file=push.row.file, giver=lend.giver.name, reason=answer.message)
+                self._shun(push, lend)
+                self._hand_out()
+                return
+            lend.until_s = None
+            giver = lend.giver
+            ticket = Ticket(
+                command_id=push.row.command_id,
+                part=lend.part,
+                secret=lend.secret,
+                port=giver.port,
+                tls=giver.fingerprint is not None,
+                address=giver.address,
+                source=giver.name,
+                fingerprint=giver.fingerprint,
+            )
+            if self._send(push.row.agent_id, ticket):
+                push.row = msgspec.structs.replace(push.row, state="sending", source=giver.name)
+            return
+
+    def _shun(self, push: _Push, lend: _Lend) -> None:
+        """A neighbour gives nothing to this host: it wants its part from somebody else."""
+        push.shunned.add(lend.giver.agent_id)
+        push.lend, push.ready = None, lend.part
 
     def agent_lost(self, agent_id: str) -> None:
         """An agent's connection has ended: its order is told again when it is back."""
         for push in self._pushes.values():
+            if push.lend is not None and push.lend.giver.agent_id == agent_id and push.lend.until_s is not None:
+                self._shun(push, push.lend)
             if push.row.agent_id == agent_id and _runs(push):
-                push.is_told, push.is_out, push.ready = False, False, None
+                push.is_told, push.is_out, push.ready, push.lend = False, False, None, None
                 push.row = msgspec.structs.replace(push.row, state="waiting")
                 self._tickets.withdraw(agent_id, push.row.command_id)
         self._hand_out()
 
     async def run(self) -> None:
-        """Tells agents that came back what they were fetching, until cancelled."""
+        """Tells agents that came back what they were fetching, and gives unused places to others, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
+            self._hand_out()
+            self._follow_lends()
             untold = [push for push in self._pushes.values() if _runs(push) and not push.is_told]
             connected = {row.agent_id for row in self._rows() if row.connected and row.models} if untold else set()
             for push in untold:
                 if push.row.agent_id in connected:
                     push.is_told = self._send(push.row.agent_id, push.order)
+
+    def _follow_lends(self) -> None:
+        """What neighbours give does not pass here: how far it is, the hosts report."""
+        given = [push for push in self._pushes.values() if push.lend is not None]
+        stores = {row.agent_id: row.models for row in self._rows()} if given else {}
+        for push in given:
+            store = stores.get(push.row.agent_id)
+            done = next((one.done_bytes for one in store.fetching if one.sha256 == push.row.sha256), 0) if store else 0
+            if done > push.row.done_bytes:
+                push.row = msgspec.structs.replace(push.row, done_bytes=min(done, push.row.size_bytes))
 
     # --- What the listener does ---------------------------------------------------------------------------------------
 
@@ -260,13 +338,16 @@ class Pushes:
         push = self._pushes.get(admission.command_id)
         if push is None or not _runs(push):
             return TicketFault.UNKNOWN
-        push.row = msgspec.structs.replace(push.row, state="sending")
+        push.until_s = None
+        push.row = msgspec.structs.replace(push.row, state="sending", source="coordinator")
         return push, admission.part
 
     def sent(self, push: _Push, part: int, until_bytes: int) -> None:
         """So much of a part has gone out."""
         push.done[part] = until_bytes
-        push.row = msgspec.structs.replace(push.row, done_bytes=min(push.row.size_bytes, sum(push.done.values())))
+        push.row = msgspec.structs.replace(
+            push.row, done_bytes=min(push.row.size_bytes, max(push.row.done_bytes, sum(push.done.values())))
+        )
 
     def hung_up(self, push: _Push) -> None:
         """A connection has ended, whether all of it went out or not: the agent asks again if it lacks something."""
@@ -280,22 +361,54 @@ class Pushes:
         return tuple(push.row for push in self._pushes.values())
 
     def _hand_out(self) -> None:
-        """Gives tickets to those who wait, as far as there is room."""
-        free = self._max_hosts - sum(push.is_out for push in self._pushes.values())
+        """Gives tickets to those who wait, as far as there is room. Who has not come in time loses its place."""
+        now_s = asyncio.get_running_loop().time()
         for push in self._pushes.values():
-            if free <= 0:
-                return
-            if push.ready is None or push.is_out or self.port is None:
+            if push.is_out and push.until_s is not None and now_s >= push.until_s:
+                push.is_out = False
+                log.warning("ticket_not_used", file=push.row.file, agent_id=push.row.agent_id)
+            if push.lend is not None and push.lend.until_s is not None and now_s >= push.lend.until_s:
+                log.warning("neighbour_silent", file=push.row.file, giver=push.lend.giver.name)
+                self._shun(push, push.lend)
+        free = self._max_hosts - sum(push.is_out for push in self._pushes.values())
+        waiting = [push for push in self._pushes.values() if push.ready is not None and not push.is_out]
+        rows = self._rows() if any(not push.alone for push in waiting) else ()
+        for push in waiting:
+            if not push.alone and self._asked_neighbour(push, rows, now_s):
                 continue
-            secret = secrets.token_urlsafe(32)
-            now_s = asyncio.get_running_loop().time()
-            self._tickets.issue(secret, push.row.agent_id, push.row.command_id, push.ready, now_s)
-            ticket = Ticket(
-                command_id=push.row.command_id, part=push.ready, secret=secret, port=self.port, tls=self._tls
-            )
-            if self._send(push.row.agent_id, ticket):
-                push.is_out, push.ready = True, None
+            if free > 0 and self._sent_ticket(push, now_s):
                 free -= 1
+
+    def _asked_neighbour(self, push: _Push, rows: Sequence[AgentRow], now_s: float) -> bool:
+        """Asks a neighbour to give what is wanted; False where there is none to ask."""
+        busy = [other.lend.giver.agent_id for other in self._pushes.values() if other.lend is not None]
+        giver = giver_for(rows, push.row.agent_id, push.parcel.sha256, busy=busy, shunned=push.shunned)
+        if giver is None or push.ready is None:
+            return False
+        lend = _Lend(f"{_LEND}{uuid.uuid4().hex}", giver, push.ready, secrets.token_urlsafe(32), now_s + LEND_ANSWER_S)
+        order = LendFile(
+            command_id=lend.command_id,
+            sha256=push.parcel.sha256,
+            part=lend.part,
+            size_bytes=push.parcel.parts[lend.part].size_bytes,
+            secret=lend.secret,
+        )
+        if not self._send(giver.agent_id, order):
+            return False
+        push.lend, push.ready = lend, None
+        return True
+
+    def _sent_ticket(self, push: _Push, now_s: float) -> bool:
+        """Gives a host a place and its ticket; False where that cannot be."""
+        if push.ready is None or self.port is None:
+            return False
+        secret = secrets.token_urlsafe(32)
+        self._tickets.issue(secret, push.row.agent_id, push.row.command_id, push.ready, now_s)
+        ticket = Ticket(command_id=push.row.command_id, part=push.ready, secret=secret, port=self.port, tls=self._tls)
+        if not self._send(push.row.agent_id, ticket):
+            return False
+        push.is_out, push.ready, push.until_s = True, None, now_s + TICKET_S
+        return True
 
 
 def _runs(push: _Push) -> bool:

@@ -106,7 +106,7 @@ class Outcomes:
         )
 
     def from_source(self, source: str) -> Outcomes:
-        """A table of the rows of one source and the experts that were run on them.
+        """Returns a table of one source's rows and of the experts that were run on them.
 
         Raises OutcomesError for an unknown source.
         """

@@ -24,7 +24,7 @@ _MARGIN = 0.5
 
 
 def shrunk_profile(scores: FloatArray, labels: Sequence[str], kinds: Sequence[str]) -> FloatArray:
-    """(K, N) the expected score, 0..1, of each expert on each kind of prompt.
+    """Returns the expected score, 0..1, of each expert on each kind of prompt: (K, N).
 
     scores: (rows, N), NaN where an expert was not run; each expert has a known score. labels: the kind of each row.
     kinds: the K kinds of the profile; one without any known score has the experts' overall means.
@@ -73,7 +73,7 @@ def _shrunk_means(
 def scoring_profile(
     by_scoring: FloatArray | None, labels: Sequence[str], kinds: Sequence[str], profile: FloatArray
 ) -> FloatArray | None:
-    """(K, N) the expected score, 0..1, of each expert that scores options on each kind; None where nobody did.
+    """Returns the expected score, 0..1, of each expert that scores options on each kind: (K, N); None where nobody did.
 
     by_scoring: (rows, N), NaN where an expert was not asked so. profile: (K, N) by writing, which stands in for experts
     that were never asked to score.

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from moe2.agent.engine.protocol import DraftSpec
+from moe2.agent.models.spec import spec_of
 from moe2.agent.settings import ENVIRONMENT_PREFIX, AgentSettings
 from moe2.common.config import load_settings
 from moe2.common.errors import ConfigError
@@ -182,3 +184,28 @@ def test_settings_of_sensors_that_cannot_be_are_named(tmp_path: Path, text: str,
     """Each with what is expected."""
     with pytest.raises(ConfigError, match=fault):
         _with_sensors(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('draft = "m"', "cannot guess for itself"),
+        ('draft = "none"', "not served here"),
+        ('draft = "none"\nspeculation = false', "nothing is guessed"),
+    ],
+)
+def test_a_draft_model_that_cannot_be_is_named(tmp_path: Path, line: str, fault: str) -> None:
+    """With what is wrong about it."""
+    with pytest.raises(ConfigError, match=fault):
+        load(tmp_path, SMALLEST + line)
+
+
+def test_a_draft_model_is_one_that_is_served_too(tmp_path: Path) -> None:
+    """Its file and layers go to the engine; where the coordinator names models, it may come later."""
+    both = load(tmp_path, SMALLEST + 'draft = "d"\n[[models]]\nname = "d"\npath = "d.gguf"\ngpu_layers = 3\n')
+    served = {model.name: model for model in both.models}
+    assert spec_of(served["m"], served=served).draft == DraftSpec(name="d", path="d.gguf", gpu_layers=3)
+    assert spec_of(served["m"]).draft == DraftSpec(name="d")
+    assert spec_of(served["d"], served=served).draft is None
+    later = load(tmp_path, SMALLEST + 'draft = "d"\n[models_from]\ncoordinator = true\n')
+    assert later.models[0].draft == "d"

@@ -66,7 +66,7 @@ def expert_report(model: str = "m", state: ExpertState = ExpertState.READY, **fi
 
 
 def report(*experts: ExpertReport, **fields: Any) -> Report:
-    return Report(seq=1, host=SMALLEST_HOST, experts=experts, **fields)
+    return Report(**{"seq": 1, "host": SMALLEST_HOST, "experts": experts, **fields})
 
 
 def expert(agent_id: str = "agent-1", model: str = "m", **fields: Any) -> Expert:

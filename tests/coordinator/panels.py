@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from moe2.common.link.messages import (
     Candidate,
     ContinuationScore,
@@ -38,12 +40,20 @@ class PanelBench(LifeBench):
     """Attempts are numbered as they are submitted: at first one per expert."""
 
     def __init__(
-        self, mode: Mode, *experts: Expert, weights: tuple[float, ...] = (), trained: bool = True, **fields: Any
+        self,
+        mode: Mode,
+        *experts: Expert,
+        weights: tuple[float, ...] = (),
+        trained: bool = True,
+        judges: tuple[float, ...] | None = None,
+        **fields: Any,
     ) -> None:
+        """trained: whether outcomes tell the weights. judges: how often each expert scores the right option highest."""
         asked = {"wish": Wish(mode=mode), "modes": ALL_MODES, "stop": (), "logprobs": None, **fields}
         super().__init__(*(experts or (VOTERS if mode is Mode.CONSENSUS else THREE)), **asked)
         self._weights = weights
         self._trained = trained
+        self._judges = judges
 
     def _choose(self, asked: SelectionRequest) -> Selection | NoExpert:
         self.chosen_for.append(asked)
@@ -57,6 +67,10 @@ class PanelBench(LifeBench):
             decided = replace(decided, members=tuple(replace(member, weight=weight) for member, weight in weighted))
             # Weights that a test gives are what a trained gate says.
             decided.outlook.prompt_scores.trained[:] = self._trained
+            if self._judges is not None:
+                scores = decided.outlook.prompt_scores
+                scored = replace(scores, by_scoring=replace(scores, scores=np.array(self._judges)))
+                decided = replace(decided, outlook=replace(decided.outlook, prompt_scores=scored))
         return decided
 
     def _asked_in_turn(self, decided: Selection) -> Selection:

@@ -25,6 +25,7 @@ from tests.fakes.fleet import FAKE_EXPERT
 CLOCK_VARIABLE = "MOE2_TEST_CLOCK_AHEAD_S"
 SLOTS_VARIABLE = "MOE2_TEST_SLOTS"
 STUCK_VARIABLE = "MOE2_TEST_STUCK_S"
+TAKES_VARIABLE = "MOE2_TEST_TAKES_MODELS"
 
 
 @asynccontextmanager
@@ -78,6 +79,7 @@ def main() -> None:
         {
             "agent": {"name": name, "state_dir": state / name, "socket": state / f"{name}.sock", "drain_s": 5.0},
             "measuring": {"enabled": False},
+            "models_from": {"coordinator": bool(os.environ.get(TAKES_VARIABLE))},
             "coordinator": {
                 "url": url,
                 "token_file": state / f"{name}.token",

@@ -49,9 +49,12 @@ max_wal_size = 128MB
 
 
 class Postgres:
-    """A server with an empty cluster, and a database for each test. As root it runs as the user `postgres`."""
+    """A server with an empty cluster, and a database for each test. As root it runs as the user `postgres`.
 
-    def __init__(self, *, settings: str = "", data: Path | None = None) -> None:
+    data: where its files are. primary: whose standby it is; it begins as a copy of that one.
+    """
+
+    def __init__(self, *, settings: str = "", data: Path | None = None, primary: Postgres | None = None) -> None:
         # In memory where there is such a place: a cluster is thousands of files.
         shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.root = Path(tempfile.mkdtemp(prefix="moe2-pg-", dir=shared))
@@ -60,9 +63,15 @@ class Postgres:
             shutil.chown(self.root, self._user)
         self.data = data or self.root / "data"
         self._process: subprocess.Popen[bytes] | None = None
-        self._run(
-            "initdb", "-D", self.data, "-A", "trust", "-U", "moe2", "--no-sync", "--no-instructions", "-E", "UTF8"
-        )
+        if primary is not None:
+            self._run(
+                "pg_basebackup", "-h", primary.root, "-U", "moe2", "-D", self.data, "-R", "-c", "fast", "--no-sync"
+            )
+        else:
+            self._run(
+                *("initdb", "-D", self.data, "-A", "trust", "-U", "moe2"),
+                *("--no-sync", "--no-instructions", "-E", "UTF8"),
+            )
         with (self.data / "postgresql.conf").open("a") as file:
             file.write(f"{CONFIGURATION}\nunix_socket_directories = '{self.root}'\n{settings}\n")
 
@@ -100,6 +109,10 @@ class Postgres:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(60)
             self._process = None
+
+    def promote(self) -> None:
+        """Makes a standby the primary."""
+        self.sql("SELECT pg_promote()")
 
     def hang(self, *, hangs: bool) -> None:
         """Stops all its processes in mid-work, or lets them go on: what a partition looks like from outside."""
@@ -139,6 +152,11 @@ class Postgres:
         self.kill()
         shutil.rmtree(self.root, ignore_errors=True)
 
+    @property
+    def lives(self) -> bool:
+        """Whether its first process has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def _run(self, command: str, *arguments: object) -> None:
         subprocess.run([BINARIES / command, *map(str, arguments)], check=True, capture_output=True, user=self._user)
 
@@ -164,9 +182,9 @@ def _lives(pid: int) -> bool:
 
 
 @contextmanager
-def postgres(**options: str) -> Iterator[Postgres]:
+def postgres(*, settings: str = "", data: Path | None = None, primary: Postgres | None = None) -> Iterator[Postgres]:
     """A running server for the length of the block."""
-    server = Postgres(**options)  # type: ignore[arg-type]
+    server = Postgres(settings=settings, data=data, primary=primary)
     try:
         server.start()
         yield server

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import structlog
 
 from moe2.coordinator.keys.store import KeyFile
 from tests.coordinator.keys.keys import add_key
@@ -74,6 +75,24 @@ async def test_a_clients_own_id_comes_back_beside_ours(tmp_path: Path, header: s
                 assert answer.headers["x-request-id"].startswith("req-")
                 if status == 200:
                     assert (await answer.json())["moe2"]["client_request_id"] == mine
+
+
+async def test_a_clients_own_id_is_not_logged_with_its_next_request(tmp_path: Path) -> None:
+    """Requests of one connection share its context, and each has only its own ids there."""
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logged:
+        async with fleet(tmp_path, agents=()) as running:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("moe2.coordinator.http.answering.Answering._answer", breaks)
+                for headers in ({"x-request-id": "mine"}, {}):
+                    async with running.http.post("/v1/chat/completions", json=CHAT, headers=headers) as answer:
+                        assert answer.status == 500
+    failed = [entry for entry in logged if entry["event"] == "request_handler_failed"]
+    assert [entry.get("client_request_id") for entry in failed] == ["mine", None]
+
+
+async def breaks(*_: object) -> None:
+    """Raises, as a handler with a defect does."""
+    raise ZeroDivisionError
 
 
 NO_HTTP = [

@@ -13,10 +13,13 @@ import aiohttp
 import msgpack
 import msgspec
 import pytest
+import structlog
 
 from moe2.common.energy import Energy, Quality
 from moe2.common.link.messages import (
     CancelJob,
+    CommandAnswer,
+    CommandOutcome,
     Fault,
     Hello,
     JobDone,
@@ -33,6 +36,7 @@ from moe2.common.link.messages import (
     WireMessage,
 )
 from moe2.common.link.wire import wire_codec
+from moe2.coordinator.fleet.hub import WORDS_LOGGED_PER_MINUTE
 from tests.coordinator.experts import expert_report, report
 from tests.fakes.fleet import TOKEN, Fleet, fleet
 
@@ -235,3 +239,20 @@ async def test_an_agent_that_never_reads_is_cut_off(tmp_path: Path) -> None:
         transport.abort()
         async with await running.chat("hi", max_tokens=1) as answer:
             assert answer.status == 200
+
+
+async def test_an_agent_does_not_flood_the_log(tmp_path: Path) -> None:
+    """Whatever it says again and again is logged so many times a minute."""
+    async with fleet(tmp_path) as running, liar(running) as agent:
+        await until_serves(running)
+        with structlog.testing.capture_logs() as logged:
+            for number in range(300):
+                await agent.say(
+                    CommandAnswer(command_id=f"c{number}", outcome=CommandOutcome.DONE),
+                    Fault(code=f"f{number}", message="x"),
+                )
+            await agent.say(Ping(seq=7))
+            while (await agent.hear(Pong)).seq != 7:
+                pass
+        of_it = [line for line in logged if line.get("agent_id") == HELLO.agent_id]
+        assert len(of_it) == WORDS_LOGGED_PER_MINUTE

@@ -13,6 +13,7 @@ from moe2.coordinator.http.paths import EVENTS_PATH
 from moe2.coordinator.keys.store import KeyFile
 from tests.coordinator.keys.keys import add_key
 from tests.fakes.fleet import Fleet, fleet
+from tests.scenarios.test_slow_clients import connected, everything
 
 SITE = "https://chat.example"
 FOREIGN = "https://evil.example"
@@ -122,3 +123,17 @@ async def test_names_and_sites_are_taken_on_a_reload(tmp_path: Path) -> None:
         assert not running.coordinator.status().warnings or "restart_needed" not in [
             warning.code for warning in running.coordinator.status().warnings
         ]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "//healthz"])
+@pytest.mark.parametrize(("authority", "status"), [("evil.example", 403), ("localhost:1", 200), ("[::1]", 200)])
+async def test_a_target_that_is_a_whole_url_says_which_host_is_meant(
+    tmp_path: Path, path: str, authority: str, status: int
+) -> None:
+    """What the Host header says does not count beside it."""
+    async with (
+        fleet(tmp_path, agents=()) as running,
+        connected(running.coordinator.api_url) as (reader, writer),
+    ):
+        writer.write(f"GET http://{authority}{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        assert (await everything(reader)).startswith(f"HTTP/1.1 {status}".encode())

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks.live_frontier import QUESTIONS, Kept, Setting, behind, model_argument, models_of
+from benchmarks.live_frontier import QUESTIONS, Kept, Setting, behind, model_argument, models_of, unbeaten
 from benchmarks.live_frontier_fleet import ways_of
 from benchmarks.live_frontier_study import (
     AUTO,
@@ -262,6 +262,16 @@ def test_a_baseline_that_is_ahead_is_told() -> None:
     cells = [{"energy_budget_j": None, "latency_budget_s": None, "ways": of.figures(Budget())}]
     assert {row["way"] for row in behind(cells, "route")} == {*SINGLES, VOTE}
     assert behind(cells, "auto") == []
+
+
+def test_a_line_joins_what_no_cheaper_point_beats() -> None:
+    """Points that cost more and score no more are left out of the line, and the cheapest one begins it."""
+    assert unbeaten([(1.0, 0.2), (2.0, 0.1), (3.0, 0.4), (4.0, 0.4), (5.0, 0.5)]) == [
+        (1.0, 0.2),
+        (3.0, 0.4),
+        (5.0, 0.5),
+    ]
+    assert unbeaten([]) == []
 
 
 def test_equal_options_are_no_choices() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.settings import AgentSettings
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.fakes.fleet import FAKE_EXPERT, TOKEN
+from tests.fakes.losthost import CANNOT_JOIN
 from tests.fakes.postgres import Postgres, needs_postgres, postgres
 from tests.scenarios.test_nginx import NGINX, needs_nginx
 
@@ -193,6 +197,25 @@ async def test_nginx_gives_new_requests_to_who_is_left(tmp_path: Path, server: P
             await ready(http, both.urls[0])
             statuses += [await chat(http, url) for _ in range(10)]
         assert statuses == [200] * 30
+
+
+@needs_nginx
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("ip", "unshare", "nsenter"))), reason="No namespaces: iproute2, util-linux."
+)
+@pytest.mark.skipif(HAPROXY is None, reason="No HAProxy: apt-get install haproxy.")
+def test_requests_after_the_loss_of_a_host_are_answered_within_five_seconds(tmp_path: Path) -> None:
+    """When a coordinator's host answers no packet any more, a client with both addresses, nginx and HAProxy get every
+    answer, within 5 s, and the other coordinator takes the chores over."""
+    argv = ("unshare", "--net", sys.executable, "-m", "tests.fakes.losthost", str(tmp_path))
+    ran = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=200)
+    if ran.returncode == CANNOT_JOIN or "unshare failed" in ran.stderr:
+        pytest.skip(f"No network namespaces here: {ran.stderr.strip()[-200:]}")
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert found["before"] is True
+    assert found["failed"] == {"client": 0, "nginx": 0, "haproxy": 0}
+    assert max(found[way] for way in found["failed"]) < 5.0
 
 
 @pytest.mark.skipif(HAPROXY is None, reason="No HAProxy: apt-get install haproxy.")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moe2.agent import presence
 from moe2.agent.daemon import AgentDaemon
+from moe2.agent.standby.logind import Logind
+from moe2.common import magicpacket
 from moe2.common.link.messages import Suspend
 from moe2.common.localsocket import RefusedError, fetch
 from moe2.common.magicpacket import send_magic_packet
@@ -21,8 +25,9 @@ from moe2.common.standby import Standby, WakeAddress
 from moe2.common.status import AgentRow, CoordinatorStatus
 from moe2.coordinator.cli.fleet import told
 from moe2.coordinator.http.paths import WISH_PATH
-from moe2.coordinator.provisioning import keeper, steering, waking
+from moe2.coordinator.provisioning import keeper, steering, trials, waking
 from tests.fakes.fleet import Fleet, fleet
+from tests.fakes.logind import FakeLogind, fake_logind
 from tests.scenarios.test_standby import ALLOWED, FakeHost
 
 
@@ -122,7 +127,7 @@ async def test_a_wake_that_fails_is_told_and_the_request_gets_its_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A host that does not wake in its time is not counted on until it is seen; the warning names it."""
-    monkeypatch.setattr(steering, "WAKE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(steering, "MAX_UNMEASURED_WAKE_S", 0.2)
     async with sleepy(tmp_path, mode="act", monkeypatch=monkeypatch, wakes=False) as (running, _, host):
         await wish(running, "sleep")
         await running.until_status(lambda status: row(status).asleep)
@@ -205,6 +210,121 @@ async def test_contradictory_limits_are_told_with_the_cheapest_correction(
         await running.until_status(lambda status: "provisioning_infeasible" in {one.code for one in status.warnings})
         [warning] = [one for one in running.coordinator.status().warnings if one.code == "provisioning_infeasible"]
         assert warning.remedy == "3 hosts with fake are needed, and the fleet has 1. Ask for 1."
+
+
+class ListeningHost(Logind):
+    """A host that a fake logind on a real bus suspends, and that sleeps until a magic packet for it comes."""
+
+    def __init__(self, logind: FakeLogind, listener: socket.socket) -> None:
+        super().__init__(("busctl", f"--address={logind.address}", "--json=short", "--timeout=20"))
+        self._logind, self._listener = logind, listener
+        self._woken = 0
+
+    @property
+    def asked(self) -> int:
+        return sum(method == "Suspend" for method, _ in self._logind.calls)
+
+    def suspended_s(self) -> float:
+        with suppress(BlockingIOError):
+            while packet := self._listener.recv(200):
+                if packet == b"\xff" * 6 + bytes.fromhex("3c6d66010203") * 16 and self._woken < self.asked:
+                    self._woken += 1
+        return 3600.0 * self._woken
+
+
+CARD = WakeAddress(
+    interface="eth0", mac="3c:6d:66:01:02:03", network="127.0.0.0/8", broadcast="127.255.255.255", armed=True
+)
+
+
+@asynccontextmanager
+async def never_slept(
+    root: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Fleet, ListeningHost]]:
+    """Two hosts, of which `one` may be suspended and never was; a magic packet on the loopback's network wakes it."""
+    for module, name, value in (
+        (keeper, "WATCH_EVERY_S", 0.02),
+        (keeper, "DECIDE_EVERY_S", 0.1),
+        (trials, "TRIAL_AFTER_S", 0.2),
+        (trials, "TRIAL_S", 0.5),
+    ):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(presence, "wake_addresses", lambda: (CARD,))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.255.255.255", 0))
+        listener.setblocking(False)
+        monkeypatch.setattr(magicpacket, "PORT", listener.getsockname()[1])
+        monkeypatch.setattr(waking, "send_magic_packet", partial(send_magic_packet, port=listener.getsockname()[1]))
+        async with fake_logind(root) as logind, fleet(root, agents=(), provisioning={"mode": mode}) as running:
+            host = ListeningHost(logind, listener)
+            allowed = {"allow_suspend": True, "asleep_w": 3.0}
+            await running.start_agent("one", agent=allowed, control=host, profile="rtx-4090")
+            await running.start_agent("two", profile="rtx-4090")
+            await running.until(ready=2)
+            yield running, host
+
+
+def slept_row(status: CoordinatorStatus) -> AgentRow:
+    return next(row for row in status.agents if row.agent_name == "one")
+
+
+NEEDS_A_BUS = pytest.mark.skipif(
+    not (shutil.which("busctl") and shutil.which("dbus-daemon")), reason="needs busctl, dbus-daemon"
+)
+
+
+@NEEDS_A_BUS
+async def test_in_mode_act_a_host_that_never_slept_is_put_to_sleep_once_and_woken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """logind suspends it, a magic packet brings it back, what both took is in its report, and the service goes on."""
+    async with never_slept(tmp_path, "act", monkeypatch) as (running, host):
+        await running.until_status(lambda status: slept_row(status).asleep)
+        async with await running.chat("hi", max_tokens=1) as said:
+            assert said.status == 200
+        await running.until(ready=2)
+        await running.until_status(
+            lambda status: bool(
+                (told := slept_row(status).standby) and told.wake_cost and told.suspend_cost and told.asleep_s
+            )
+        )
+        assert "wake_failed" not in {one.code for one in running.coordinator.status().warnings}
+        assert host.asked == 1
+
+
+@NEEDS_A_BUS
+async def test_a_request_for_a_host_that_sleeps_only_to_be_measured_brings_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its wake is unmeasured, and the request waits for it all the same, however long the trial would have been."""
+    async with never_slept(tmp_path, "act", monkeypatch) as (running, _):
+        monkeypatch.setattr(trials, "TRIAL_S", 1e6)
+        await running.until_status(lambda status: slept_row(status).asleep)
+        name = f"{slept_row(running.coordinator.status()).agent_id}/fake"
+        async with await running.chat("one two", model=name, max_tokens=2) as said:
+            assert said.status == 200, await said.text()
+
+
+@NEEDS_A_BUS
+async def test_mode_observe_says_what_it_would_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line names host and reason, and nobody is suspended."""
+    async with never_slept(tmp_path, "observe", monkeypatch) as (running, host):
+        await running.until_status(lambda status: any("It would: suspend one" in line for line in told(status)))
+        assert any("unmeasured: for two minutes" in line for line in told(running.coordinator.status()))
+        assert host.asked == 0
+
+
+async def test_a_host_that_nobody_could_wake_is_not_sent_to_sleep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator is told what is missing, in place of a word that nothing follows."""
+    monkeypatch.setattr(presence, "wake_addresses", lambda: ())
+    async with fleet(tmp_path, agents=()) as running:
+        await running.start_agent("one", agent=ALLOWED, control=FakeHost())
+        await running.until(ready=1)
+        with pytest.raises(RefusedError) as refused:
+            await wish(running, "sleep")
+        assert "Nobody could wake one again" in refused.value.message
 
 
 async def test_a_magic_packet_reaches_the_network(monkeypatch: pytest.MonkeyPatch) -> None:

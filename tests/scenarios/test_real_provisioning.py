@@ -9,7 +9,7 @@ import pytest
 
 from moe2.agent.daemon import ENGINE_ARGV
 from moe2.common.status import CoordinatorStatus
-from moe2.coordinator.provisioning import keeper, steering
+from moe2.coordinator.provisioning import keeper, trials
 from tests.fakes.fleet import fleet
 from tests.models import smollm2_path
 
@@ -25,7 +25,7 @@ async def test_in_mode_act_an_unmeasured_expert_is_unloaded_and_a_request_brings
     """The process ends, a request for that very expert loads it again, and what that took is in the books."""
     monkeypatch.setattr(keeper, "WATCH_EVERY_S", 0.05)
     monkeypatch.setattr(keeper, "DECIDE_EVERY_S", 0.2)
-    monkeypatch.setattr(steering, "TRIAL_AFTER_S", 0.5)
+    monkeypatch.setattr(trials, "TRIAL_AFTER_S", 0.5)
     options: dict[str, Any] = {
         "engine_argv": ENGINE_ARGV,
         "models": MODELS,

@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 import pytest
@@ -132,7 +132,7 @@ async def test_a_viewer_that_goes_on_is_told_only_of_later_requests(tmp_path: Pa
 
 def lifecycles() -> list[Lifecycle]:
     """Every living lifecycle; by its type, since `isinstance` asks strangers' lazy objects, which warn."""
-    return [cast(Lifecycle, one) for one in gc.get_objects() if type(one) is Lifecycle]
+    return [one for one in gc.get_objects() if type(one) is Lifecycle]
 
 
 async def test_a_request_that_has_ended_is_gone_at_once(tmp_path: Path) -> None:

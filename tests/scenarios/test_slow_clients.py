@@ -6,17 +6,16 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import structlog
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from moe2.coordinator.daemon import CoordinatorDaemon
-from moe2.coordinator.http.transport import send_deadline
+from moe2.coordinator.http.transport import Listening, OpenConnections, listen
 from moe2.coordinator.runtime import EventLoop
 from moe2.coordinator.settings import CoordinatorSettings
 from tests.fakes.fleet import Fleet, fleet
@@ -158,13 +157,15 @@ def test_who_takes_no_answer_is_cut_off(loop_factory: Callable[[], asyncio.Abstr
             request.app[CUT_OFF].set()
 
     async def scenario() -> None:
-        app = web.Application(middlewares=[send_deadline(SOON_S)])
+        app = web.Application()
         cut_off = app[CUT_OFF] = asyncio.Event()
         app.router.add_get("/", endless)
-        async with TestServer(app) as server:
+        where = Listening("api", "127.0.0.1", 0, PATIENCE_S, None, send_timeout_s=SOON_S)
+        async with AsyncExitStack() as stack:
+            port = await listen(stack, app, where, OpenConnections(1))
             with socket.socket() as client:
                 client.setblocking(False)
-                await asyncio.get_running_loop().sock_connect(client, (server.host, server.port))
+                await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
                 await asyncio.get_running_loop().sock_sendall(client, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 async with asyncio.timeout(PATIENCE_S):
                     await cut_off.wait()

@@ -263,7 +263,7 @@ async def test_joules_of_no_request_stand_in_the_books_by_cause(tmp_path: Path) 
                 and told.energy.loading_j > 1
             )
         )
-        running.coordinator._book_standing()
+        running.coordinator._chores.book_standing()
         balance = running.coordinator.status().energy
         assert balance is not None
         assert balance.loading_j is not None

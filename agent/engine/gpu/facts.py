@@ -56,7 +56,7 @@ class CudaAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class HostGpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All of it. kind: None where no GPU of NVIDIA's is attached. cuda: None where nobody asked."""
+    """The host's GPU as found. kind: None where none of NVIDIA's is attached. cuda: None where nobody asked."""
 
     kind: GpuKind | None = None
     nodes: tuple[DeviceNode, ...] = ()

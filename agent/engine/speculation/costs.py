@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Batch sizes that are learned; what lies between is interpolated."""
@@ -17,12 +18,30 @@ _MAX_SURPRISE = 1.3
 """A step that is further off than by this factor was held up by something else, and counts no more than this."""
 
 
+def _between(measured_s: Mapping[int, float], size: int) -> float:
+    """Seconds of a size from measured ones, of which there is at least that of 1: on the line between its neighbours,
+    or beyond the last one."""
+    if size in measured_s:
+        return measured_s[size]
+    lower = max(known for known in measured_s if known < size)
+    upper = min((known for known in measured_s if known > size), default=None)
+    if upper is None:
+        per_token_s = (measured_s[lower] - measured_s[1]) / (lower - 1) if lower > 1 else measured_s[1]
+        return measured_s[lower] + max(per_token_s, 0.0) * (size - lower)
+    part = (size - lower) / (upper - lower)
+    return measured_s[lower] + part * (measured_s[upper] - measured_s[lower])
+
+
 class StepCosts:
     """Seconds of a step by the number of tokens in it."""
 
-    def __init__(self, *, step_s: float, token_s: float) -> None:
-        """step_s: of a batch of one token. token_s: of each further one, as in a large batch."""
+    def __init__(self, *, step_s: float, token_s: float, measured_s: Mapping[int, float] | None = None) -> None:
+        """step_s: of a batch of one token. token_s: of each further one, as in a large batch. measured_s: of a batch by
+        its tokens, where that was measured beside a batch of one; other sizes are taken from these."""
         self._first = [step_s + token_s * (size - 1) for size in _SIZES]
+        if measured_s and (one_s := measured_s.get(1)):
+            # What counts is how much longer each took than one: all were measured in the same moment.
+            self._first = [step_s * _between(measured_s, size) / one_s for size in _SIZES]
         self._learned = [1.0] * len(_SIZES)
         """What a size takes beside what was assumed at first, on this model's scale."""
         self._seen_at = [0] * len(_SIZES)

@@ -13,7 +13,11 @@ from math import log
 
 from moe2.agent.engine.speculation.ngrams import GROUNDS
 
-_FIRST_RATES = (0.5, 0.5, 1.0, 0.3, 0.45, 0.55, 0.65, 0.75, 0.85, 0.9, 0.92)
+_FIRST_RATES = (
+    *(0.5, 0.5, 1.0, 0.7),
+    *(0.3, 0.45, 0.55, 0.65, 0.75, 0.85, 0.9, 0.92),
+    *(0.5, 0.2, 0.4, 0.6, 0.8, 0.9),
+)
 """How many guesses are right on each ground, before any was seen."""
 _FIRST_WEIGHT = 4.0
 """What is known at first counts as so many guesses."""
@@ -46,6 +50,10 @@ class Rates:
         right = self._right[ground] + _FIRST_WEIGHT * self._first(ground)
         return right / (self._seen[ground] + _FIRST_WEIGHT)
 
+    def seen(self, ground: int) -> float:
+        """How many guesses on this ground are remembered, the older ones in part."""
+        return self._seen[ground]
+
     def learn(self, ground: int, is_right: bool) -> None:
         """A guess turned out right or wrong."""
         self._right[ground] = self._right[ground] * self._memory + is_right
@@ -76,6 +84,10 @@ class Account:
         self.gained_s += accepted * plain_s - taken_s
         self.saved_s += accepted * plain_s - longer_s
         self._decoded_s += plain_s + longer_s
+
+    def spend(self, seconds: float) -> None:
+        """So much time went into what later guesses will need."""
+        self.gained_s -= seconds
 
     def allowance_s(self, plain_s: float) -> float:
         """How much the next step's guesses of this request may take from all sequences together. plain_s: what the step

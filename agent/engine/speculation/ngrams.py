@@ -6,6 +6,7 @@ Known as prompt lookup decoding (Saxena 2023). llama.cpp's server has it as `ngr
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,13 +29,20 @@ _MAX_COMPARED = 24
 _MIN_SUBSTITUTED = 4
 """Tokens that have to be the same before one that is taken for a substitution."""
 
-SUBSTITUTED, SHARED, FORCED = 0, 1, 2
+_MAX_REPLACEMENT = 3
+"""Tokens that may stand in place of one or two others."""
+
+SUBSTITUTED, SHARED, FORCED, REPLACED = 0, 1, 2, 3
 """Grounds of a guess: it goes on behind a token that was guessed wrongly; it followed in another answer; the answer's
-form leaves no other text."""
-_FIRST_LENGTH_GROUND = 3
+form leaves no other text; the answer has written it before in place of what is copied."""
+_FIRST_LENGTH_GROUND = 4
 _LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24)
 """Tokens that were the same before the guess: one ground each, from that many on."""
-GROUNDS = _FIRST_LENGTH_GROUND + len(_LENGTHS)
+DRAFTED = _FIRST_LENGTH_GROUND + len(_LENGTHS)
+"""The ground of all that a draft model guesses, beside those by how sure it is."""
+_SURENESS = (0.4, 0.6, 0.8, 0.95)
+"""Probabilities that the draft model gives to its guess: one ground each, up to that one, and one above."""
+GROUNDS = DRAFTED + 1 + len(_SURENESS) + 1
 _GROUND_OF_LENGTH = tuple(
     _FIRST_LENGTH_GROUND + max(at for at, least in enumerate(_LENGTHS) if least <= max(length, _NGRAM))
     for length in range(_LENGTHS[-1] + 1)
@@ -81,6 +89,18 @@ class SharedNgrams:
         self._next.clear()
 
 
+@dataclass(slots=True)
+class _Course:
+    """A copy under way. place: where its next token stands. length: tokens that were copied, or replaced as before.
+
+    due: what is still to come of a replacement, before the place counts.
+    """
+
+    place: int
+    length: int
+    due: tuple[int, ...] = ()
+
+
 class TokenHistory:
     """The tokens of one prompt and its answer, by the n-grams in them."""
 
@@ -90,23 +110,68 @@ class TokenHistory:
         """Where the token stands that follows on an n-gram, the last time."""
         self._before: list[int] = []
         """For each token, where the one stands that followed on the same n-gram the time before; 0 for nowhere."""
-        self._substituted: int | None = None
-        """Where the sequence may go on as before, after a token that was another one than then."""
-        self._copied_from: int | None = None
-        self._copied_length = 0
+        self._course: _Course | None = None
+        self._left: tuple[_Course, tuple[int, ...]] | None = None
+        """The copy that was left, and what was written in place of it since."""
+        self._replaced: dict[tuple[int, ...], tuple[int, ...]] = {}
+        """What the answer writes in place of one or two tokens that it would copy."""
         for token in prompt[-MAX_INDEXED_TOKENS:]:
             self._add(token)
 
     def append(self, token: int) -> None:
         """The sequence goes on with this token."""
-        source = self._copied_from
-        self._copied_from = self._substituted = None
-        if source is not None and source < len(self.tokens):
-            if self.tokens[source] == token:
-                self._copied_from, self._copied_length = source + 1, self._copied_length + 1
-            elif self._copied_length >= _MIN_SUBSTITUTED:
-                self._substituted = source + 1
+        course, self._course = self._course, None
+        left, self._left = self._left, None
+        if course is not None:
+            self._follow(course, token)
+        if left is not None and self._left is None:
+            self._come_back(*left, token)
         self._add(token)
+
+    def _follow(self, course: _Course, token: int) -> None:
+        """The sequence goes on with a token, where a copy would go on, too."""
+        expected, after = self._next(course)
+        if expected == token:
+            self._course = after
+        elif not course.due and self._token(course.place) == token:
+            # What was replaced before is not, this time.
+            self._replaced.pop(self._key(course.place), None)
+            self._course = _Course(course.place + 1, course.length + 1)
+        elif course.length >= _MIN_SUBSTITUTED and not course.due and expected is not None:
+            self._left = course, (token,)
+
+    def _come_back(self, course: _Course, written: tuple[int, ...], token: int) -> None:
+        """Whether the sequence goes on behind what was replaced by `written`: then that is known from now on."""
+        for span in (1, 2):
+            if self._token(course.place + span) == token:
+                self._replaced.pop(written, None)
+                self._replaced[tuple(self.tokens[course.place : course.place + span])] = written
+                if course.length >= self.copied_length:
+                    self._course = _Course(course.place + span + 1, course.length + 1)
+                return
+        if len(written) < _MAX_REPLACEMENT:
+            self._left = course, (*written, token)
+
+    def _token(self, place: int) -> int | None:
+        return self.tokens[place] if place < len(self.tokens) else None
+
+    def _key(self, place: int) -> tuple[int, ...]:
+        """The tokens at a place that are replaced; none where nothing is known of them."""
+        for span in (2, 1):
+            key = tuple(self.tokens[place : place + span])
+            if key in self._replaced:
+                return key
+        return ()
+
+    def _next(self, course: _Course) -> tuple[int | None, _Course]:
+        """(the next token of a copy, None at the text's end; the copy after it)."""
+        length = course.length + 1
+        if course.due:
+            return course.due[0], _Course(course.place, length, course.due[1:])
+        if self._replaced and (key := self._key(course.place)):
+            first, *rest = self._replaced[key]
+            return first, _Course(course.place + len(key), length, tuple(rest))
+        return self._token(course.place), _Course(course.place + 1, length)
 
     def _add(self, token: int) -> None:
         tokens = self.tokens
@@ -144,18 +209,54 @@ class TokenHistory:
 
     def substituted(self) -> int | None:
         """Where the sequence may go on as before, after a token that was another one than then; None for nowhere."""
-        place = self._substituted
-        return place if place is not None and place < len(self.tokens) else None
+        if self._left is None or len(self._left[1]) > 1:
+            return None
+        place = self._left[0].place + 1
+        return place if place < len(self.tokens) else None
 
-    def copy(self, place: int, length: int, most: int) -> list[int]:
-        """The tokens from a place on, before which `length` tokens are the same; beyond the end those that were copied
-        first, so that what repeats goes on."""
-        self._copied_from, self._copied_length = place, length
-        found = self.tokens[place : place + most]
-        period = len(found)
-        while len(found) < most:
-            found.append(found[len(found) - period])
-        return found
+    @property
+    def copied_length(self) -> int:
+        """How many tokens the copy under way has, those among them that were replaced as before; 0 for none."""
+        return 0 if self._course is None else self._course.length
+
+    def copy(self, place: int, length: int, most: int) -> tuple[list[int], list[int]]:
+        """(tokens from a place on, before which `length` tokens are the same; why each of them is guessed).
+
+        Beyond the end come those that were copied first, so that what repeats goes on. What the answer has replaced
+        before is replaced.
+        """
+        self._course = _Course(place, length)
+        return self._foreseen(self._course, most)
+
+    def go_on(self, most: int) -> tuple[list[int], list[int]]:
+        """The same for the copy under way, of which there is one."""
+        assert self._course is not None  # noqa: S101 - the caller has looked at `copied_length`
+        return self._foreseen(self._course, most)
+
+    def resume(self, most: int) -> tuple[list[int], list[int]]:
+        """The same from where the sequence may go on as before (see `substituted`)."""
+        assert self._left is not None  # noqa: S101 - the caller has looked at `substituted`
+        # Whether it is so is known when the next token is: until then it is no copy under way.
+        self._course = None
+        tokens, grounds = self._foreseen(_Course(self._left[0].place + 1, _NGRAM - 1), most)
+        return tokens, [SUBSTITUTED, *grounds[1:]]
+
+    def _foreseen(self, course: _Course, most: int) -> tuple[list[int], list[int]]:
+        tokens: list[int] = []
+        grounds: list[int] = []
+        while len(tokens) < most:
+            is_literal = not course.due and not (self._replaced and self._key(course.place))
+            token, after = self._next(course)
+            if token is None:
+                break
+            tokens.append(token)
+            grounds.append(ground_of_copy(course.length) if is_literal else REPLACED)
+            course = after
+        period = len(tokens)
+        while period and len(tokens) < most:
+            tokens.append(tokens[len(tokens) - period])
+            grounds.append(ground_of_copy(course.length + len(tokens)))
+        return tokens, grounds
 
 
 def ground_of_copy(length: int) -> int:
@@ -163,11 +264,11 @@ def ground_of_copy(length: int) -> int:
     return _GROUND_OF_LENGTH[min(length, _LENGTHS[-1])]
 
 
-def grounds_of_copy(length: int, count: int) -> list[int]:
-    """The grounds of `count` tokens that are copied from where `length` tokens are the same."""
-    return [ground_of_copy(length + at) for at in range(count)]
+def ground_of_draft(probability: float) -> int:
+    """The ground of a token that a draft model guesses with such a probability."""
+    return DRAFTED + 1 + bisect_left(_SURENESS, probability)
 
 
-def grounds_after_substitution(count: int) -> list[int]:
-    """The grounds of `count` tokens that are copied from behind a token that was another one."""
-    return [SUBSTITUTED, *grounds_of_copy(_NGRAM, count - 1)] if count else []
+def is_drafted(ground: int) -> bool:
+    """True for the ground of a guess that a draft model has made."""
+    return ground > DRAFTED

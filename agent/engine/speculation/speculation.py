@@ -12,6 +12,7 @@ from math import inf
 from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.lengths import Account, Offer, Rates, guess_lengths, shared_rates
 from moe2.agent.engine.speculation.ngrams import (
+    DRAFTED,
     FORCED,
     SHARED,
     SUBSTITUTED,
@@ -19,12 +20,33 @@ from moe2.agent.engine.speculation.ngrams import (
     SharedNgrams,
     TokenHistory,
     ground_of_copy,
-    grounds_after_substitution,
-    grounds_of_copy,
+    ground_of_draft,
+    is_drafted,
 )
 
 _HOPELESS = 0.02
 """A chance below which no guess is looked at."""
+
+
+class _Pending:
+    """A guess that what is drawn is compared with."""
+
+    def __init__(self, guess: Guess) -> None:
+        self._guess = guess
+        self._compared = 0
+
+    def compare(self, token: int, *rates: Rates) -> bool:
+        """Learn from the next token; False where the guess has nothing to say any more."""
+        guess, at = self._guess, self._compared
+        if at >= len(guess.tokens):
+            return False
+        is_right = guess.tokens[at] == token
+        for each in rates:
+            each.learn(guess.grounds[at], is_right)
+            if is_drafted(guess.grounds[at]):
+                each.learn(DRAFTED, is_right)
+        self._compared += 1
+        return is_right
 
 
 class Speculator:
@@ -36,9 +58,10 @@ class Speculator:
         self._shared = speculation.ngrams
         self._model_rates = speculation.rates
         self._rates = Rates(speculation.rates.of)
-        self._pending: Guess | None = None
-        self._compared = 0
+        self._pending: list[_Pending] = []
         self.account = Account()
+        self.drafting_s = 0.0
+        """What the draft model took for this step's guess, and no other step's."""
 
     def guess(self, most: int) -> Guess | None:
         """At most so many tokens that may come next, at least one; None where nothing suggests any.
@@ -48,26 +71,46 @@ class Speculator:
         """
         history = self._known()
         place, length = history.longest()
+        goes_on = history.copied_length > length
         behind = history.substituted()
         rates = self._rates
-        by_length = rates.of(ground_of_copy(length)) if length else 0.0
+        by_length = rates.of(ground_of_copy(max(length, history.copied_length))) if length or goes_on else 0.0
         by_substitution = 0.0 if behind is None else rates.of(SUBSTITUTED)
-        guess = None
+        found: tuple[list[int], list[int]] = [], []
         if rates.of(SHARED) > max(by_length, by_substitution) and (
             shared := self._shared.following(history.tokens, most)
         ):
-            guess = Guess(shared, [SHARED] * len(shared))
+            found = shared, [SHARED] * len(shared)
         elif behind is not None and by_substitution > by_length:
-            guess = Guess(history.copy(behind, 0, most), grounds_after_substitution(most))
+            found = history.resume(most)
+        elif goes_on:
+            found = history.go_on(most)
         elif length:
-            guess = Guess(history.copy(place, length, most), grounds_of_copy(length, most))
-        self._pending, self._compared = guess, 0
+            found = history.copy(place, length, most)
+        guess = Guess(*found) if found[0] else None
+        self._pending = [] if guess is None else [_Pending(guess)]
         return guess
 
     def suppose(self, tokens: list[int]) -> Guess:
         """A guess of tokens, at least one, that will come in any case."""
-        self._pending, self._compared = Guess(tokens, [FORCED] * len(tokens)), 0
-        return self._pending
+        guess = Guess(tokens, [FORCED] * len(tokens))
+        self._pending = [_Pending(guess)]
+        return guess
+
+    def rate(self, ground: int) -> float:
+        """How often this answer's guesses on a ground are right, 0..1."""
+        return self._rates.of(ground)
+
+    def seen(self, ground: int) -> float:
+        """How many of this answer's guesses on a ground were compared with what was drawn, as far as remembered."""
+        return self._rates.seen(ground)
+
+    def drafted(self, tokens: list[int], probabilities: Sequence[float]) -> Guess:
+        """A draft model's guess, of at least one token, with the probabilities that it gives to them. What the text
+        suggested is still compared."""
+        guess = Guess(tokens, [ground_of_draft(probability) for probability in probabilities])
+        self._pending.append(_Pending(guess))
+        return guess
 
     def offer(self, guess: Guess, plain_s: float) -> Offer:
         """A guess as it is weighed against those of other sequences. plain_s: what a step takes without guesses."""
@@ -85,15 +128,8 @@ class Speculator:
 
     def drew(self, token: int) -> None:
         """The answer goes on with this token."""
-        guess = self._pending
-        if guess is not None and self._compared < len(guess.tokens):
-            is_right = guess.tokens[self._compared] == token
-            ground = guess.grounds[self._compared]
-            self._rates.learn(ground, is_right)
-            self._model_rates.learn(ground, is_right)
-            self._compared += 1
-            if not is_right:
-                self._pending = None
+        if self._pending:
+            self._pending = [each for each in self._pending if each.compare(token, self._rates, self._model_rates)]
         history = self._known()
         history.append(token)
         self._shared.learn(history.tokens)
@@ -112,6 +148,8 @@ class Speculation:
         self.costs = costs
         self.ngrams = SharedNgrams()
         self.rates = shared_rates()
+        self.drafts = Account()
+        """What a draft model has gained and taken, over all requests: it may lose no more than one of them."""
 
     def speculator(self, prompt: Sequence[int]) -> Speculator:
         """The speculator of one answer."""
@@ -130,11 +168,21 @@ class Speculation:
         offers = [speculator.offer(guess, plain_s) for speculator, guess in guesses]
         return guess_lengths(offers, seconds=self.costs.of, sequences=sequences, beside_s=beside_s, room=room)
 
-    def settle(self, made: Sequence[tuple[Speculator, int, int]], *, sequences: int) -> None:
-        """A step is over. made: of each sequence that may guess, how many tokens it guessed and how many were right."""
+    def settle(self, made: Sequence[tuple[Speculator, int, int]], *, sequences: int, reading_s: float = 0.0) -> None:
+        """A step is over. made: of each sequence that may guess, how many tokens it guessed and how many were right.
+
+        reading_s: what the draft model took for reading what was written before it was asked.
+        """
         plain_s = self.costs.of(max(sequences, 1))
         guessed = sum(count for _, count, _ in made)
         extra_s = self.costs.of(sequences + guessed) - plain_s if guessed else 0.0
+        longer_s = extra_s + reading_s + sum(speculator.drafting_s for speculator, _, _ in made)
+        right, taken_s = 0, 0.0
         for speculator, count, accepted in made:
-            share_s = extra_s * count / guessed if guessed else 0.0
-            speculator.account.settle(accepted=accepted, plain_s=plain_s, taken_s=share_s * sequences, longer_s=extra_s)
+            # All sequences wait for it.
+            own_s = sequences * ((extra_s * count / guessed if guessed else 0.0) + speculator.drafting_s)
+            speculator.account.settle(accepted=accepted, plain_s=plain_s, taken_s=own_s, longer_s=longer_s)
+            if speculator.drafting_s:
+                right, taken_s = right + accepted, taken_s + own_s
+                speculator.drafting_s = 0.0
+        self.drafts.settle(accepted=right, plain_s=plain_s, taken_s=taken_s + reading_s * sequences, longer_s=longer_s)

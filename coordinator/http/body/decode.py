@@ -21,11 +21,18 @@ _IdleTree: TypeAlias = "dict[str, tuple[Any, ...] | _IdleTree]"
 """Fields that are accepted and change nothing, by name, with the values of which that need not be said; or the fields
 that have some inside."""
 
+MAX_FIELDS = 32_768
+"""The most objects, lists and fields in a body: a hundred thousand tiny ones would hold everybody up for seconds."""
+MAX_TEXTS = 65_536
+"""The most texts in a body, names of fields among them."""
 MAX_LISTED = 8
 """The largest number of fields of an object that an error lists."""
 
 _NUL = re.compile(rb"\\u0000")
 """The only way in which JSON can write NUL. In a long body `re` finds it in half the time that `in` takes."""
+_MARKS = (b"{", b"[", b":")
+_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+"""A text of JSON. One without an end reaches to the body's end, so that nothing is looked through twice."""
 _STEP = re.compile(r"\.(?P<name>\w+)|\[(?P<index>\d+)\]")
 _FIELD = re.compile(r"Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
 
@@ -36,6 +43,7 @@ def json_object(body: bytes, *, but_for: str = "") -> dict[str, Any]:
     but_for: the field of which null means something, and is kept. Raises `ApiError` (400) for a body that is no JSON
     object.
     """
+    _check_count(body)
     try:
         content = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -46,6 +54,26 @@ def json_object(body: bytes, *, but_for: str = "") -> dict[str, Any]:
     if _NUL.search(body):
         _refuse_nul(fields, "")
     return fields
+
+
+def _check_count(body: bytes) -> None:
+    """Raises `ApiError` (400) for a body with too many parts, before anything is built of it."""
+    if sum(map(body.count, _MARKS)) <= MAX_FIELDS and body.count(b'"') <= 2 * MAX_TEXTS:
+        return
+    # What stands within texts is no part. Looking ends where there are too many: it, too, holds everybody up.
+    n_fields = n_texts = end = 0
+    for text in _TEXT.finditer(body):
+        n_fields += sum(body.count(mark, end, text.start()) for mark in _MARKS)
+        n_texts += 1
+        end = text.end()
+        if n_fields > MAX_FIELDS or n_texts > MAX_TEXTS:
+            break
+    n_fields += sum(body.count(mark, end) for mark in _MARKS) if n_texts <= MAX_TEXTS else 0
+    if n_fields > MAX_FIELDS or n_texts > MAX_TEXTS:
+        raise invalid(
+            f"The body has more than {MAX_FIELDS:,} objects, lists and fields, or more than {MAX_TEXTS:,} texts, all "
+            "depths together. Send fewer messages, or join their parts."
+        )
 
 
 def _refuse_nul(value: Any, param: str) -> None:

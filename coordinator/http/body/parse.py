@@ -40,6 +40,8 @@ class Reading:
 
 STRICT = Reading()
 NOTHING_OFFERED = Offered()
+_WISH_HEADERS = {f"x-moe2-{name.replace('_', '-')}": name for name in Wish.model_fields if name != "choices"}
+"""The headers that a wish can come in, with the names of what they set."""
 N_SEEDS = 2**32 - 1
 """llama.cpp's samplers take 32 bits, of which the highest value means "draw one"."""
 
@@ -287,11 +289,7 @@ def _sampling(body: CommonRequest) -> Sampling:
 
 def wish_of(body: Mapping[str, Any], headers: Mapping[str, str]) -> Wish:
     """Returns the budgets from the body's `moe2` object, else from headers such as `x-moe2-energy-budget-j`."""
-    wish = {
-        name: headers[header]
-        for name in Wish.model_fields
-        if name != "choices" and (header := f"x-moe2-{name.replace('_', '-')}") in headers
-    }
+    wish = {name: headers[header] for header, name in _WISH_HEADERS.items() if header in headers}
     wish |= {name: value for name, value in body.items() if value is not None}
     for name, value in wish.items():
         # Pydantic would read true as 1.

@@ -13,7 +13,7 @@ import numpy as np
 
 from moe2.common.link.messages import JobDone, JobScored, TokenPiece
 from moe2.common.textstream import answer_text
-from moe2.coordinator.choosing.judging import JUDGES_SAY, TIES_SAY, judged
+from moe2.coordinator.choosing.judging import judged, says_of
 from moe2.coordinator.choosing.mixture import FloatArray, best_of
 from moe2.coordinator.choosing.result import Selection
 from moe2.coordinator.ledger.entry import AttemptState
@@ -142,17 +142,23 @@ class Rank(PanelRun):
         scores = np.array([self._scores[attempt.job_id] for attempt in self.active])
         wrote = np.array([[_has_written(judge, candidate) for candidate in self._candidates] for judge in self.active])
         writers = [sum(writer.member.weight for writer in candidate.writers) for candidate in self._candidates]
-        say = JUDGES_SAY if self._is_known else TIES_SAY
-        views, mixed = judged(np.array(self.weights), scores / n_bytes, wrote, np.array(writers), say=say)
+        views, mixed = judged(np.array(self.weights), scores / n_bytes, wrote, np.array(writers), self._says())
         self._shares = views, mixed
         return self._deliver(self._candidates[best_of(mixed)], now_s)
 
-    @property
-    def _is_known(self) -> bool:
-        """True where the gate knows every member from outcomes, and not by a prior."""
+    def _says(self) -> FloatArray:
+        """What the view of each of `active` is worth, by outcomes.
+
+        Judges only tell equals apart where the gate knows some member by a prior, or nobody as a judge.
+        """
         assert self._selection is not None  # noqa: S101 - the play has begun
-        known = {other.expert.key for other in self._selection.considered if other.trained}
-        return known.issuperset(member.expert.key for member in self._selection.members)
+        outlook = self._selection.outlook
+        by_scoring = outlook.prompt_scores.by_scoring
+        known = outlook.prompt_scores.trained[list(self._selection.places)].all()
+        if by_scoring is None or not known:
+            return says_of(np.full(len(self.active), np.nan))
+        places = [outlook.forecast.roster.place[attempt.expert.key] for attempt in self.active]
+        return says_of(by_scoring.scores[places])
 
     def _deliver(self, winner: _Candidate, now_s: float) -> list[Effect]:
         self._winner = winner

@@ -44,6 +44,8 @@ SMALL_PARAMETERS = 9e9
 SINGLE, LABEL, ROUTE = "best_single", "label_known", "priced_route"
 ALL, EARLY = "consensus_all", "consensus_early_stop"
 AUTO = "auto"
+AUTO_LABEL = "auto_label_known"
+"""`auto` where the client names the category: then it knows as much as `LABEL` does."""
 ABOUT_EQUAL = 0.003
 """Values of fixed votes that differ by less are not told apart by a few thousand recorded prompts."""
 _BISECTIONS = 20
@@ -153,6 +155,7 @@ class _Study:
         self._replay = VoteReplay(fleet.votes, fleet.by_kind())
         self._learn = self._rows(train, train, fleet, hosts, told=True)
         self._report = self._rows(report, train, fleet, hosts)
+        self._told = self._rows(report, train, fleet, hosts, told=True)
         self._mean_j = self._learn.actual_j.mean(axis=0)
         weights = self._replay.record.weights(self._replay.mean_scores)
         best = sorted(range(len(experts)), key=lambda n: -self._replay.mean_scores[n])
@@ -188,17 +191,23 @@ class _Study:
                 answered[policy] = (_voted(self._report, self._replay, members, ends), members)
         answered[AUTO] = (self._auto(limit, self._report), ())
         base = answered[SINGLE][0][0]
-        figures = [self._figures(target_j, name, *found, base) for name, found in answered.items()]
         best = max((name for name in answered if name != AUTO), key=lambda name: answered[name][0][0].mean())
-        gap = answered[best][0][0] - answered[AUTO][0][0]
-        behind = BehindBest(
-            pool=self.pool,
-            target_j=target_j,
-            best_policy=best,
-            behind_points=100 * float(gap.mean()),
-            behind_se=100 * _standard_error(gap),
-        )
-        return figures, [behind]
+        answered[AUTO_LABEL] = (self._auto(limit, self._told), ())
+        figures = [self._figures(target_j, name, *found, base) for name, found in answered.items()]
+        behind = []
+        for policy in (AUTO, AUTO_LABEL):
+            gap = answered[best][0][0] - answered[policy][0][0]
+            behind.append(
+                BehindBest(
+                    pool=self.pool,
+                    target_j=target_j,
+                    policy=policy,
+                    best_policy=best,
+                    behind_points=100 * float(gap.mean()),
+                    behind_se=100 * _standard_error(gap),
+                )
+            )
+        return figures, behind
 
     def early_stop(self) -> EarlyStop:
         """The best set of voters without a limit: asked in turn until the outcome is certain, against asking all."""

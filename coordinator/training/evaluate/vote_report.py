@@ -39,6 +39,8 @@ class BehindBest(msgspec.Struct, frozen=True, kw_only=True):
 
     pool: str
     target_j: float | None
+    policy: str
+    """`auto`, or `auto_label_known` where the client names the prompt's category."""
     best_policy: str
     behind_points: float
     behind_se: float

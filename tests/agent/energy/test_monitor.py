@@ -238,6 +238,10 @@ def test_the_second_agent_of_a_host_says_who_measures(tmp_path: Path) -> None:
 
     first, second = agent("first"), agent("second")
     assert set(first.power_w()) == {"ina3221"}
+    assert [report.owned for host in (first, second) for report in host.reports() if report.name == "ina3221"] == [
+        True,
+        False,
+    ]
     assert second.power_w() == {}
     assert [warning.code for warning in second.warnings()] == ["device_owned"]
     second.account.request_started("a", 1, clock())
@@ -277,6 +281,7 @@ def test_simulated_hosts_share_a_machine(tmp_path: Path) -> None:
         for found, name in zip(results, ("one", "two"), strict=True)
     ]
     assert [list(host.power_w()) for host in hosts] == [["profile:agx-orin-30w"]] * 2
+    assert not any(report.owned for host in hosts for report in host.reports())
 
 
 async def test_plugs_are_sampled_beside_rails_and_not_added(tmp_path: Path) -> None:

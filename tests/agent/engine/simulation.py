@@ -12,11 +12,14 @@ import numpy as np
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.distribution import Logits
+from moe2.agent.engine.drafting import Drafter
 from moe2.agent.engine.drawing import Draw
+from moe2.agent.engine.guessing import Guessing
 from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.protocol import Event, Finished, JobFailed
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.shelf import Shelf, State
+from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.common.link.messages import Submit, Tokens
 
@@ -174,10 +177,15 @@ class Engine:
         speculation: Speculation | None = None,
         gives_back: bool = True,
         seconds: Callable[[int], float] | None = None,
+        draft_says: Callable[[Sequence[int]], Logits] | None = None,
+        draft_seconds: Callable[[int], float] = lambda tokens: 0.0,
+        draft_cells: int | None = None,
     ) -> None:
         """`endless`: the end token is never drawn. idle_tokens: None is all of the cache. shelved_tokens: room on the
         shelf. new_draw: None draws the most likely token. says, gives_back: see `SimulatedCache`.
-        seconds: what a step takes, by the tokens in its batch; None for a clock that is only looked at."""
+        seconds: what a step takes, by the tokens in its batch; None for a clock that is only looked at.
+        draft_says: what a draft model says; None for no draft model. draft_seconds, draft_cells: its steps and its
+        cache, which is as large as the other one by default."""
         self._endless = endless
         self._own_draw = new_draw
         self.cache = SimulatedCache(cells, says=says, gives_back=gives_back)
@@ -197,6 +205,20 @@ class Engine:
             outputs=batch_tokens,
         )
         self.shelf = Shelf(most_bytes=shelved_tokens, cuts_anywhere=True, free_bytes=lambda: None)
+        self.draft_cache: SimulatedCache | None = None
+        drafter = None
+        if draft_says is not None:
+            self.draft_cache = SimulatedCache(cells if draft_cells is None else draft_cells, says=draft_says)
+            self.draft_cache.on_decode = lambda tokens: self._pass(draft_seconds(tokens))
+            drafter = Drafter(
+                self.draft_cache,
+                lanes=slots,
+                batch_tokens=512,
+                most_tokens=cells,
+                cuts_anywhere=True,
+                clock=self._clock,
+                costs=StepCosts(step_s=draft_seconds(1), token_s=draft_seconds(2) - draft_seconds(1)),
+            )
         intake = Intake(
             reader=RequestReader(Letters(), None, vocabulary_size=VOCABULARY_SIZE),
             cache=self.cache,
@@ -213,7 +235,7 @@ class Engine:
             limits=limits,
             clock=self._clock,
             emit=self.events.append,
-            speculation=speculation,
+            guessing=None if speculation is None else Guessing(speculation, drafter, clock=self._clock),
         )
 
     def _new_draw(self, request: Submit) -> Draw:

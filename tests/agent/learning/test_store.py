@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from moe2.agent.learning.store import NoProfileError, StoredProfile, load_profile, setup_of, store_profile
@@ -109,3 +110,35 @@ def test_a_state_directory_that_is_no_directory_is_an_error_with_a_remedy(tmp_pa
     (tmp_path / "state").write_text("a file")
     with pytest.raises(Moe2Error, match="state directory writable"):
         stored(tmp_path, model)
+
+
+def test_a_profile_stays_with_its_file_under_another_name(tmp_path: Path, model: ModelSection) -> None:
+    """Known by the checksum, also where the file was brought again and is newer; another setup is another one."""
+    profile = msgspec.structs.replace(stored(tmp_path, model), file_sha256="ab" * 32)
+    store_profile(tmp_path / "state", profile)
+    os.utime(model.path, (1, 1))
+    renamed = model.model_copy(update={"name": "renamed"})
+    found = load_profile(tmp_path / "state", renamed, "MAXN", "ab" * 32)
+    assert (found.model, found.latency) == ("renamed", LATENCY)
+    for section, sha256 in (
+        (renamed, "cd" * 32),
+        (renamed, None),
+        (renamed.model_copy(update={"threads": 7}), "ab" * 32),
+    ):
+        with pytest.raises(NoProfileError, match="renamed has not been measured"):
+            load_profile(tmp_path / "state", section, "MAXN", sha256)
+
+
+def test_another_file_of_the_same_name_size_and_time_is_not_what_was_measured(
+    tmp_path: Path, model: ModelSection
+) -> None:
+    """The checksum tells."""
+    store_profile(tmp_path / "state", msgspec.structs.replace(stored(tmp_path, model), file_sha256="ab" * 32))
+    with pytest.raises(NoProfileError, match="file_sha256"):
+        load_profile(tmp_path / "state", model, "MAXN", "cd" * 32)
+
+
+def test_a_profile_of_before_checksums_is_still_read(tmp_path: Path, model: ModelSection) -> None:
+    """By name, size and time, as it was written."""
+    profile = stored(tmp_path, model)
+    assert load_profile(tmp_path / "state", model, "MAXN", "ab" * 32) == profile

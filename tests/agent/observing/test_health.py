@@ -188,3 +188,10 @@ def test_a_host_that_shall_sleep_and_could_not_be_woken_is_warned_of(
 def test_a_host_that_may_not_sleep_is_not_warned_of_waking() -> None:
     """Nobody will send it to sleep."""
     assert sleeping(Standby(wake_addresses=(replace(CARD, armed=False),))) == ()
+
+
+def test_a_draft_model_that_does_not_guess_is_named() -> None:
+    """A notice with the reason: the model answers all the same."""
+    warning = only(agent_warnings(CONNECTED, (expert(draft_fault="It has another vocabulary."),), (PRESENT,)))
+    assert (warning.code, warning.severity) == ("draft_unused", Severity.NOTICE)
+    assert "m is served without its draft model: It has another vocabulary." in warning.message

@@ -68,6 +68,16 @@ def test_choices_without_letters_are_named_by_their_text(text: str, choice: str 
     assert said(text, GIVEN) == choice
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("10%", "10%"), ("The answer is 10%.", "10%"), ("10", "10"), ("The answer is 10 percent", None), ("10 %", None)],
+)
+def test_options_with_the_same_words_are_told_apart_or_not_at_all(text: str, key: str | None) -> None:
+    """An option that is named exactly counts; what could be two of them is no answer."""
+    found = extract(text, AnswerForm(AnswerKind.CHOICE, ("10", "10%", "100")))
+    assert (found.key if found else None) == key
+
+
 def test_choices_of_punctuation_are_told_apart() -> None:
     """Options without any letter or digit are compared as they stand."""
     assert (said("+", SIGNS), said(" -\n", SIGNS), said("?", SIGNS)) == ("+", "-", None)
@@ -85,6 +95,14 @@ def test_choices_of_punctuation_are_told_apart() -> None:
         ("The answer is 2 + 2 = 4", "4"),
         ("The final answer: **50%**", "50"),
         ("answer: seven apples", "7"),
+        ("one thousand", None),
+        ("The answer is twenty five thousand.", None),
+        ("It weighs 5.972 × 10^24 kg", "5972000000000000000000000"),
+        (r"\boxed{2.5 \times 10^{-3}}", "0.0025"),
+        ("The answer is 10^3", "1000"),
+        ("so 5^2 * 10^3 is x, that is 7", "7"),
+        ("It is 2*10**3 metres", "2000"),
+        ("10^99999", None),
         ("Answer: 12 km. There are 1000 m in a km.", "12"),
         ("1/3", "1/3"),
         ("no idea", None),
@@ -116,6 +134,26 @@ def test_a_number_is_read_without_its_units(text: str, number: str | None) -> No
 def test_an_open_answer_is_a_short_text_or_a_number(text: str, key: str | None) -> None:
     """What is declared counts, or the whole where it is short; prose has no final answer."""
     assert said(text, OPEN) == key
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "key"),
+    [
+        ("What is the capital of Egypt?", "The capital of Egypt is Cairo.", "cairo"),
+        ("What is the capital of Egypt?", "Cairo is the capital of Egypt.", "cairo"),
+        ("What is the capital of Egypt?", "Cairo", "cairo"),
+        ("What is the capital of Egypt?", "The capital of Egypt is not Cairo.", "not cairo"),
+        ("Which is larger, a dog or a cat?", "The dog is larger", "dog is larger"),
+        ("Did he buy a car or a house, and in which colour?", "red car", "red car"),
+        ("What is it?", "It is", "it is"),
+        ("Who wrote Faust?", "Goethe wrote Faust", "goethe wrote faust"),
+    ],
+)
+def test_the_question_around_an_answer_is_left_out(question: str, text: str, key: str) -> None:
+    """A sentence that repeats the question says what the bare answer says; what else stands there stays."""
+    found = extract(text, form_of(question, kind=AnswerKind.TEXT))
+    assert found is not None
+    assert found.key == key
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ def test_a_roster_changed_in_places_is_one_made_anew(seed: int, places: set[int]
     assert len(former.speed_known) == len(former.energy_known) == 8  # worked out once, and to be worked out again
     for changed, experts in ((former.updated(new), new), (former, old)):
         anew = Roster(experts, longest_queue_s=20.0)
-        assert (changed.keys, changed.experts, changed.model_names) == (anew.keys, anew.experts, anew.model_names)
+        assert (changed.keys, changed.experts) == (anew.keys, anew.experts)
+        assert changed.different_models == anew.different_models
         for name, figures in vars(anew).items():
             if isinstance(figures, np.ndarray):
                 np.testing.assert_array_equal(getattr(changed, name), figures, err_msg=name)

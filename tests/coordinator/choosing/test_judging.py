@@ -7,15 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.coordinator.choosing.judging import JUDGES_SAY, judged
+from moe2.coordinator.choosing.judging import CHANCE, JUDGES_SAY, TIES_SAY, judged, says_of
 from moe2.coordinator.choosing.mixture import FloatArray, distributions, gate_weights, mixture
 
 EACH_ITS_OWN = np.eye(3, dtype=bool)
 EVEN = np.full(3, 1 / 3)
 
 
-def decided(weights: FloatArray, per_byte: FloatArray) -> FloatArray:
-    return judged(weights, per_byte, EACH_ITS_OWN, weights)[1]
+FULL = np.full(3, JUDGES_SAY)
+"""What judges say that are always right."""
+
+
+def decided(weights: FloatArray, per_byte: FloatArray, says: FloatArray = FULL) -> FloatArray:
+    return judged(weights, per_byte, EACH_ITS_OWN, weights, says)[1]
 
 
 def test_a_judges_scale_does_not_matter() -> None:
@@ -38,7 +42,11 @@ def test_without_a_view_the_gate_decides() -> None:
     weights = np.array([0.5, 0.3, 0.2])
     assert decided(weights, np.full((3, 3), -1.0)) == pytest.approx(weights)
     two = judged(
-        np.array([0.7, 0.3]), np.array([[-9.0, -1.0], [-9.0, -1.0]]), np.eye(2, dtype=bool), np.array([0.7, 0.3])
+        np.array([0.7, 0.3]),
+        np.array([[-9.0, -1.0], [-9.0, -1.0]]),
+        np.eye(2, dtype=bool),
+        np.array([0.7, 0.3]),
+        FULL[:2],
     )
     assert two[1] == pytest.approx([0.7, 0.3])
 
@@ -52,7 +60,7 @@ def test_equals_are_told_apart_by_the_others() -> None:
 def test_what_two_have_written_has_the_weight_of_both() -> None:
     """Agreement counts, and is judged by those alone that have not written it."""
     wrote = np.array([[True, False], [False, True], [False, True]])
-    _, shares = judged(np.array([0.4, 0.3, 0.3]), np.full((3, 2), -1.0), wrote, np.array([0.4, 0.6]))
+    _, shares = judged(np.array([0.4, 0.3, 0.3]), np.full((3, 2), -1.0), wrote, np.array([0.4, 0.6]), FULL)
     assert shares == pytest.approx([0.4, 0.6])
 
 
@@ -63,12 +71,27 @@ def test_what_two_have_written_has_the_weight_of_both() -> None:
 def test_judges_move_the_gates_odds_by_a_bounded_amount(scores: list[float], raw: list[float]) -> None:
     """Whatever judges say, the shares are probabilities, and no odds of two candidates move by more than the bound."""
     weights = np.array(raw) / sum(raw)
-    views, shares = judged(weights, np.array(scores).reshape(3, 3), EACH_ITS_OWN, weights)
+    views, shares = judged(weights, np.array(scores).reshape(3, 3), EACH_ITS_OWN, weights, FULL)
     assert shares.sum() == pytest.approx(1.0)
     assert views.sum(axis=1) == pytest.approx(np.ones(3))
     moved = np.log(shares) - np.log(weights)
     # Of two texts of others the better one is one standard deviation above their mean, the other one below it.
     assert moved.max() - moved.min() <= 2 * JUDGES_SAY + 1e-9
+
+
+def test_a_judge_says_as_much_as_it_was_right_beyond_chance() -> None:
+    """Nobody's view, and that of one at chance or below, only tells equals apart; one that is always right says all."""
+    right = np.array([np.nan, 0.0, CHANCE, (1 + CHANCE) / 2, 1.0])
+    assert says_of(right) == pytest.approx([TIES_SAY, TIES_SAY, TIES_SAY, JUDGES_SAY / 2, JUDGES_SAY])
+
+
+def test_a_judge_without_skill_is_not_heard_where_writers_differ() -> None:
+    """Of two judges with opposite views the one that was right before turns the decision between near equals."""
+    weights = np.array([0.36, 0.34, 0.3])
+    # The third judge prefers the second text, the others have no view of the two.
+    per_byte = np.array([[-1.0, -1.0, -1.0], [-1.0, -1.0, -1.0], [-3.0, -1.0, -1.0]])
+    assert decided(weights, per_byte, says_of(np.array([0.9, 0.9, 0.9]))).argmax() == 1
+    assert decided(weights, per_byte, says_of(np.array([0.9, 0.9, CHANCE]))).argmax() == 0
 
 
 def simulated(questions: int, seed: int, believed: tuple[float, ...], skill: tuple[float, ...]) -> FloatArray:

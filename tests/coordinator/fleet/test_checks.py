@@ -39,14 +39,12 @@ from moe2.common.link.messages import (
     Vectors,
 )
 from moe2.common.link.prompts import TextPrompt
-from moe2.common.link.reports import ExpertReport, Performance, SensorReport
+from moe2.common.link.reports import ExpertReport, HostFacts, Performance, SensorReport
+from moe2.common.link.supply import ModelFile, ModelStore
+from moe2.common.placement import DeviceShare
 from moe2.common.standby import TransitionCost
-from moe2.coordinator.fleet.checks import (
-    MAX_MESSAGE_CHARACTERS,
-    MAX_UNKNOWN_JOBS,
-    AgentChecks,
-    hello_fault,
-)
+from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS, MAX_TEXT_CHARACTERS
+from moe2.coordinator.fleet.checks import MAX_UNKNOWN_JOBS, AgentChecks, hello_fault
 from moe2.coordinator.fleet.report_checks import fault_in, sound_report
 from tests.coordinator.experts import MEASURED, cost, expert_report, hello, report, speed
 from tests.scenarios.fuzz.messages import any_message
@@ -242,7 +240,7 @@ def test_an_unknown_error_code_is_an_internal_one() -> None:
     assert isinstance(failed, JobFailed)
     assert failed.code == "internal"
     assert failed.message.startswith("a [31mb x")
-    assert len(failed.message) == MAX_MESSAGE_CHARACTERS
+    assert len(failed.message) == MAX_TEXT_CHARACTERS
     assert not checked.suspends
 
 
@@ -456,6 +454,49 @@ def test_a_warning_with_an_odd_code_is_left_out() -> None:
     """A warning with an odd code is left out, as codes are labels of a metric."""
     odd = HealthWarning(code="a\nb", severity=Severity.NOTICE, message="m", remedy="r")
     assert [warning.code for warning in sound(report(warnings=(odd,))).warnings] == ["report_unsound"]
+
+
+def test_no_text_of_a_report_drives_a_terminal() -> None:
+    """Control characters in texts of host, experts, sensors, warnings and files become spaces."""
+    odd = "a\x1b[2J\nb"
+    file = ModelFile(name=odd, size_bytes=1, sha256=odd, origin=odd, added_unix_s=0.0, served_as=(odd,))
+    told = sound(
+        report(
+            expert_report(last_error=odd, file_sha256=odd, placement=(DeviceShare(device=odd),)),
+            host=HostFacts(hostname=odd, system=odd, architecture=odd),
+            sensors=(SensorReport(name=odd, state=odd, detail=odd),),
+            warnings=(HealthWarning(code="c", severity=Severity.NOTICE, message=odd, remedy=odd),),
+            models=ModelStore(files=(file,), swapping=(odd,)),
+        )
+    )
+    written = msgspec.json.encode(told).decode()
+    assert "\\u001b" not in written
+    assert "\\n" not in written
+    assert written.count("a [2J b") == 16
+    assert [expert.model for expert in told.experts] == ["m"]
+
+
+def test_texts_of_a_report_are_short() -> None:
+    """A host's facts are as short as names; others are longer."""
+    long = "x" * 9000
+    told = sound(
+        report(
+            expert_report(last_error=long),
+            host=HostFacts(hostname=long, system="s", architecture="a"),
+            sensors=(SensorReport(name="s", state="broken", remedy=long),),
+        )
+    )
+    assert len(told.host.hostname) == MAX_NAME_CHARACTERS
+    assert len(told.experts[0].last_error or "") == len(told.sensors[0].remedy or "") == MAX_TEXT_CHARACTERS
+
+
+def test_the_texts_of_a_jobs_energy_can_be_shown() -> None:
+    """Its reason is in the client's answer; it costs its agent nothing."""
+    checked = checks(WRITE).check(done(energy=replace(USAGE.energy, reason="a\x1b" + "x" * 9000)))
+    [told] = checked.messages
+    assert isinstance(told, JobDone)
+    assert told.usage.energy.reason == "a " + "x" * (MAX_TEXT_CHARACTERS - 2)
+    assert (checked.faults, checked.suspends) == ((), False)
 
 
 def test_a_stop_string_that_nobody_asked_for_is_none() -> None:

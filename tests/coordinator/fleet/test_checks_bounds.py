@@ -132,6 +132,8 @@ def test_an_impossible_start_is_left_out(word: JobStarted, fault: str) -> None:
         ({"drafted_tokens": -1}, "drafted_tokens is -1"),
         ({"drafted_tokens": 9, "accepted_tokens": 4}, "accepted_tokens is 4"),
         ({"accepted_tokens": 1}, "accepted_tokens is 1"),
+        ({"drafted_tokens": 2, "model_drafted_tokens": 3}, "model_drafted_tokens is 3"),
+        ({"drafted_tokens": 2, "model_drafted_tokens": 1, "model_accepted_tokens": 1}, "model_accepted_tokens is 1"),
         ({"reasoning_j": 2.1}, "reasoning_j is 2.1"),
         ({"energy": replace(USAGE.energy, marginal_joules=-math.inf)}, "marginal_joules is inf"),
         ({"energy": replace(USAGE.energy, n_samples=-1)}, "n_samples is -1"),

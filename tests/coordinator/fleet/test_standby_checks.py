@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from moe2.common.link.messages import CommandAnswer, CommandOutcome, Report
 from moe2.common.standby import IdlePower, Standby, StandingEnergy, TransitionCost, WakeAddress
-from moe2.coordinator.fleet.checks import MAX_MESSAGE_CHARACTERS, AgentChecks
+from moe2.coordinator.fleet.bounds import MAX_TEXT_CHARACTERS
+from moe2.coordinator.fleet.checks import AgentChecks
 from moe2.coordinator.fleet.standby_checks import address_fault
 from tests.common.samples import COST, STANDBY
 from tests.coordinator.experts import expert_report, report
@@ -147,4 +148,4 @@ def test_an_answer_is_bounded_and_has_a_code_that_is_known() -> None:
     assert told.code == "internal"
     assert told.message is not None
     assert told.message.startswith(" [2J")
-    assert len(told.message) == MAX_MESSAGE_CHARACTERS
+    assert len(told.message) == MAX_TEXT_CHARACTERS

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 
 from moe2.coordinator.provisioning.figures import Fleet, Readiness
 from moe2.coordinator.provisioning.hysteresis import Change
-from moe2.coordinator.provisioning.steering import TRIAL_AFTER_S, TRIAL_S, Order, Shadow, Steering, Wishes
+from moe2.coordinator.provisioning.steering import Order, Shadow, Steering, Wishes
 
-from .fleets import big, expert, host, small, together
+from .fleets import big, small, together
 
 BOTH = together(big(), small())
 ASLEEP = together(big(state=Readiness.ASLEEP), small())
@@ -101,34 +100,50 @@ def test_the_last_word_counts() -> None:
     assert Wishes().with_pin("a").without("a") == Wishes()
 
 
-def test_what_is_unmeasured_is_tried_beside_another_expert() -> None:
-    """An idle expert of unknown watts is unloaded for two minutes and loaded again, once a day."""
-    unknown = replace(big(), experts=(expert("big", ready_w=None),))
-    fleet = together(unknown, small())
-    made = steering(fleet)
-    [out] = made.trial_orders(AN_HOUR_S)
-    assert (out.transition.change, out.transition.expert) == (Change.UNLOAD, "big/m")
-    cold = together(replace(unknown, experts=(expert("big", ready_w=None, readiness=Readiness.COLD),)), small())
-    made.seen(cold, {}, AN_HOUR_S + 5.0)
-    assert made.trial_orders(AN_HOUR_S + TRIAL_S - 1.0) == ()
-    [back] = made.trial_orders(AN_HOUR_S + TRIAL_S + 1.0)
-    assert (back.transition.change, back.transition.expert) == (Change.LOAD, "big/m")
-    made.seen(fleet, {}, AN_HOUR_S + TRIAL_S + 10.0)
-    assert made.trial_orders(AN_HOUR_S + TRIAL_S + TRIAL_AFTER_S + 60.0) == ()
+def test_an_answer_of_an_earlier_run_is_not_taken_for_ones_own() -> None:
+    """Two runs of a coordinator give no order the same id."""
+    before, after = (Steering(max_changes_per_day=24, wishes=Wishes(), run=run) for run in ("a", "b"))
+    for made in (before, after):
+        made.seen(BOTH, {}, 0.0)
+        made.seen(BOTH, {}, AN_HOUR_S)
+    [old], [new] = orders(before, {"small/s"}), orders(after, {"small/s"})
+    assert after.answered(old.order_id, done=False, code="not_allowed", message=None) is None
+    assert after.answered(new.order_id, done=False, code="not_allowed", message=None) == new.transition
 
 
-@pytest.mark.parametrize("reason", ["alone", "busy", "not allowed", "pinned"])
-def test_no_trial_costs_anybody_an_answer(reason: str) -> None:
-    """Nobody is unloaded who is alone, busy, not allowed to be, or pinned."""
-    unknown = replace(big(), experts=(expert("big", ready_w=None),))
-    if reason == "not allowed":
-        unknown = replace(unknown, hosts=(host("big", may_unload=False),))
-    made = steering(unknown if reason == "alone" else together(unknown, small()))
-    if reason == "busy":
-        made.seen(together(unknown, small()), {"big": 1}, AN_HOUR_S)
-    if reason == "pinned":
-        made.wishes = Wishes().with_pin("big")
-    assert made.trial_orders(AN_HOUR_S) == ()
+@pytest.mark.parametrize("asleep", [True, False])
+def test_an_agent_that_is_lost_on_its_way_to_sleep_has_forgotten_it(asleep: bool) -> None:
+    """One that was killed comes back without the order, which may be given again; one that sleeps has obeyed it."""
+    made = steering()
+    orders(made, {"small/s"})
+    assert made.falling == {"big"}
+    made.lost("big", asleep=asleep)
+    assert made.activity()["big"].is_changing is asleep
+    made.lost("nobody", asleep=asleep)
+
+
+def test_a_wake_outlasts_the_end_of_a_session() -> None:
+    """A host that is woken while its agent still says goodbye stays told to wake."""
+    made = steering(ASLEEP)
+    assert made.wake("big", AN_HOUR_S, "a request") is not None
+    made.lost("big", asleep=False)
+    assert made.waking("big")
+
+
+def test_hosts_that_were_not_woken_are_not_counted_on_after_a_restart_either() -> None:
+    """The next run has the bar and the named warning from the first moment, until the host is seen."""
+    made = steering(ASLEEP)
+    made.wake("big", AN_HOUR_S, "a test")
+    made.overdue(2 * AN_HOUR_S)
+    again = Steering(max_changes_per_day=24, wishes=Wishes())
+    again.restore_not_woken(made.not_woken)
+    again.seen(ASLEEP, {}, 0.0)
+    assert again.unreachable == {"big"}
+    [warning] = again.warnings()
+    assert warning.message.startswith("big was not woken")
+    again.seen(BOTH, {}, 1.0)
+    assert again.unreachable == frozenset()
+    assert again.warnings() == ()
 
 
 def test_observing_counts_what_sleep_would_have_saved() -> None:

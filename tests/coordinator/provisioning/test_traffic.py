@@ -114,3 +114,20 @@ def test_models_and_categories_are_told_apart() -> None:
     traffic = Traffic()
     traffic.note_all([asked(MONDAY, "b", "m"), asked(MONDAY + 1, "a"), asked(MONDAY + 2, "b")])
     assert [(one.category, one.model) for one in traffic.forecast(MONDAY + 3)] == [("a", None), ("b", None), ("b", "m")]
+
+
+def test_an_hour_is_quiet_by_the_day_that_it_begins() -> None:
+    """Nights are quiet and noons are not; where nothing is known of days, an hour without requests is."""
+    traffic = Traffic()
+    for day in range(14):
+        for hour in range(24):
+            for n in range(1 if hour < 7 else 30):
+                traffic.note(Asked(day * DAY_S + hour * HOUR_S + 100.0 * n, "chat", None, 10, 10))
+    for hour, is_quiet in ((3, True), (12, False)):
+        traffic.passed(14 * DAY_S + hour * HOUR_S)
+        assert traffic.is_quiet(14 * DAY_S + hour * HOUR_S) is is_quiet
+    assert Traffic().is_quiet(0.0)
+    busy = Traffic()
+    busy.passed(0.0)
+    busy.note_all(Asked(60.0 * n, "chat", None, 10, 10) for n in range(30))
+    assert not busy.is_quiet(1800.0)

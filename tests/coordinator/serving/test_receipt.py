@@ -57,6 +57,18 @@ def test_guesses_are_on_the_receipt() -> None:
     assert receipt_of(answered().life).tokens.drafted is None
 
 
+def test_guesses_of_a_draft_model_are_on_the_receipt() -> None:
+    """Apart from those of the text; null where no draft model guesses."""
+    life = LifeBench().admitted()
+    life.tokens("a")
+    usage = msgspec.structs.replace(USAGE, drafted_tokens=9, accepted_tokens=2)
+    life.done(usage=msgspec.structs.replace(usage, model_drafted_tokens=4, model_accepted_tokens=1))
+    receipt = receipt_of(life.life)
+    assert (receipt.tokens.drafted_by_model, receipt.tokens.accepted_by_model) == (4, 1)
+    assert (receipt.experts[0].drafted_by_model, receipt.experts[0].accepted_by_model) == (4, 1)
+    assert receipt_of(answered().life).tokens.drafted_by_model is None
+
+
 def test_joules_come_with_their_quality() -> None:
     """For the request and for each expert."""
     receipt = receipt_of(answered().life)

@@ -132,8 +132,8 @@ async def test_books_that_raise_leave_no_request_behind(effect: str) -> None:
     holder = getattr(bench.service, path[0]) if path else bench.service
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(holder, name, breaks)
-        if effect == "_bookkeeper.concluded":
-            # It is asked where an outcome comes before the usage.
+        if effect in ("_bookkeeper.concluded", "_arm"):
+            # They are asked where an outcome comes before the usage.
             bench.service.client_gone("req")
         await bench.done(job.job_id)
     assert isinstance((await asked.receive_all())[1], Failed)

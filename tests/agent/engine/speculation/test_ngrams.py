@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.agent.engine.speculation.ngrams import MAX_INDEXED_TOKENS, SharedNgrams, TokenHistory
+from moe2.agent.engine.speculation.ngrams import (
+    MAX_INDEXED_TOKENS,
+    REPLACED,
+    SUBSTITUTED,
+    SharedNgrams,
+    TokenHistory,
+    ground_of_copy,
+)
 
 
 def test_the_longest_agreement_is_followed() -> None:
     """The pair (2, 3) was followed by 9 last, but with the 1 before it by 4."""
     history = TokenHistory([0, 1, 2, 3, 4, 7, 5, 2, 3, 9, 6, 1, 2, 3])
     place, length = history.longest()
-    assert (history.copy(place, length, 1), length) == ([4], 3)
+    assert (history.copy(place, length, 1)[0], length) == ([4], 3)
 
 
 def test_of_equal_agreements_the_latest_is_followed() -> None:
     """A text that has changed is guessed as it was last."""
     history = TokenHistory([5, 2, 3, 4, 6, 2, 3, 9, 7, 2, 3])
     place, length = history.longest()
-    assert history.copy(place, length, 1) == [9]
+    assert history.copy(place, length, 1)[0] == [9]
 
 
 def test_what_repeats_goes_on() -> None:
     """A copy that reaches the end goes on with what it copied."""
     history = TokenHistory([1, 2, 3, 1, 2, 3, 1, 2])
     place, length = history.longest()
-    assert history.copy(place, length, 7) == [3, 1, 2, 3, 1, 2, 3]
+    assert history.copy(place, length, 7)[0] == [3, 1, 2, 3, 1, 2, 3]
 
 
 def test_a_text_without_repetition_suggests_nothing() -> None:
@@ -39,13 +47,45 @@ def test_after_a_replaced_token_the_copy_goes_on_behind_it() -> None:
     """A file is repeated with a name changed: the tokens behind the name are suggested."""
     history = TokenHistory([10, 11, 12, 13, 14, 15, 16, 17, 10, 11, 12, 13])
     place, length = history.longest()
-    assert history.copy(place, length, 2) == [14, 15]
+    assert history.copy(place, length, 2)[0] == [14, 15]
     history.append(99)
     behind = history.substituted()
     assert behind is not None
-    assert history.copy(behind, 0, 2) == [15, 16]
+    assert history.tokens[behind] == 15
+    assert history.resume(2) == ([15, 16], [SUBSTITUTED, ground_of_copy(2)])
     history.append(50)
     assert history.substituted() is None
+
+
+@pytest.mark.parametrize(("old", "new"), [((60,), (70,)), ((60,), (70, 71)), ((60, 61), (70,)), ((60,), (70, 71, 72))])
+def test_what_was_replaced_once_is_guessed_replaced(old: tuple[int, ...], new: tuple[int, ...]) -> None:
+    """A name that the answer changes is guessed changed from then on, whatever tokens either takes, and the copy goes
+    on behind it."""
+    lines = [[at, at + 1, at + 2, at + 3, at + 4, *old, 90, 91] for at in (10, 20, 30)]
+    changed = [[at, at + 1, at + 2, at + 3, at + 4, *new, 90, 91] for at in (10, 20, 30)]
+    history = TokenHistory([token for line in lines for token in line] + changed[0][:3])
+    history.copy(*history.longest(), 4)
+    for token in changed[0][3:] + changed[1][:3]:
+        history.append(token)
+    if history.copied_length > history.longest()[1]:
+        tokens, grounds = history.go_on(10)
+    else:
+        tokens, grounds = history.copy(*history.longest(), 10)
+    assert tokens[: len(new) + 4] == changed[1][3:]
+    assert grounds[2 : 2 + len(new)] == [REPLACED] * len(new)
+    assert REPLACED not in grounds[:2]
+
+
+def test_a_replacement_that_ends_is_forgotten() -> None:
+    """Once the old text is written again, it is guessed again."""
+    line = [10, 11, 12, 13, 14, 60, 90, 91]
+    history = TokenHistory(line + line[:4])
+    for token in (14, 70, 90, 91, *line):
+        if (longest := history.longest())[1] > history.copied_length and history.substituted() is None:
+            history.copy(*longest, 2)
+        history.append(token)
+    tokens, _ = history.copy(0, 8, 8)
+    assert tokens == line
 
 
 def test_a_chance_agreement_is_no_replacement() -> None:
@@ -66,7 +106,7 @@ def test_agreements_are_real(prompt: list[int], answer: list[int], most: int) ->
     tokens = prompt + answer
     assert tokens[place - length : place] == tokens[len(tokens) - length :]
     if length:
-        assert len(history.copy(place, length, most)) == most
+        assert [len(each) for each in history.copy(place, length, most)] == [most, most]
 
 
 def test_of_a_huge_prompt_the_end_is_looked_through() -> None:

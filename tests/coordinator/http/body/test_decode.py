@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec import Meta
 
-from moe2.coordinator.http.body.decode import convert, json_object
+from moe2.coordinator.http.body.decode import MAX_FIELDS, MAX_TEXTS, convert, json_object
 from moe2.coordinator.http.errors import ApiError
 
 
@@ -84,3 +84,37 @@ def test_what_fits_is_read() -> None:
 def test_an_escaped_backslash_before_u0000_is_no_nul() -> None:
     """A text that speaks of NUL is accepted, as it does not contain one."""
     assert convert(json_object(b'{"name": "\\\\u0000"}'), Drawing).name == "\\u0000"
+
+
+@pytest.mark.parametrize("part", [{}, [], {"a": 1}])
+def test_a_body_has_so_many_objects_lists_and_fields(part: Any) -> None:
+    """A hundred thousand tiny messages would hold everybody up for seconds."""
+    body = msgspec.json.encode({"messages": [part] * MAX_FIELDS})
+    with pytest.raises(ApiError, match="32,768 objects, lists and fields") as refused:
+        json_object(body)
+    assert refused.value.status == 400
+
+
+def test_a_body_has_so_many_texts() -> None:
+    """Those of its fields' names are counted, too."""
+    assert json_object(msgspec.json.encode({"input": [""] * (MAX_TEXTS - 1)}))
+    with pytest.raises(ApiError, match="65,536 texts"):
+        json_object(msgspec.json.encode({"input": [""] * MAX_TEXTS}))
+
+
+@pytest.mark.parametrize("text", ["{[:" * MAX_FIELDS, '"\\' * MAX_TEXTS, ":{\n" * MAX_FIELDS])
+def test_what_stands_within_a_text_is_not_counted(text: str) -> None:
+    """Code has as many brackets, quotes and colons as it likes."""
+    assert json_object(msgspec.json.encode({"prompt": text})) == {"prompt": text}
+
+
+@pytest.mark.parametrize("body", [b'"' + b'\\"' * 2_000_000, b'{"a":"' + b"\\" * 4_000_000, b'"' * 4_000_000])
+def test_texts_without_an_end_are_looked_through_once(body: bytes) -> None:
+    """Looking again from each quote would take hours."""
+    with pytest.raises(ApiError):
+        json_object(body)
+
+
+def test_long_lists_of_numbers_are_one_part() -> None:
+    """A prompt may have a million token ids."""
+    assert json_object(msgspec.json.encode({"prompt": [1] * 1_000_000}))

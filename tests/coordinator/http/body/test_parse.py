@@ -411,7 +411,7 @@ def test_a_completions_faults_are_named(fields: dict[str, Any], param: str) -> N
 @pytest.mark.parametrize("parse", [parse_chat, parse_completion])
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b'"x"', b"null", b"\xff", b'{"a": NaN}', b"[" * 100_000, b'{"a": 1e999}', b'{"a": "\\ud800"}'],
+    [b"", b"{", b"[]", b'"x"', b"null", b"\xff", b'{"a": NaN}', b"[" * 10_000, b'{"a": 1e999}', b'{"a": "\\ud800"}'],
 )
 def test_what_is_no_json_object_is_told(parse: Any, body: bytes) -> None:
     """A body that is broken, nested without end, or no object is refused."""

@@ -32,3 +32,9 @@ def test_one_task_alone_can_be_asked() -> None:
     """The ways of the other task are left out."""
     for task in TASKS:
         assert {way.task for way in ways(KEYS, tasks=(task,))} == {task}
+
+
+def test_every_mode_that_writes_is_asked_the_open_questions() -> None:
+    """Each expert alone, and the fleet in each mode in which experts write."""
+    names = {way.name for way in ways(KEYS, tasks=("open",))}
+    assert names == {"one alone", "two alone", "route", "rank", "consensus", "mix"}

@@ -20,7 +20,7 @@ from tests.coordinator.panels import THREE, PanelBench, jobs
 
 @pytest.fixture
 def rank() -> PanelBench:
-    bench = PanelBench(Mode.RANK, weights=(0.5, 0.3, 0.2))
+    bench = PanelBench(Mode.RANK, weights=(0.5, 0.3, 0.2), judges=(1.0, 1.0, 1.0))
     bench.admitted()
     return bench
 
@@ -69,7 +69,7 @@ def test_the_gate_and_the_views_of_others_texts_decide(rank: PanelBench) -> None
 
 def test_judges_do_not_overrule_a_gate_that_is_sure() -> None:
     """Two members that agree on a third one's text cannot outvote one that the gate takes for far better."""
-    bench = PanelBench(Mode.RANK, weights=(0.8, 0.1, 0.1))
+    bench = PanelBench(Mode.RANK, weights=(0.8, 0.1, 0.1), judges=(1.0, 1.0, 1.0))
     bench.admitted()
     written(bench, "aa", "bb", "cc")
     for attempt in (3, 4, 5):
@@ -80,12 +80,28 @@ def test_judges_do_not_overrule_a_gate_that_is_sure() -> None:
 def test_judges_only_break_ties_of_members_that_the_gate_does_not_know() -> None:
     """With priors by size the heaviest member's text is taken, however the judges like it; of equals the best liked."""
     for weights, text in (((0.5, 0.3, 0.2), "aa"), ((0.4, 0.4, 0.2), "bb")):
-        bench = PanelBench(Mode.RANK, weights=weights, trained=False)
+        bench = PanelBench(Mode.RANK, weights=weights, trained=False, judges=(1.0, 1.0, 1.0))
         bench.admitted()
         written(bench, "aa", "bb", "cc")
         for attempt in (3, 4, 5):
             scored(bench, attempt, -9.0, -0.1, -9.0)
         assert bench.text == text
+
+
+@pytest.mark.parametrize(
+    ("judges", "text"),
+    [((1.0, 1.0, 1.0), "bb"), ((1.0, 1.0, 0.25), "aa"), (None, "aa")],
+    ids=["good", "chance", "none"],
+)
+def test_a_judge_is_heard_as_it_was_right_before(judges: tuple[float, ...] | None, text: str) -> None:
+    """The third one alone prefers the second text: that counts if it was right about options, and if anybody knows."""
+    bench = PanelBench(Mode.RANK, weights=(0.36, 0.34, 0.3), judges=judges)
+    bench.admitted()
+    written(bench, "aa", "bb", "cc")
+    scored(bench, 3, -1.0, -1.0, -1.0)
+    scored(bench, 4, -1.0, -1.0, -1.0)
+    scored(bench, 5, -3.0, -1.0, -1.0)
+    assert bench.text == text
 
 
 def test_losers_are_accounted_as_outvoted(rank: PanelBench) -> None:
@@ -145,7 +161,7 @@ def test_a_writer_that_fails_is_left_out(rank: PanelBench) -> None:
 
 def test_a_scorer_that_fails_is_left_out() -> None:
     """The others' weights are renormalised."""
-    rank = PanelBench(Mode.RANK, weights=(0.36, 0.34, 0.3))
+    rank = PanelBench(Mode.RANK, weights=(0.36, 0.34, 0.3), judges=(1.0, 1.0, 1.0))
     rank.admitted()
     written(rank, "aa", "bb", "cc")
     rank.failed(attempt=3)

@@ -72,6 +72,17 @@ def test_asking_in_turn_changes_no_outcome_and_saves_joules(report: VoteReport) 
     assert early.mean_j < everybody.mean_j
 
 
+def test_auto_is_also_told_the_label(report: VoteReport) -> None:
+    """As where a client names the category: what is known beforehand is the same as for the best expert per label."""
+    told = [line for line in report.behind_best if line.policy == "auto_label_known"]
+    untold = [line for line in report.behind_best if line.policy == "auto"]
+    assert [(line.pool, line.target_j, line.best_policy) for line in told] == [
+        (line.pool, line.target_j, line.best_policy) for line in untold
+    ]
+    for line in told:
+        assert line.behind_points <= max(2 * line.behind_se, 2.0), line
+
+
 def test_auto_keeps_up_with_the_best_policy(report: VoteReport) -> None:
     """It takes the vote where that is best, and sees that asking the large expert once is better."""
     for line in report.behind_best:

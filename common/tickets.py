@@ -46,7 +46,9 @@ class Tickets:
 
     def redeem(self, secret: str, agent_id: str, now_s: float) -> Admission | TicketFault:
         """Takes a ticket in, once. Another agent's attempt leaves it to its owner."""
-        key = next((key for key in self._out if hmac.compare_digest(key.encode(), secret.encode())), None)
+        # A header may hold any bytes; surrogates stand for those that are no text.
+        shown = secret.encode("utf-8", "surrogateescape")
+        key = next((key for key in self._out if hmac.compare_digest(key.encode(), shown)), None)
         if key is None:
             return TicketFault.UNKNOWN
         found = self._out[key]
@@ -54,6 +56,10 @@ class Tickets:
             return TicketFault.SOMEBODY_ELSES
         del self._out[key]
         return found if now_s < found.until_s else TicketFault.EXPIRED
+
+    def is_out(self, agent_id: str, command_id: str) -> bool:
+        """Whether an order has a ticket that was not used yet."""
+        return any((one.agent_id, one.command_id) == (agent_id, command_id) for one in self._out.values())
 
     def withdraw(self, agent_id: str, command_id: str) -> None:
         """The tickets of an order are good no longer."""

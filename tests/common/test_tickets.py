@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from moe2.coordinator.supply.listener import Pace
-from moe2.coordinator.supply.tickets import TICKET_S, Admission, TicketFault, Tickets
+from moe2.common.filestream import Pace
+from moe2.common.tickets import TICKET_S, Admission, TicketFault, Tickets
 
 
 def test_a_ticket_opens_once() -> None:

@@ -1,0 +1,179 @@
+"""A draft model beside a real one in one engine: answers as without, faster where it pays, left out where it cannot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from moe2.agent.engine.decoder import Decoder
+from moe2.agent.engine.protocol import DraftSpec, Event, Finished, Loaded, ModelSpec
+from moe2.agent.engine.session import open_session
+from moe2.agent.engine.speculation.costs import StepCosts
+from moe2.agent.engine.vocabularies import vocabularies_of
+from moe2.common.generation import Sampling
+from moe2.common.link.messages import Submit, Tokens
+from moe2.common.link.prompts import TextPrompt
+from tests.agent.engine.child import Child
+from tests.agent.engine.gguf import with_metadata
+from tests.agent.engine.speculation.test_real_model import run, submit
+from tests.models import smollm2_path
+
+pytestmark = pytest.mark.slow
+
+STORY = TextPrompt(text="Once upon a time, in a small house by the sea, there lived")
+
+
+def _spec(model: Path, draft: Path | None) -> ModelSpec:
+    spec = ModelSpec(path=str(model), context_tokens=2048, slots=4, threads=1)
+    return spec if draft is None else replace(spec, draft=DraftSpec(name="draft", path=str(draft)))
+
+
+class Session:
+    """An engine in this process."""
+
+    def __init__(self, decoder: Decoder, events: list[Event]) -> None:
+        self.decoder = decoder
+        self._events = events
+
+    def run(self, *jobs: Submit) -> list[tuple[str, Finished]]:
+        """(text, end) of each job, all of them run together."""
+        for job in jobs:
+            self.decoder.submit(job)
+        while self.decoder.has_work:
+            self.decoder.step()
+        texts = {job.job_id: "" for job in jobs}
+        ends: dict[str, Finished] = {}
+        for event in self._events:
+            if isinstance(event, Tokens):
+                for each in event.jobs:
+                    texts[each.job_id] = texts.get(each.job_id, "") + "".join(piece.text for piece in each.pieces)
+            elif isinstance(event, Finished):
+                ends[event.job_id] = event
+        self._events.clear()
+        return [(texts[job.job_id], ends[job.job_id]) for job in jobs]
+
+
+@contextmanager
+def _session(*, drafts: bool) -> Iterator[Session]:
+    """A model that guesses nothing, or drafts for itself and believes that this takes no time: else it would
+    never be asked."""
+    events: list[Event] = []
+    spec = replace(_spec(smollm2_path(), smollm2_path() if drafts else None), speculation=drafts)
+    with open_session(
+        spec,
+        on_progress=lambda _: None,
+        emit=events.append,
+        log=lambda _: None,
+        clock=time.monotonic,
+        wake=lambda _: None,
+    ) as decoder:
+        assert isinstance(decoder, Decoder)
+        if drafts:
+            assert decoder._guessing is not None
+            drafter = decoder._guessing._drafter
+            assert drafter is not None
+            decoder._guessing.speculation.costs = StepCosts(step_s=1.0, token_s=0.02)
+            decoder._guessing.speculation.drafts.gained_s = 1e6
+            drafter.costs = StepCosts(step_s=1e-9, token_s=1e-9)
+        events.clear()
+        yield Session(decoder, events)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Session]:
+    with _session(drafts=False) as session:
+        yield session
+
+
+@pytest.fixture
+def drafting() -> Iterator[Session]:
+    with _session(drafts=True) as session:
+        yield session
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"stop": (",",)},
+        {"sampling": Sampling(temperature=0.3, top_p=0.5, seed=7)},
+        {"sampling": Sampling(temperature=0, frequency_penalty=0.05)},
+        {"prompt": STORY, "sampling": Sampling(temperature=0)},
+    ],
+    ids=str,
+)
+def test_an_answer_is_that_without_a_draft_model(plain: Session, drafting: Session, changes: dict[str, object]) -> None:
+    """Token for token, with limits, stop strings, seeds and penalties; the draft model was asked, and right."""
+    fields = {"max_tokens": 40} | changes
+    ((expected, _),) = plain.run(submit("j", **fields))
+    ((found, end),) = drafting.run(submit("j", **fields))
+    assert found == expected
+    assert end.decoded_tokens <= 40
+    if "prompt" in changes:
+        assert end.model_drafted_tokens
+        assert (end.model_accepted_tokens or 0) > 0.5 * end.model_drafted_tokens
+
+
+def test_a_cancelled_answer_leaves_the_draft_model_in_step(plain: Session, drafting: Session) -> None:
+    """The next answers begin with the same prompt, are right, and its guesses still hold."""
+    drafting.decoder.submit(submit("gone", prompt=STORY, max_tokens=800))
+    for _ in range(6):
+        drafting.decoder.step()
+    drafting.decoder.cancel("gone")
+    jobs = [submit(str(at), prompt=STORY, max_tokens=20 + 10 * at) for at in range(3)]
+    expected, found = plain.run(*jobs), drafting.run(*jobs)
+    assert [text[:24] for text, _ in found] == [text[:24] for text, _ in expected]
+    drafted = sum(end.model_drafted_tokens or 0 for _, end in found)
+    assert drafted > 0
+    assert sum(end.model_accepted_tokens or 0 for _, end in found) > 0.5 * drafted
+
+
+def test_a_draft_model_as_slow_as_its_model_is_never_asked() -> None:
+    """The same file twice: always right, and no gain."""
+    with Child() as child:
+        loaded = child.load_spec(_spec(smollm2_path(), smollm2_path()))
+        assert isinstance(loaded, Loaded)
+        assert loaded.draft == "draft"
+        assert run(child, submit("j", prompt=STORY, max_tokens=60))[0][1].model_drafted_tokens is None
+
+
+def test_a_draft_model_that_cannot_guess_is_left_out_and_named(tmp_path: Path) -> None:
+    """Another vocabulary, a file that is missing, a model that is not served here: the model is served without."""
+    other = with_metadata(smollm2_path(), tmp_path / "other.gguf", "tokenizer.ggml.eot_token_id", 5)
+    own, changed = vocabularies_of((smollm2_path(), other))
+    assert own is not None
+    assert changed not in (None, own)
+    for draft, fault in (
+        (DraftSpec(name="d", path=str(other)), "another vocabulary"),
+        (DraftSpec(name="d", path=str(tmp_path / "none.gguf")), "no model file"),
+        (DraftSpec(name="d"), "not served on this host"),
+    ):
+        with Child() as child:
+            loaded = child.load_spec(replace(_spec(smollm2_path(), None), draft=draft))
+            assert isinstance(loaded, Loaded)
+            assert loaded.draft is None
+            assert loaded.draft_fault is not None
+            assert fault in loaded.draft_fault
+            assert run(child, submit("j", max_tokens=5))[0][1].decoded_tokens == 5
+
+
+def test_both_models_count_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for one of them only, the draft model is left out, with figures."""
+    from moe2.agent.engine import admission
+    from moe2.agent.engine.companion import draft_spec
+    from moe2.agent.engine.model import ModelError, start_backend
+
+    spec = _spec(smollm2_path(), smollm2_path())
+    stop = start_backend(lambda _: None)
+    try:
+        monkeypatch.setattr(admission, "host_free_bytes", lambda: int(1.5 * smollm2_path().stat().st_size))
+        admission.refuse_beyond_memory(replace(spec, context_tokens=256, draft=None))
+        with pytest.raises(ModelError, match="beside"):
+            draft_spec(replace(spec, context_tokens=256))
+    finally:
+        stop()
