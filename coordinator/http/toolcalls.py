@@ -50,7 +50,7 @@ Found: TypeAlias = tuple[TokenPiece, ...] | CallBegun | CallArguments | ToolCall
 arguments in parts, and at its end the whole."""
 
 
-def told(call: ToolCall) -> tuple[Found, ...]:
+def told(call: ToolCall) -> tuple[CallBegun | CallArguments | ToolCall, ...]:
     """Returns a call that is known as a whole in the parts in which all calls are told."""
     return CallBegun(call.id, call.name), CallArguments(call.arguments), call
 

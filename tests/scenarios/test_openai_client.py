@@ -114,9 +114,9 @@ async def test_unsupported_parameter_is_named(tmp_path: Path) -> None:
             await client.chat.completions.create(
                 model="moe2",
                 messages=[{"role": "user", "content": "hi"}],
-                prediction={"type": "content", "content": "hi"},
+                web_search_options={},
             )
-        assert refusal.value.param == "prediction"
+        assert refusal.value.param == "web_search_options"
         assert refusal.value.code == "unsupported_parameter"
 
 
