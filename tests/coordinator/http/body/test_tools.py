@@ -214,3 +214,58 @@ def test_a_call_and_its_answer_are_read() -> None:
 def test_a_malformed_tool_message_is_refused_by_name(message: dict[str, Any], param: str) -> None:
     """A malformed tool message is refused with its place in the conversation."""
     assert refused(messages=[message]).param == param
+
+
+# --- Forms that OpenAI had before, and those that it has since --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choice", "forced"),
+    [({}, ()), ({"function_call": "auto"}, ()), ({"function_call": {"name": "weather"}}, ("weather",))],
+)
+def test_functions_are_tools(choice: dict[str, Any], forced: tuple[str, ...]) -> None:
+    """`functions` and `function_call` mean what `tools` and `tool_choice` do."""
+    call = chat(functions=[WEATHER["function"]], **choice)
+    (tool,) = tools_of(call)
+    assert (tool.name, tool.description) == ("weather", "Now.")
+    assert call.generation.forced_tools == forced
+
+
+def test_functions_beside_tools_are_refused() -> None:
+    """Which of both holds nobody could say."""
+    assert refused(functions=[WEATHER["function"]], tools=[TIME]).param == "functions"
+
+
+def test_a_function_that_is_not_offered_is_refused() -> None:
+    """The name that is called has to be one of those."""
+    assert "time" in str(refused(functions=[WEATHER["function"]], function_call={"name": "time"}).message)
+
+
+def test_allowed_tools_leave_the_others_out() -> None:
+    """The model sees those that it may call, and has to call one where the mode says so."""
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}
+    call = chat(tools=[WEATHER, TIME], tool_choice=allowed)
+    assert [tool.name for tool in tools_of(call)] == ["time"]
+    assert call.generation.forced_tools == ("time",)
+
+
+def test_an_allowed_tool_that_is_not_offered_is_refused() -> None:
+    """The error names it."""
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}
+    assert "time" in str(refused(tools=[WEATHER], tool_choice=allowed).message)
+
+
+def test_a_custom_tool_is_a_function_of_one_text() -> None:
+    """A regular expression becomes the text's pattern."""
+    form = {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[a-c]+"}}
+    call = chat(tools=[{"type": "custom", "custom": {"name": "spell", "format": form}}])
+    (tool,) = tools_of(call)
+    assert json.loads(tool.parameters)["properties"] == {"input": {"type": "string", "pattern": "^(?:[a-c]+)$"}}
+
+
+def test_a_custom_tool_that_is_forced_writes_its_grammar() -> None:
+    """The whole answer is its input, so that a Lark grammar can hold."""
+    form = {"type": "grammar", "grammar": {"syntax": "lark", "definition": 'start: "a"'}}
+    tool = {"type": "custom", "custom": {"name": "spell", "format": form}}
+    call = chat(tools=[tool], tool_choice={"type": "custom", "custom": {"name": "spell"}})
+    assert (call.generation.grammar, call.generation.grammar_syntax) == ('start: "a"', "lark")
