@@ -3,9 +3,10 @@
     python -m benchmarks.speculation --model FILE.gguf [--draft FILE.gguf] [--llama-server BINARY] [--threads N]
         [--rounds N] [--tokens N] [--tasks NAME ...] [--levels N ...]
 
-Tasks: edit (a file again, with a word replaced), summary (with quotes), json (by schema) and story, at 1, 4 and 8
-requests. What is compared takes turns within a round, so that a host's slow minutes hit all of it; the engine that
-guesses is a new one each time, so that it knows no answer from before, but those that are written beside each other.
+Tasks: edit (a file again, with a word replaced), summary (with quotes), json (by schema), story and hostile (all has
+been there before, and never goes on as it did; drawn at a high temperature), at 1, 4 and 8 requests.
+What is compared takes turns within a round, so that a host's slow minutes hit all of it; the engine that guesses is a
+new one each time, so that it knows no answer from before, but those that are written beside each other.
 Rates are tokens per second from the first token to the last; figures are medians over rounds of ratios made within a
 round. `*_cpu_ratio_*` compare computing time instead, which other work on the host changes less.
 
@@ -34,6 +35,7 @@ import time
 from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 from msgspec.structs import replace
@@ -49,6 +51,7 @@ from moe2.common.link.prompts import TextPrompt
 _CONTEXT_TOKENS, _SLOTS = 8192, 8
 _LEVELS = (1, 4, 8)
 _PATIENCE_S = 600.0
+_GREEDY = Sampling(temperature=0.0)
 _NEAR_TIE = 0.35
 """Natural logarithms: two tokens that differ by less may change places with the size of llama.cpp's batches. Log-
 probabilities of a 135M model in f16 moved by up to 0.17 each."""
@@ -96,11 +99,12 @@ _SUBJECTS = ("sea", "desert", "forest", "moon", "river", "city", "mountain", "wi
 
 @dataclass(frozen=True)
 class Task:
-    """A prompt for each of several requests. schema: what the answer follows."""
+    """A prompt for each of several requests. schema: what the answer follows. temperature: of the draw, with a seed."""
 
     name: str
     prompt: str
     schema: dict[str, Any] | None = None
+    temperature: float = 0.0
 
     def prompts(self, count: int, salt: str) -> list[str]:
         """Different prompts, so that nobody finds another's answer."""
@@ -121,6 +125,7 @@ _TASKS = (
     ),
     Task("json", "Four people who live by the SUBJECT, as JSON:\n", _SCHEMA),
     Task("story", "A story about the SUBJECT.\n\nOnce upon a time"),
+    Task("hostile", " ".join(Random(1).choices(("red", "blue", "green", "white"), k=240)), temperature=1.5),
 )
 
 
@@ -144,7 +149,15 @@ class Answer:
 class Engine(EngineChild):
     """moe2's engine, which takes requests with schemas and tells what came of guesses."""
 
-    def answer(self, prompts: list[str], *, tokens: int, schema: dict[str, Any] | None, **fields: Any) -> list[Answer]:
+    def answer(
+        self,
+        prompts: list[str],
+        *,
+        tokens: int,
+        schema: dict[str, Any] | None,
+        sampling: Sampling = _GREEDY,
+        **fields: Any,
+    ) -> list[Answer]:
         """All prompts at once; returns when all are answered."""
         answers: dict[str, Answer] = {}
         for prompt in prompts:
@@ -156,7 +169,7 @@ class Engine(EngineChild):
                     model="m",
                     job_id=job_id,
                     prompt=TextPrompt(text=prompt),
-                    sampling=Sampling(temperature=0.0),
+                    sampling=sampling,
                     max_tokens=tokens,
                     json_schema=None if schema is None else json.dumps(schema),
                     **fields,
@@ -322,7 +335,8 @@ class Measurement:
             self._keep(f"{prefix}_ratio_c{level}", rates[name] / rates["off"])
             self._keep(f"{prefix}_cpu_ratio_c{level}", plain_cpu_s / cpu_s)
             self._keep(f"{prefix}_joules_c{level}", _effort(guessed))
-            self._compare(prompts, plain, guessed)
+            if not task.temperature:
+                self._compare(prompts, plain, guessed)
             print(f"{where}, {name}: {plain_cpu_s / cpu_s:.2f} times the tokens per CPU second; {_told(guessed)}")
         if self._server is not None:
             rates["llama-server"] = _together(self._server.run(prompts, tokens=self._tokens, schema=task.schema))
@@ -346,7 +360,8 @@ class Measurement:
     def _timed(self, engine: Engine, prompts: list[str], task: Task) -> tuple[list[Answer], float]:
         """(answers, computing time of a token)."""
         began_s = engine.cpu_s()
-        answers = engine.answer(prompts, tokens=self._tokens, schema=task.schema)
+        sampling = Sampling(temperature=task.temperature, seed=1)
+        answers = engine.answer(prompts, tokens=self._tokens, schema=task.schema, sampling=sampling)
         return answers, (engine.cpu_s() - began_s) / sum(answer.decoded for answer in answers)
 
     def _compare(self, prompts: list[str], plain: list[Answer], guessed: list[Answer]) -> None:

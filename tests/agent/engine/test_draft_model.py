@@ -84,16 +84,10 @@ def _session(*, drafts: bool) -> Iterator[Session]:
         yield Session(decoder, events)
 
 
-@pytest.fixture(scope="module")
-def plain() -> Iterator[Session]:
+def _plain(*jobs: Submit) -> list[tuple[str, Finished]]:
+    """What a model that guesses nothing answers. Its engine is gone before another comes: the process has one log."""
     with _session(drafts=False) as session:
-        yield session
-
-
-@pytest.fixture
-def drafting() -> Iterator[Session]:
-    with _session(drafts=True) as session:
-        yield session
+        return session.run(*jobs)
 
 
 @pytest.mark.parametrize(
@@ -107,11 +101,12 @@ def drafting() -> Iterator[Session]:
     ],
     ids=str,
 )
-def test_an_answer_is_that_without_a_draft_model(plain: Session, drafting: Session, changes: dict[str, object]) -> None:
+def test_an_answer_is_that_without_a_draft_model(changes: dict[str, object]) -> None:
     """Token for token, with limits, stop strings, seeds and penalties; the draft model was asked, and right."""
     fields = {"max_tokens": 40} | changes
-    ((expected, _),) = plain.run(submit("j", **fields))
-    ((found, end),) = drafting.run(submit("j", **fields))
+    ((expected, _),) = _plain(submit("j", **fields))
+    with _session(drafts=True) as drafting:
+        ((found, end),) = drafting.run(submit("j", **fields))
     assert found == expected
     assert end.decoded_tokens <= 40
     if "prompt" in changes:
@@ -119,14 +114,16 @@ def test_an_answer_is_that_without_a_draft_model(plain: Session, drafting: Sessi
         assert (end.model_accepted_tokens or 0) > 0.5 * end.model_drafted_tokens
 
 
-def test_a_cancelled_answer_leaves_the_draft_model_in_step(plain: Session, drafting: Session) -> None:
+def test_a_cancelled_answer_leaves_the_draft_model_in_step() -> None:
     """The next answers begin with the same prompt, are right, and its guesses still hold."""
-    drafting.decoder.submit(submit("gone", prompt=STORY, max_tokens=800))
-    for _ in range(6):
-        drafting.decoder.step()
-    drafting.decoder.cancel("gone")
     jobs = [submit(str(at), prompt=STORY, max_tokens=20 + 10 * at) for at in range(3)]
-    expected, found = plain.run(*jobs), drafting.run(*jobs)
+    expected = _plain(*jobs)
+    with _session(drafts=True) as drafting:
+        drafting.decoder.submit(submit("gone", prompt=STORY, max_tokens=800))
+        for _ in range(6):
+            drafting.decoder.step()
+        drafting.decoder.cancel("gone")
+        found = drafting.run(*jobs)
     assert [text[:24] for text, _ in found] == [text[:24] for text, _ in expected]
     drafted = sum(end.model_drafted_tokens or 0 for _, end in found)
     assert drafted > 0
