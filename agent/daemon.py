@@ -62,6 +62,7 @@ from moe2.agent.link.credential import AgentCredentials
 from moe2.agent.link.dialing import Dialer
 from moe2.agent.link.identity import load_identity
 from moe2.agent.link.links import Links
+from moe2.agent.link.reporting import Reporter
 from moe2.agent.models.files import ChecksumStore, ModelFiles
 from moe2.agent.models.spec import MEASURING_LOCK, spec_of
 from moe2.agent.observing.health import agent_warnings, gravest_first, link_warnings
@@ -70,7 +71,6 @@ from moe2.agent.observing.joblog import log_job
 from moe2.agent.observing.local_api import listening, local_app, metrics_app
 from moe2.agent.observing.metrics import AgentMetrics
 from moe2.agent.presence import Presence
-from moe2.agent.reporting import Reporter
 from moe2.agent.settings import AgentSettings, ModelSection, sensors_wanted
 from moe2.agent.settlement import Settlement
 from moe2.agent.standby.logind import Logind

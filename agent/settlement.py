@@ -74,10 +74,10 @@ class Settlement:
                 async with asyncio.timeout(pause_s):
                     await self._unsettled.wait()
             self._unsettled.clear()
-            # The accounts also want to be closed regularly while nothing ends.
+            await watch()
             if (own_j := self.monitor.account.own_work_j(time.monotonic())) is not None:
                 self._dispatch(OwnWorkSpent(own_j))
-            await watch()
+            # The accounts also want to be closed regularly while nothing ends.
             while not self._settle():
                 await asyncio.sleep(SETTLE_EVERY_S)
                 self.monitor.sampler.drain()

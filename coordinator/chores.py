@@ -53,7 +53,6 @@ class Chores:
         self._ledger = ledger
         self._prices = prices
         self._price_file = price_file
-        self._n_prices_kept = prices.n_settled
 
     async def run(self) -> None:
         """Does all chores until cancelled."""
@@ -71,10 +70,8 @@ class Chores:
                 self._ledger.record(entry)
 
     async def store_prices(self) -> None:
-        """Writes what the prices have learned to their file, if that is anything new."""
-        if self._prices.n_settled != self._n_prices_kept:
-            self._n_prices_kept = self._prices.n_settled
-            await asyncio.to_thread(self._price_file.write, self._prices.saved())
+        """Writes what the prices have learned to their file."""
+        await asyncio.to_thread(self._price_file.write, self._prices.saved())
 
     async def _evict(self) -> None:
         while True:
@@ -102,6 +99,9 @@ class Chores:
 
     async def _keep_prices(self) -> None:
         """Now and then, so that a crash costs little of what was learned."""
+        kept = self._prices.n_settled
         while True:
             await asyncio.sleep(KEEP_PRICES_EVERY_S)
-            await self.store_prices()
+            if self._prices.n_settled != kept:
+                kept = self._prices.n_settled
+                await self.store_prices()

@@ -290,7 +290,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 self._hub.close("the coordinator is shutting down")
                 for task in steady:
                     task.cancel()
-        await self._chores.store_prices()
+        if self._prices.n_settled:
+            await self._chores.store_prices()
         if self._traces:
             await asyncio.to_thread(self._traces.close)
         log.info("coordinator_stopped")

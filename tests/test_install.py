@@ -139,7 +139,7 @@ def test_every_check_runs_and_any_failure_counts(checkout: Path) -> None:
         "shellcheck",
         "python",
     ]
-    assert calls(checkout)[-1] == "python -m pytest --reruns 1 -raR -n 3 -k one or other"
+    assert calls(checkout)[-1] == "python -m pytest --reruns 1 -raR -k one or other"
 
 
 def test_all_checks_passing_is_success(checkout: Path) -> None:
@@ -155,4 +155,4 @@ def test_all_tests_are_run_only_when_asked_for(checkout: Path, path: Path) -> No
     script(path / "apt-get", "exit 1")
     environment = os.pathsep.join((str(path), os.environ["PATH"]))
     assert install(checkout, "test", "--all", "-k", "one", PATH=environment).returncode == 0
-    assert calls(checkout)[-1] == "python -m pytest --reruns 1 -raR -n 3 -m  -k one"
+    assert calls(checkout)[-1] == "python -m pytest --reruns 1 -raR -m  -k one"

@@ -1,1 +1,1 @@
-"""The connection to the coordinator, and who this agent is to it; imports nothing else of the agent."""
+"""The connections to the coordinators, who this agent is to them, and its reports; may import `settings`."""

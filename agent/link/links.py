@@ -8,7 +8,7 @@ from functools import partial
 
 import structlog
 
-from moe2.agent.link.link import Link
+from moe2.agent.link.link import Link, LinkTiming
 from moe2.common.backoff import Backoff
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import (
@@ -79,10 +79,10 @@ class Links:
         """Whether any coordinator can be told something now."""
         return any(link.is_open for link in self._links)
 
-    def use(self, timing: object, backoff: Callable[[], Backoff] | None) -> None:
+    def use(self, timing: LinkTiming, backoff: Callable[[], Backoff] | None) -> None:
         """Goes on with other settings from each link's next attempt on. backoff: makes new ones; None to keep them."""
         for link in self._links:
-            link.timing = timing  # type: ignore[assignment]
+            link.timing = timing
             if backoff is not None:
                 link.backoff = backoff()
 

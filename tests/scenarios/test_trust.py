@@ -29,7 +29,7 @@ ONE_USE = "moe2-enrol-one-use"
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The coordinator looks for revoked agents and new certificates each second; no test waits for that."""
-    monkeypatch.setattr("moe2.coordinator.daemon.KEEP_TRUST_EVERY_S", 0.01)
+    monkeypatch.setattr("moe2.coordinator.chores.KEEP_TRUST_EVERY_S", 0.01)
 
 
 def make_token(root: Path, secret: str = ONE_USE, uses: int | None = 1) -> None:
