@@ -28,6 +28,14 @@ POLL_S = 0.002
 FAKE_EXPERT = (sys.executable, "-m", "tests.fakes.expert")
 
 
+def model_file(root: Path, name: str = "fake") -> Path:
+    """The file of a fake model, made where it is missing; models of two names are two files, as learning asks."""
+    path = root / f"{name}.gguf"
+    if not path.exists():
+        path.write_text(name if name != "fake" else "")
+    return path
+
+
 @dataclass
 class Fleet:
     """What a test holds in hand."""
@@ -71,9 +79,7 @@ class Fleet:
         """
         token_file = self.root / f"{name}.token"
         token_file.write_text(token)
-        gguf = self.root / "fake.gguf"
-        if not gguf.exists():
-            gguf.touch()
+        gguf = model_file(self.root)
         configuration: dict[str, Any] = {
             "agent": {
                 "name": name,

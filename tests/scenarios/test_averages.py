@@ -17,7 +17,7 @@ from moe2.coordinator.cli.plan import show_plan
 from moe2.coordinator.keys.store import KeyFile
 from moe2.coordinator.settings import CoordinatorSettings
 from tests.coordinator.keys.keys import add_key
-from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
+from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet, model_file
 from tests.scenarios.test_metrics import sums
 
 TOKENS = 30
@@ -31,7 +31,7 @@ async def two_hosts(root: Path, **options: Any) -> AsyncIterator[Fleet]:
     async with fleet(root, agents=(), **options) as running:
         for name, model, seconds in (("dear", "tiny-7B", 0.025), ("cheap", "tiny-100M", 0.01)):
             slow = (*FAKE_EXPERT, "--seconds-per-token", str(seconds))
-            models = [{"name": model, "path": root / "fake.gguf", "slots": 2}]
+            models = [{"name": model, "path": model_file(root, model), "slots": 2}]
             await running.start_agent(name, profile="agx-orin-maxn", models=models, engine_argv=slow)
         await running.until(ready=2)
         for model in ("tiny-7B", "tiny-100M"):

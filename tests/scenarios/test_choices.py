@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.fleet import Fleet, fleet
+from tests.fakes.fleet import Fleet, fleet, model_file
 
 
 async def complete(running: Fleet, **fields: Any) -> dict[str, Any]:
@@ -157,7 +157,7 @@ async def test_an_echo_without_scores_is_the_prompt_itself(tmp_path: Path, strea
 
 async def test_token_ids_are_for_a_model_with_a_name(tmp_path: Path) -> None:
     """Where the fleet has several models, the same ids mean something else to each."""
-    models = [{"name": name, "path": tmp_path / "fake.gguf"} for name in ("one", "two")]
+    models = [{"name": name, "path": model_file(tmp_path, name)} for name in ("one", "two")]
     async with fleet(tmp_path, models=models) as running:
         async with running.http.post("/v1/completions", json={"model": "moe2", "prompt": [1, 2]}) as answer:
             assert (answer.status, (await answer.json())["error"]["param"]) == (400, "model")

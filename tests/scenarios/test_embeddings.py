@@ -14,7 +14,7 @@ import pytest
 
 from tests.fakes.control import ExpertControl
 from tests.fakes.expert import vector_of
-from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
+from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet, model_file
 from tests.scenarios.clients import client_of
 
 SIZE = 8
@@ -26,7 +26,7 @@ def expected(*words: str) -> list[float]:
 
 
 def model(root: Path, name: str, **fields: Any) -> list[dict[str, Any]]:
-    return [{"name": name, "path": root / "fake.gguf", "slots": 2, **fields}]
+    return [{"name": name, "path": model_file(root, name), "slots": 2, **fields}]
 
 
 async def embedding_fleet(running: Fleet, root: Path, **fields: Any) -> None:

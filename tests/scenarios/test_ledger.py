@@ -34,7 +34,7 @@ from moe2.coordinator.serving.service import Service
 from tests.coordinator.experts import cost, speed
 from tests.coordinator.keys.keys import add_key
 from tests.fakes.control import ExpertControl
-from tests.fakes.fleet import POLL_S, Fleet, fleet
+from tests.fakes.fleet import POLL_S, Fleet, fleet, model_file
 
 PROFILE = "agx-orin-maxn"
 CHAT_ROUTE = "/v1/chat/completions"
@@ -68,10 +68,7 @@ def as_key(monkeypatch: pytest.MonkeyPatch) -> AsKey:
 
 def measured(root: Path, agent: str, *, j_per_token: float, tokens_per_s: float, model: str = "fake") -> ModelSection:
     """Let an agent's expert be known to cost this much, and return how the agent has to serve it."""
-    path = root / "fake.gguf"
-    if not path.exists():
-        path.touch()
-    section = ModelSection(name=model, path=path, slots=4)
+    section = ModelSection(name=model, path=model_file(root, model), slots=4)
     profile = StoredProfile(
         model=model,
         setup=setup_of(section),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.control import ExpertControl
-from tests.fakes.fleet import fleet
+from tests.fakes.fleet import fleet, model_file
 
 
 async def test_a_known_model_whose_host_is_away_is_a_503(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ async def test_a_restarted_agent_that_still_loads_is_waited_for(
 async def test_models_tell_what_they_can_do(tmp_path: Path) -> None:
     """Context and abilities stand where clients of other servers look for them; aliases say what they mean."""
     models = [
-        {"name": name, "path": tmp_path / "fake.gguf", "context_tokens": tokens}
+        {"name": name, "path": model_file(tmp_path, name), "context_tokens": tokens}
         for name, tokens in (("large", 128), ("small", 64))
     ]
     async with fleet(tmp_path, models=models, api={"aliases": {"gpt-4o-mini": "moe2", "tiny": "small"}}) as running:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.control import ExpertControl
-from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
+from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet, model_file
 from tests.scenarios.clients import text_of
 
 COMPLETE: dict[str, Any] = {"max_tokens": 2, "stop": ["END"]}
@@ -181,12 +181,10 @@ async def test_a_vote_does_not_wait_for_a_member_that_hangs(
 async def three_models(root: Path) -> AsyncIterator[Fleet]:
     """A fleet of three agents, each with a model of its own that echoes the prompt."""
     async with fleet(root, agents=()) as running:
-        gguf = root / "fake.gguf"
-        gguf.touch()
         for name in ("one", "two", "three"):
-            await running.start_agent(
-                name, engine_argv=FAKE_EXPERT, models=[{"name": f"{name}-7b", "path": gguf, "slots": 2}]
-            )
+            model = f"{name}-7b"
+            models = [{"name": model, "path": model_file(root, model), "slots": 2}]
+            await running.start_agent(name, engine_argv=FAKE_EXPERT, models=models)
         await running.until(ready=3)
         yield running
 

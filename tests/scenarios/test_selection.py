@@ -15,7 +15,7 @@ import pytest
 
 from moe2.common.status import CoordinatorStatus
 from tests.fakes.control import ExpertControl
-from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
+from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet, model_file
 from tests.fakes.gates import write_gate
 from tests.scenarios.clients import client_of
 
@@ -23,7 +23,7 @@ QUESTION = [{"role": "user", "content": "one two three"}]
 
 
 def models(root: Path, *names: str) -> list[dict[str, Any]]:
-    return [{"name": name, "path": root / "fake.gguf", "slots": 2} for name in names]
+    return [{"name": name, "path": model_file(root, name), "slots": 2} for name in names]
 
 
 @asynccontextmanager

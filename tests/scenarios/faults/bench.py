@@ -23,7 +23,7 @@ from moe2.coordinator.serving.modes import panel
 from tests.fakes.agentprocess import agent_process
 from tests.fakes.control import ExpertControl, Step, expert_control
 from tests.fakes.faultproxy import FaultProxy, fault_proxy
-from tests.fakes.fleet import FAKE_EXPERT, POLL_S, TOKEN, Fleet, fleet
+from tests.fakes.fleet import FAKE_EXPERT, POLL_S, TOKEN, Fleet, fleet, model_file
 
 WORDS = ("a", "b", "c", "d")
 ANSWER = "a b c d "
@@ -202,8 +202,7 @@ async def bench(
         )
         proxy = await stack.enter_async_context(fault_proxy(running.coordinator.agents_url))
         built = Bench(running, proxy, shaky, steady)
-        gguf = root / "fake.gguf"
-        gguf.touch()
+        gguf = model_file(root)
         options = ("--control", str(root / "shaky-control.sock"))
         if own_process:
             built.process = await stack.enter_async_context(
@@ -284,7 +283,7 @@ def _steady_has_done_its_part(built: Bench, phase: Phase) -> bool:
 async def start_steady(built: Bench, model: str = "fake") -> None:
     """Have the second agent join."""
     options = ("--control", str(built.fleet.root / "steady-control.sock"))
-    models = [{"name": model, "path": built.fleet.root / "fake.gguf", "slots": 4}]
+    models = [{"name": model, "path": model_file(built.fleet.root, model), "slots": 4}]
     await built.fleet.start_agent("steady", engine_argv=(*FAKE_EXPERT, *options), models=models)
     await built.fleet.until(ready=2)
     await built.learn_keys()
