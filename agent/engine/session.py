@@ -125,7 +125,8 @@ def open_session(
             prefill_rate, decode_rate = warm_up(
                 cache, model, clock, most_tokens=min(context.batch_tokens, context.tokens - WARMUP_DECODE_TOKENS)
             )
-            measured_s = measured_batches(cache, model, clock, most_tokens=outputs) if spec.speculation else {}
+            room = min(outputs, context.batch_tokens, context.tokens)
+            measured_s = measured_batches(cache, model, clock, most_tokens=room) if spec.speculation else {}
         drafter = None
         if companion is not None and not context.gives_back_latest:
             draft_fault = f"{spec.path} is recurrent and cannot give back wrong guesses. Remove `draft`."

@@ -97,7 +97,8 @@ def measured_batches(
     """Measured seconds of a batch by its tokens, for some sizes of guesses, behind a short prompt.
 
     How much longer a batch takes than one token is a matter of llama.cpp's kernels: with some quantizations 8 tokens
-    take less time than 6. A slow host measures fewer sizes. Raises `ModelError` where it cannot decode.
+    take less time than 6. A slow host, or one whose batch or context has less room than `most_tokens`, measures fewer
+    sizes. Raises `ModelError` where it cannot decode.
     """
     sizes = [size for size in _MEASURED_SIZES if _WARMUP_CONTEXT_TOKENS + size <= most_tokens]
     if not sizes:
