@@ -58,6 +58,11 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
     by_scoring: ScoredChoices | None = None
     """The same question answered by scoring its options; None where it has none, or they could not be scored."""
 
+    @property
+    def joules_of_requests(self) -> list[float | None]:
+        """Joules of each request that was made for the answer: to write it, and to score options where there are."""
+        return [self.joules, *([self.by_scoring.joules] if self.by_scoring else [])]
+
 
 class Outfile:
     """The answers that were collected so far, by question, and the file that holds them.
