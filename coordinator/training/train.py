@@ -99,6 +99,7 @@ def train_gate(
         rows={"train": len(train), "val": len(val), "auxiliary": len(helpers) if helpers else 0},
         training=msgspec.json.decode(msgspec.json.encode(asdict(config))),
         metrics=metrics,
+        files=dict(outcomes.files),
     )
     return TrainedGate(gate, manifest, gain)
 
@@ -109,7 +110,7 @@ def _with_more(gate: Gate, train: Outcomes, rows: PreparedRows) -> Gate:
     votes = vote_record(train, rows.kinds, kinds_of(train), profile)
     by_scoring = scoring_profile(train.by_scoring, kinds_of(train), rows.kinds, profile)
     lengths = length_profile(train.chars, kinds_of(train), rows.kinds)
-    return Gate(gate.parameters, gate.feature_config, gate.experts, gate.tau, votes, by_scoring, lengths)
+    return Gate(gate.parameters, gate.feature_config, gate.experts, gate.tau, votes, by_scoring, answer_tokens=lengths)
 
 
 @dataclass(frozen=True)
