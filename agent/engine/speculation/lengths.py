@@ -26,12 +26,13 @@ _MEMORY = 0.9
 _LONG_MEMORY = 0.99
 """The same for a model's requests together."""
 _LEAST_GAIN = 0.02
-"""Guesses are made for a gain of at least this, as what a step takes is not known better."""
-_FIRST_STEPS = 1.75
+"""Guesses are made for a gain of at least this for each sequence that waits for the step: what guessing itself takes,
+and what is not known better."""
+_FIRST_STEPS = 1.25
 """Steps' worth of time that a request may lose by guesses before they have gained anything."""
 _LOOK_BEYOND = 1.5
 """More tokens are looked at that cost up to this times the allowance, as a few more may cost less."""
-_LOSS_SHARE = 0.01
+_LOSS_SHARE = 0.0075
 """The share of its time that a request may lose besides."""
 
 
@@ -103,16 +104,32 @@ class Offer:
     allowance_s: float
 
 
-def guess_lengths(
-    offers: Sequence[Offer], *, seconds: Callable[[int], float], sequences: int, beside_s: float, room: int
-) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a step has to do beside guesses.
+
+    sequences: those that take a token of it. waiting: those whose prompts are still being read. beside_s: what these
+    prompts take of the step.
+    """
+
+    sequences: int
+    waiting: int = 0
+    beside_s: float = 0.0
+
+    @property
+    def all_sequences(self) -> int:
+        """Those that wait for the step's end."""
+        return self.sequences + self.waiting
+
+
+def guess_lengths(offers: Sequence[Offer], load: Load, *, seconds: Callable[[int], float], room: int) -> list[int]:
     """Returns how many guesses of each offer to put into the next step.
 
-    seconds: of a step by its tokens. sequences: those that take a token of this step, with guesses or without.
-    beside_s: what else the step takes, such as a prompt. room: the most guesses of all together.
+    seconds: of a step by its tokens. room: the most guesses of all together.
     """
+    sequences, everybody = load.sequences, load.all_sequences
     counts = [0] * len(offers)
-    best, best_value, plain_s = list(counts), _LEAST_GAIN, seconds(sequences)
+    best, best_value, plain_s = list(counts), _LEAST_GAIN * everybody, seconds(sequences)
     chances = [1.0] * len(offers)
     is_over = [False] * len(offers)
     expected = [1.0] * len(offers)
@@ -124,7 +141,7 @@ def guess_lengths(
             break
         offer = offers[at]
         # All sequences wait for it.
-        extra_s = sequences * (seconds(sequences + counts[at] + 1) - plain_s)
+        extra_s = everybody * (seconds(sequences + counts[at] + 1) - plain_s)
         if extra_s > _LOOK_BEYOND * offer.allowance_s:
             gains[at] = 0.0
             continue
@@ -134,8 +151,8 @@ def guess_lengths(
         counts[at] += 1
         value += gains[at]
         gains[at] = _next_gain(offer, counts[at], chances[at], expected[at])
-        longer = (seconds(sequences + sum(counts)) + beside_s) / (plain_s + beside_s)
-        net = value - sequences * log(longer)
+        longer = (seconds(sequences + sum(counts)) + load.beside_s) / (plain_s + load.beside_s)
+        net = value - everybody * log(longer)
         if net > best_value and not any(is_over):
             best, best_value = list(counts), net
     return best
