@@ -25,6 +25,8 @@ _MEMORY = 0.9
 """Weight that a guess keeps for its request with every further one on the same ground."""
 _LONG_MEMORY = 0.99
 """The same for a model's requests together."""
+_PLACE_WEIGHT = 1.5
+"""What is known of a guess's ground counts as so many guesses behind its token."""
 _LEAST_GAIN = 0.02
 """Guesses are made for a gain of at least this for each sequence that waits for the step: what guessing itself takes,
 and what is not known better."""
@@ -64,6 +66,25 @@ class Rates:
 def shared_rates() -> Rates:
     """Rates that a model's requests learn together."""
     return Rates(memory=_LONG_MEMORY)
+
+
+class Places:
+    """How often an answer's guesses were right behind each token: a text that is copied differs again where it differed
+    before, as in its numbers."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[float, float]] = {}
+        """(right guesses, all guesses) behind a token, the older ones in part."""
+
+    def rate(self, before: int, rate: float) -> float:
+        """The rate, 0..1, of a guess behind a token, from that of all guesses on its ground."""
+        right, seen = self._seen.get(before, (0.0, 0.0))
+        return (right + _PLACE_WEIGHT * rate) / (seen + _PLACE_WEIGHT)
+
+    def learn(self, before: int, is_right: bool) -> None:
+        """A guess behind a token turned out right or wrong."""
+        right, seen = self._seen.get(before, (0.0, 0.0))
+        self._seen[before] = right * _MEMORY + is_right, seen * _MEMORY + 1
 
 
 class Account:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import inf
 
 from moe2.agent.engine.speculation.costs import StepCosts
-from moe2.agent.engine.speculation.lengths import Account, Load, Offer, Rates, guess_lengths, shared_rates
+from moe2.agent.engine.speculation.lengths import Account, Load, Offer, Places, Rates, guess_lengths, shared_rates
 from moe2.agent.engine.speculation.ngrams import (
     DRAFTED,
     FORCED,
@@ -38,11 +38,13 @@ _HELD_UP = 1.3
 class _Pending:
     """A guess that what is drawn is compared with."""
 
-    def __init__(self, guess: Guess) -> None:
+    def __init__(self, guess: Guess, before: int) -> None:
+        """before: the token that the guess follows on."""
         self._guess = guess
+        self._before = before
         self._compared = 0
 
-    def compare(self, token: int, *rates: Rates) -> bool:
+    def compare(self, token: int, places: Places, *rates: Rates) -> bool:
         """Learn from the next token; False where the guess has nothing to say any more."""
         guess, at = self._guess, self._compared
         if at >= len(guess.tokens):
@@ -52,6 +54,9 @@ class _Pending:
             each.learn(guess.grounds[at], is_right)
             if is_drafted(guess.grounds[at]):
                 each.learn(DRAFTED, is_right)
+        if not is_drafted(guess.grounds[at]):
+            places.learn(self._before, is_right)
+        self._before = token
         self._compared += 1
         return is_right
 
@@ -65,6 +70,7 @@ class Speculator:
         self._shared = speculation.ngrams
         self._model_rates = speculation.rates
         self._rates = Rates(speculation.rates.of)
+        self._places = Places()
         self._pending: list[_Pending] = []
         self.account = Account()
         self.drafting_s = 0.0
@@ -95,13 +101,13 @@ class Speculator:
         elif length:
             found = history.copy(place, length, most)
         guess = Guess(*found) if found[0] else None
-        self._pending = [] if guess is None else [_Pending(guess)]
+        self._pending = [] if guess is None else [_Pending(guess, history.tokens[-1])]
         return guess
 
     def suppose(self, tokens: list[int]) -> Guess:
         """A guess of tokens, at least one, that will come in any case."""
         guess = Guess(tokens, [FORCED] * len(tokens))
-        self._pending = [_Pending(guess)]
+        self._pending = [_Pending(guess, self._known().tokens[-1])]
         return guess
 
     def rate(self, ground: int) -> float:
@@ -116,7 +122,7 @@ class Speculator:
         """A draft model's guess, of at least one token, with the probabilities that it gives to them. What the text
         suggested is still compared."""
         guess = Guess(tokens, [ground_of_draft(probability) for probability in probabilities])
-        self._pending.append(_Pending(guess))
+        self._pending.append(_Pending(guess, self._known().tokens[-1]))
         return guess
 
     def offer(self, guess: Guess, plain_s: float) -> Offer:
@@ -124,9 +130,12 @@ class Speculator:
         if guess.grounds[0] == FORCED:
             return Offer([1.0] * len(guess.tokens), inf)
         likely: list[float] = []
-        chance = 1.0
-        for ground in guess.grounds:
+        chance, before = 1.0, self._known().tokens[-1]
+        for token, ground in zip(guess.tokens, guess.grounds, strict=True):
             rate = self._rates.of(ground)
+            if not is_drafted(ground):
+                rate = self._places.rate(before, rate)
+            before = token
             chance *= rate
             if chance < _HOPELESS:
                 break
@@ -136,7 +145,9 @@ class Speculator:
     def drew(self, token: int) -> None:
         """The answer goes on with this token."""
         if self._pending:
-            self._pending = [each for each in self._pending if each.compare(token, self._rates, self._model_rates)]
+            self._pending = [
+                each for each in self._pending if each.compare(token, self._places, self._rates, self._model_rates)
+            ]
         history = self._known()
         history.append(token)
         self._shared.learn(history.tokens)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.agent.engine.speculation.lengths import Account, Load, Offer, Rates, guess_lengths
+from moe2.agent.engine.speculation.lengths import Account, Load, Offer, Places, Rates, guess_lengths
 from moe2.agent.engine.speculation.ngrams import GROUNDS
 
 
@@ -105,6 +105,20 @@ def test_a_guess_that_never_holds_is_soon_known() -> None:
     for _ in range(40):
         rates.learn(GROUNDS - 1, True)
     assert rates.of(GROUNDS - 1) > 0.95
+
+
+def test_a_guess_behind_a_token_where_guesses_failed_is_less_likely() -> None:
+    """Whatever guesses on its ground are; behind other tokens they are as likely as before."""
+    places = Places()
+    for _ in range(3):
+        places.learn(7, False)
+        places.learn(8, True)
+    assert places.rate(7, 0.9) < 0.35
+    assert places.rate(8, 0.9) > 0.95
+    assert places.rate(9, 0.9) == pytest.approx(0.9)
+    for _ in range(20):
+        places.learn(7, True)
+    assert places.rate(7, 0.9) > 0.85
 
 
 def test_a_larger_batch_that_takes_less_is_found() -> None:
