@@ -32,6 +32,9 @@ _LEAST_GAIN = 0.02
 and what is not known better."""
 _FIRST_STEPS = 1.25
 """Steps' worth of time that a request may lose by guesses before they have gained anything."""
+_FORESEEN_RIGHT, _FORESEEN_WRONG, _MAX_FORESEEN = 0.15, 0.5, 3.0
+"""By how many steps' worth that grows with a token that was suggested rightly, shrinks with a wrong one, and at most:
+where a batch of a few tokens takes several steps' time, guesses of a text that is copied must be allowed to begin."""
 _LOOK_BEYOND = 1.5
 """More tokens are looked at that cost up to this times the allowance, as a few more may cost less."""
 _LOSS_SHARE = 0.0075
@@ -96,6 +99,13 @@ class Account:
         self.saved_s = 0.0
         """By how much this request's own decoding was shorter for all guesses of its steps."""
         self._decoded_s = 0.0
+        self._foreseen = 0.0
+        """Steps' worth of time that guesses may lose besides, as they held whether they were put into a step or not."""
+
+    def foresaw(self, is_right: bool) -> None:
+        """What was suggested for the next token turned out right or wrong, without having cost anything."""
+        change = _FORESEEN_RIGHT if is_right else -_FORESEEN_WRONG
+        self._foreseen = min(max(self._foreseen + change, 0.0), _MAX_FORESEEN)
 
     def settle(self, *, accepted: int, plain_s: float, taken_s: float, longer_s: float) -> None:
         """A step brought `accepted` guessed tokens, each of which saved a step of `plain_s`.
@@ -114,7 +124,7 @@ class Account:
     def allowance_s(self, plain_s: float) -> float:
         """How much the next step's guesses of this request may take from all sequences together. plain_s: what the step
         takes without any."""
-        return self.gained_s + _FIRST_STEPS * plain_s + _LOSS_SHARE * self._decoded_s
+        return self.gained_s + (_FIRST_STEPS + self._foreseen) * plain_s + _LOSS_SHARE * self._decoded_s
 
 
 @dataclass(frozen=True, slots=True)

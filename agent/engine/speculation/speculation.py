@@ -44,6 +44,11 @@ class _Pending:
         self._before = before
         self._compared = 0
 
+    @property
+    def next(self) -> int | None:
+        """The token that comes next if the guess is right; None where it has nothing to say any more."""
+        return self._guess.tokens[self._compared] if self._compared < len(self._guess.tokens) else None
+
     def compare(self, token: int, places: Places, *rates: Rates) -> bool:
         """Learn from the next token; False where the guess has nothing to say any more."""
         guess, at = self._guess, self._compared
