@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -154,6 +155,14 @@ def _vote_tensors(votes: VoteRecord) -> dict[str, npt.NDArray[Any]]:
         "votes.codes": votes.codes.astype(np.float16),
         "votes.kinds": votes.kinds.astype(np.float32),
     }
+
+
+def checkpoint_sha256(path: Path) -> str | None:
+    """The digest of a checkpoint's file, in hexadecimal; None where there is none that can be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _votes_in(tensors: Mapping[str, npt.NDArray[np.float32]]) -> VoteRecord | None:
