@@ -97,11 +97,11 @@ def convert(fields: Mapping[str, Any], kind: type[T]) -> T:
         read = msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise _refusal(str(error), fields, kind) from None
-    for name, values in _neutral(kind).items():
+    for name, (values, why) in _neutral(kind).items():
         value = getattr(read, name)
         # By type as well: to Python, true equals 1.
         if value is not None and not any(type(value) is type(one) and value == one for one in values):
-            raise unsupported(name, hint=f"Only {values[0]!r} is accepted.")
+            raise unsupported(name, hint=f"Only {values[0]!r} is accepted. {why}".strip())
     return read
 
 
@@ -192,10 +192,11 @@ def _names(kind: type[msgspec.Struct]) -> frozenset[str]:
 
 
 @functools.cache
-def _neutral(kind: type[msgspec.Struct]) -> dict[str, tuple[Any, ...]]:
-    """Returns the parameters that are accepted only with values that change nothing, and these values."""
+def _neutral(kind: type[msgspec.Struct]) -> dict[str, tuple[tuple[Any, ...], str]]:
+    """Returns the parameters that are accepted only with values that change nothing, these values, and why."""
     (info,) = _structs(types.type_info(kind))
-    return {field.name: values for field in info.fields if (values := _extra(field.type).get("only"))}
+    extras = ((field.name, _extra(field.type)) for field in info.fields)
+    return {name: (extra["only"], extra.get("why", "")) for name, extra in extras if extra.get("only")}
 
 
 def _refusal(text: str, fields: Mapping[str, Any], kind: type[msgspec.Struct]) -> ApiError:

@@ -29,7 +29,7 @@ class Drawing(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     size: Annotated[int, Meta(ge=1, le=3)] | str | None = None
     signed: bool | None = None
     date: Annotated[dict[str, int], Meta(extra={"must": "map names to days"})] | None = None
-    frame: Annotated[Any, Meta(extra={"only": ("none",)})] = None
+    frame: Annotated[Any, Meta(extra={"only": ("none",), "why": "Frames are sold elsewhere."})] = None
 
 
 CASES: list[tuple[dict[str, Any], str, str]] = [
@@ -55,7 +55,7 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"size": 4}, "size", "'size' must be an integer from 1 to 3 or a string."),
     ({"signed": "yes"}, "signed", "'signed' must be a boolean."),
     ({"date": {"a": "b"}}, "date", "'date' must map names to days."),
-    ({"frame": "gold"}, "frame", "Unsupported parameter: 'frame'. Only 'none' is accepted."),
+    ({"frame": "gold"}, "frame", "Unsupported parameter: 'frame'. Only 'none' is accepted. Frames are sold elsewhere."),
     (
         {"price - at `$.name`": 1},
         "price - at `$.name`",
