@@ -9,7 +9,7 @@ const WH_J = 3600;
 export function drawStandby({ fleet: { agents, provisioning }, power }) {
   const section = byId("standby");
   const decided = provisioning?.standing_w ?? null;
-  section.hidden = decided === null && !provisioning?.correction;
+  section.hidden = decided === null && !provisioning?.correction && !provisioning?.returning?.length;
   if (section.hidden) return show(section);
   const mark = power.simulated || agents.some(isSimulated) ? [el("span", { class: "chip simulated", title: "watts and joules of simulated hosts are in it" }, "simulated"), " "] : [];
   const said = lines(provisioning, namesOf(agents)).map((line, i) => el("p", {}, i ? null : mark, line));
@@ -24,6 +24,7 @@ const namesOf = (agents) => (key) => {
 function lines(slow, named) {
   const acts = slow.mode === "act";
   const said = [acts ? "The coordinator wakes hosts and sends them to sleep." : "Mode observe: this is what it would do; it touches nothing."];
+  if (slow.returning?.length) said.push(`Being brought back, as mode act is over: ${slow.returning.join(", ")}.`);
   if (slow.correction) said.push(`The limits contradict each other. ${slow.correction}`);
   if (slow.standing_w !== null) {
     const more = (slow.n_awake ?? 0) - slow.awake.length;

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from moe2.coordinator.choosing.request import ASSUMED_ANSWER_TOKENS
 from moe2.coordinator.planning.awake import AwakeProblem, Need, Room
 from moe2.coordinator.planning.values import BestOf, BoolArray, FloatArray, IntArray
 from moe2.coordinator.provisioning.capacity import most_offered
@@ -22,8 +23,8 @@ from moe2.coordinator.provisioning.figures import ExpertFigures, Fleet, HostFigu
 from moe2.coordinator.provisioning.settings import ProvisioningSection
 from moe2.coordinator.provisioning.traffic import ClassForecast, Forecast
 
-USUAL_LENGTHS = (256, 256)
-"""Tokens of prompt and answer where none of a class have been seen."""
+USUAL_LENGTHS = (256, ASSUMED_ANSWER_TOKENS)
+"""Tokens of prompt and answer that are assumed before any answer has been seen."""
 LATE_COSTS = 0.1
 """Score that a late first token takes from an answer. It is also the scale of values: 1 is an answer on time."""
 MAX_KINDS = 192

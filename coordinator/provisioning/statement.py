@@ -9,7 +9,7 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.common.status import ChangeRow, ProvisioningStatus
 from moe2.coordinator.provisioning.decision import Decision
 from moe2.coordinator.provisioning.hysteresis import Transition
-from moe2.coordinator.provisioning.steering import Shadow
+from moe2.coordinator.provisioning.steering import Away, Shadow
 from moe2.coordinator.provisioning.traffic import HOUR_S
 
 
@@ -23,11 +23,12 @@ def status_of(
     pinned: Collection[str],
     kept_asleep: Collection[str],
     names: Mapping[str, str],
+    returning: Sequence[Away] = (),
 ) -> ProvisioningStatus:
     """What the slow level thinks and does.
 
     shadow: what mode observe would have done and saved. changes: what is done, or would be. pinned, kept_asleep: keys
-    of hosts. names: of hosts by their keys.
+    of hosts. names: of hosts by their keys. returning: what mode act has put out of the way, which is over.
     """
     shadows = mode == "observe"
     return ProvisioningStatus(
@@ -61,7 +62,14 @@ def status_of(
         waited_j=shadow.waited_j if shadows and decision else None,
         returns=shadow.n_returns if shadows else 0,
         would_sleep=tuple(sorted(shadow.names)) if shadows else (),
+        returning=tuple(_named(one, names) for one in returning),
     )
+
+
+def _named(away: Away, names: Mapping[str, str]) -> str:
+    """A host by its name; an expert as its model on its host."""
+    host = names.get(away.host, away.host)
+    return host if away.expert is None else f"{away.expert.partition('/')[2]} on {host}"
 
 
 def warnings_of(decision: Decision | None, failure: str | None) -> tuple[HealthWarning, ...]:
