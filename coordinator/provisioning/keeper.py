@@ -366,13 +366,14 @@ class Keeper:
                     task.add_done_callback(self._tasks.discard)
                 return
             case Change.SUSPEND:
-                # Known before it sleeps, so that a coordinator that is killed meanwhile finds it again.
-                self._keep()
                 message: ToAgent = Suspend(command_id=order.order_id)
             case Change.LOAD:
                 message = LoadModel(command_id=order.order_id, model=model)
             case Change.UNLOAD:
                 message = UnloadModel(command_id=order.order_id, model=model)
+        if one.change in (Change.SUSPEND, Change.UNLOAD):
+            # Known before it goes, so that a coordinator that is killed meanwhile finds it again and brings it back.
+            self._keep()
         if not self._send(one.host, message):
             self._steering.answered(order.order_id, done=False, code=CommandErrorCode.BUSY, message=None)
 

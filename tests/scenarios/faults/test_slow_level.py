@@ -1,9 +1,10 @@
-"""A coordinator that is killed while its slow level changes the state of a host, at each step of the change."""
+"""Coordinators, agents and engines that are killed while a host changes its state, at each step of the change."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,8 +18,9 @@ import pytest
 from moe2.agent.daemon import AgentDaemon
 from moe2.common.localsocket import STATUS_ROUTE, fetch
 from moe2.common.status import AgentRow, CoordinatorStatus
+from tests.fakes.agentprocess import agent_process
 from tests.fakes.coordinatorprocess import CoordinatorProcess
-from tests.fakes.fleet import POLL_S, TOKEN, Fleet
+from tests.fakes.fleet import POLL_S, TOKEN, Fleet, fleet
 from tests.scenarios.test_standby import FakeHost
 
 pytestmark = pytest.mark.slow
@@ -119,3 +121,73 @@ async def test_a_coordinator_killed_while_a_model_is_out_of_memory_to_be_measure
         assert await built.answered() == 200
         await built.until(lambda row: row.connected and row.experts[0].state == "ready")
         assert built.agent.engine_pids()["fake"] is not None
+
+
+# --- The agent is killed ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("step", ["falling", "asleep", "waking"])
+async def test_an_agent_killed_in_a_sleep_or_a_wake_costs_no_request(tmp_path: Path, step: str) -> None:
+    """Its host is known as asleep until its agent is started again, as a booting host does it, and is then used."""
+    woken = tmp_path / "woken"
+    command = ("/bin/sh", "-c", f"printf x >> {woken}")
+    async with fleet(tmp_path, agents=(), provisioning={"mode": "act", "wake_command": command}) as running:
+        await running.start_agent("two")
+
+        def one_is(**expected: bool) -> Callable[[CoordinatorStatus], bool]:
+            def holds(status: CoordinatorStatus) -> bool:
+                rows = [row for row in status.agents if row.agent_name == "one"]
+                return bool(rows) and all(getattr(rows[0], name) == value for name, value in expected.items())
+
+            return holds
+
+        async def answered() -> None:
+            asked = [running.chat("one two", max_tokens=2) for _ in range(4)]
+            for said in [await one for one in asked]:
+                assert said.status == 200, await said.text()
+
+        options: dict[str, Any] = {"token": TOKEN, "sleeps_until": woken}
+        url = running.coordinator.agents_url
+        async with agent_process(tmp_path, "one", url, **options) as doomed:
+            await running.until(ready=2)
+            await answered()
+            running.coordinator._keeper.wish("sleep", "one")
+            if step != "falling":
+                await running.until_status(one_is(asleep=True))
+            if step == "waking":
+                running.coordinator._keeper.wish("wake", "one")
+                await running.until_status(one_is(connected=True))
+            doomed.kill()
+            await doomed.wait()
+            await answered()
+        running.coordinator._keeper.wish("wake", "one")
+        async with agent_process(tmp_path, "one", url, **options):
+            await running.until_status(one_is(connected=True, asleep=False))
+            await running.until(ready=2)
+            await answered()
+
+
+@pytest.mark.timeout(120)
+async def test_an_engine_killed_while_its_host_is_told_to_sleep_costs_no_request(tmp_path: Path) -> None:
+    """The host sleeps without it, and it is started again after the wake."""
+    woken = tmp_path / "woken"
+    command = ("/usr/bin/touch", str(woken))
+    host = FakeHost()
+    async with fleet(tmp_path, agents=(), provisioning={"mode": "act", "wake_command": command}) as running:
+        allowed = {"allow_suspend": True}
+        agent = await running.start_agent("one", agent=allowed, control=host, profile="rtx-4090")
+        await running.start_agent("two")
+        await running.until(ready=2)
+        pid = agent.engine_pids()["fake"]
+        assert pid is not None
+        running.coordinator._keeper.wish("sleep", "one")
+        os.kill(pid, signal.SIGKILL)
+        async with await running.chat("one two", max_tokens=2) as said:
+            assert said.status == 200
+        await host.asleep.wait()
+        await running.until_status(lambda status: any(row.asleep for row in status.agents))
+        running.coordinator._keeper.wish("wake", "one")
+        host.wake(3600.0)
+        await running.until(ready=2)
+        assert agent.engine_pids()["fake"] not in (None, pid)
