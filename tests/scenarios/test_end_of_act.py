@@ -30,10 +30,10 @@ async def put_to_sleep(running: Fleet, host: FakeHost) -> None:
     That its own decisions are remembered so is a claim of its unit tests; they take measured minutes to come about.
     """
     agent_id = running.agents["one"].status().agent_id
-    running.coordinator._keeper._steering.restore_away((Away(host=agent_id),))
     assert running.coordinator._hub.send(agent_id, Suspend(command_id="as the slow level does"))
     await host.asleep.wait()
     await running.until_status(lambda status: any(one.asleep for one in status.agents))
+    running.coordinator._keeper._steering.restore_away((Away(host=agent_id),))
 
 
 @pytest.mark.parametrize("mode", ["observe", "off"])
