@@ -142,7 +142,6 @@ class Roster:
         self.keys = tuple(expert.key for expert in self.experts)
         self.place = {key: place for place, key in enumerate(self.keys)}
         """The place of each expert by its key."""
-        self.models = tuple(expert.model for expert in self.experts)
         self.identities = tuple(expert.identity for expert in self.experts)
         """What each expert's model is, whatever its name."""
         self.different_models = tuple(sorted(set(self.identities)))

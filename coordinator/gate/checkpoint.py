@@ -53,6 +53,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The training configuration."""
     metrics: dict[str, float]
     """Figures on the validation rows: scores 0..1, calibration errors 0..1, log loss in nats."""
+    files: dict[str, str] = {}
+    """SHA-256 of the file that an expert was, by its name, where the outcomes tell it; a file is known by it under any
+    name. Empty in checkpoints of earlier releases, whose experts are known by their names."""
 
     def feature_config(self) -> FeatureConfig:
         """The configuration of the features that the gate was trained on.
@@ -131,7 +134,9 @@ def load_checkpoint(path: Path) -> tuple[Gate, Manifest]:
     try:
         parameters = GateParameters(**{entry.name: tensors[entry.name] for entry in fields(GateParameters)})
         by_scoring = tensors["by_scoring"].astype(np.float64) if "by_scoring" in tensors else None
-        return Gate(parameters, config, manifest.experts, manifest.tau, _votes_in(tensors), by_scoring), manifest
+        votes = _votes_in(tensors)
+        gate = Gate(parameters, config, manifest.experts, manifest.tau, votes, by_scoring, manifest.files)
+        return gate, manifest
     except ValueError as error:
         raise CheckpointError(f"{path} does not fit together: {error}.", remedy=_RETRAIN) from error
 

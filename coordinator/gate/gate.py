@@ -6,8 +6,9 @@ embeddings and hidden units stand side by side, heads are averaged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -111,8 +112,9 @@ class Gate:
 
     experts: names in the order of the outputs. tau: temperature of the logits. votes: what the outcomes say of the
     experts' votes; None where they hold no answers. by_scoring: (K, N) mean score of each expert on each kind of prompt
-    where it scores given options; None where no expert was asked so. Raises ValueError where the parameters, the
-    features, the experts and the rest do not fit together.
+    where it scores given options; None where no expert was asked so. files: SHA-256 of experts' files by name, where it
+    is known what file an expert was. Raises ValueError where the parameters, the features, the experts and the rest do
+    not fit together.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Gate:
         tau: float,
         votes: VoteRecord | None = None,
         by_scoring: npt.NDArray[np.float64] | None = None,
+        files: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         if parameters.embedding.shape[0] != config.buckets:
             raise ValueError(f"{parameters.embedding.shape[0]} embedding rows for {config.buckets} buckets")
@@ -139,6 +142,7 @@ class Gate:
         if tau <= 0:
             raise ValueError(f"tau must be positive, not {tau}")
         self.experts = tuple(experts)
+        self.files = tuple(files.get(name) for name in experts)
         self.tau = tau
         self.votes = votes
         self.by_scoring = by_scoring

@@ -99,6 +99,7 @@ def train_gate(
         rows={"train": len(train), "val": len(val), "auxiliary": len(helpers) if helpers else 0},
         training=msgspec.json.decode(msgspec.json.encode(asdict(config))),
         metrics=metrics,
+        files=dict(outcomes.files),
     )
     return TrainedGate(gate, manifest, gain)
 

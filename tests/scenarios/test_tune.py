@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from moe2.coordinator.gate.checkpoint import load_checkpoint
-from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
+from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet, model_file
 
 # Whole question sets through a fleet, and gates trained on the answers.
 pytestmark = pytest.mark.slow
@@ -39,9 +40,9 @@ def questions(path: Path, count: int = QUESTIONS) -> Path:
 @asynccontextmanager
 async def two_models(root: Path, *, profile: str | None = "agx-orin-30w") -> AsyncIterator[Fleet]:
     """A fleet whose second model thinks for longer."""
-    (root / "other.gguf").touch()
+    other = model_file(root, "other")
     async with fleet(root, profile=profile) as running:
-        models = [{"name": "other", "path": root / "other.gguf", "slots": 4}]
+        models = [{"name": "other", "path": other, "slots": 4}]
         await running.start_agent("two", models=models, engine_argv=FAKE_EXPERT, profile=profile)
         await running.until(ready=2)
         # Agents of this process listen for the signal as well, and the last one of them would get it.
@@ -108,7 +109,9 @@ async def test_from_a_fleet_to_a_gate_in_use(tmp_path: Path) -> None:
         assert "They will take about" in told
         assert "the best single model" in told
         assert "The running coordinator chooses by it now." in told
-        assert load_checkpoint(tmp_path / "gate.safetensors")[1].experts == ("fake", "other")
+        manifest = load_checkpoint(tmp_path / "gate.safetensors")[1]
+        assert manifest.experts == ("fake", "other")
+        assert manifest.files["other"] == hashlib.sha256(b"other").hexdigest()
         assert not [warning for warning in running.coordinator.status().warnings if warning.code == "gate_expert_prior"]
         assert answered(tmp_path) == 2 * QUESTIONS
 

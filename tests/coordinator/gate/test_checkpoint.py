@@ -32,6 +32,22 @@ def test_a_gate_survives_the_file(made: MadeGate, checkpoint: Path) -> None:
         assert np.array_equal(gate.predict(prompt).probabilities, made.gate.predict(prompt).probabilities)
 
 
+def test_what_file_an_expert_was_survives(made: MadeGate, tmp_path: Path) -> None:
+    """The manifest tells checksums by name; the gate has them in the order of its experts."""
+    path = tmp_path / "gate.safetensors"
+    save_checkpoint(path, made.gate.parameters, msgspec.structs.replace(made.manifest, files={"expert-1": "ab" * 32}))
+    gate, manifest = load_checkpoint(path)
+    assert manifest.files == {"expert-1": "ab" * 32}
+    assert gate.files == (None, "ab" * 32, None)
+
+
+def test_a_checkpoint_of_an_earlier_release_knows_names_alone(checkpoint: Path) -> None:
+    """Without checksums in its manifest it is read as before."""
+    rewritten(checkpoint, b'\\"files\\":{}', b'\\"filez\\":{}')
+    gate, manifest = load_checkpoint(checkpoint)
+    assert (manifest.files, set(gate.files)) == ({}, {None})
+
+
 def test_the_same_gate_gives_the_same_bytes(made: MadeGate, checkpoint: Path, tmp_path: Path) -> None:
     """Writing is deterministic."""
     again = tmp_path / "again.safetensors"
