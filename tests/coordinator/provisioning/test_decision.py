@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -95,6 +96,17 @@ def test_pins_above_the_watts_are_told_with_the_cheapest_correction() -> None:
     assert found.correction is not None
     assert "20 W are allowed" in found.correction
     assert "unpin big/m" in found.correction
+
+
+def test_a_limit_that_sleeping_hosts_alone_pass_is_told_as_it_was_set() -> None:
+    """The operator's own figure is named, what is asked for instead is enough, and unpinning is not said to help."""
+    limits = Limits(pinned=frozenset({"big"}), average_w=1.0)
+    found = decide(big(), traffic(5), limits, 0.0)
+    assert found.correction is not None
+    assert "1 W are allowed" in found.correction
+    assert "unpin" not in found.correction
+    [asked] = re.findall(r"Allow (\d+) W", found.correction)
+    assert decide(big(), traffic(5), replace(limits, average_w=float(asked)), 0.0).correction is None
 
 
 def test_more_hosts_than_there_are_is_told() -> None:
