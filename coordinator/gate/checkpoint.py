@@ -101,6 +101,7 @@ def save_checkpoint(
     manifest: Manifest,
     votes: VoteRecord | None = None,
     by_scoring: npt.NDArray[np.float64] | None = None,
+    answer_tokens: npt.NDArray[np.float64] | None = None,
 ) -> None:
     """Write a checkpoint; the file appears whole or not at all, and equal input gives equal bytes. Raises OSError."""
     tensors: dict[str, npt.NDArray[Any]] = {entry.name: getattr(parameters, entry.name) for entry in fields(parameters)}
@@ -109,6 +110,8 @@ def save_checkpoint(
         tensors |= _vote_tensors(votes)
     if by_scoring is not None:
         tensors["by_scoring"] = by_scoring.astype(np.float32)
+    if answer_tokens is not None:
+        tensors["answer_tokens"] = answer_tokens.astype(np.float32)
     content = save(tensors, {"manifest": msgspec.json.encode(manifest).decode()})
     replace_file(path, content, mode=0o644)
 
@@ -134,9 +137,11 @@ def load_checkpoint(path: Path) -> tuple[Gate, Manifest]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}.", remedy=_RETRAIN)
     try:
         parameters = GateParameters(**{entry.name: tensors[entry.name] for entry in fields(GateParameters)})
-        by_scoring = tensors["by_scoring"].astype(np.float64) if "by_scoring" in tensors else None
-        votes = _votes_in(tensors)
-        gate = Gate(parameters, config, manifest.experts, manifest.tau, votes, by_scoring, manifest.files)
+        by_scoring, answer_tokens = (
+            tensors[name].astype(np.float64) if name in tensors else None for name in ("by_scoring", "answer_tokens")
+        )
+        votes, files = _votes_in(tensors), manifest.files
+        gate = Gate(parameters, config, manifest.experts, manifest.tau, votes, by_scoring, files, answer_tokens)
         return gate, manifest
     except ValueError as error:
         raise CheckpointError(f"{path} does not fit together: {error}.", remedy=_RETRAIN) from error
