@@ -53,7 +53,9 @@ async def agent_process(
     # Its log is only of interest to whoever looks for a failure's cause.
     with (root / f"{name}.log").open("ab") as log:
         environment = (
-            code_of(release) | {CLOCK_VARIABLE: str(ahead_s), SLOTS_VARIABLE: str(slots)} | {STUCK_VARIABLE: str(stuck_s)}
+            code_of(release)
+            | {CLOCK_VARIABLE: str(ahead_s), SLOTS_VARIABLE: str(slots)}
+            | {STUCK_VARIABLE: str(stuck_s)}
         )
         process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log, env=environment)
     try:

@@ -63,14 +63,17 @@ class CoordinatorProcess:
         """Returns once the API takes connections."""
         argv = (sys.executable, "-m", self._module, "run", "--config", str(self._config))
         with (self._root / "coordinator.log").open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log, env=code_of(self.release))
+            self._process = await asyncio.create_subprocess_exec(
+                *argv, stdout=log, stderr=log, env=code_of(self.release)
+            )
         while True:
             with suppress(OSError):
                 _, writer = await asyncio.open_connection("127.0.0.1", self._api_port)
                 writer.close()
                 await writer.wait_closed()
                 return
-            assert self._process.returncode is None, (self._root / "coordinator.log").read_text()
+            said = (self._root / "coordinator.log").read_text()
+            assert self._process.returncode is None, f"It ended with {self._process.returncode}. Its log: {said}"
             await asyncio.sleep(POLL_S)
 
     @property
