@@ -14,7 +14,7 @@ from moe2.common.link.messages import JobPieces, TokenPiece, Tokens
 TOKENS_EVERY_S = 0.04
 """Tokens that come sooner after the last frame wait for a later step: there are at most 25 frames a second.
 
-A frame takes the agent and the coordinator 0.7 to 0.9 ms each where they share a processor of two cores with the engine,
+A frame takes the agent and the coordinator 0.7 to 0.9 ms each where they share two cores with the engine,
 whose threads wait for each other at every layer, so that most of that is lost to the engine. Nobody reads as fast.
 """
 
