@@ -133,4 +133,4 @@ def _rounded(log: float) -> int:
     tokens = math.exp(min(log, 20.0))
     if tokens <= _EXACT_UP_TO:
         return max(1, round(tokens))
-    return round(2.0 ** (round(math.log2(tokens) * _STEPS_PER_OCTAVE) / _STEPS_PER_OCTAVE))
+    return round(math.exp2(round(math.log2(tokens) * _STEPS_PER_OCTAVE) / _STEPS_PER_OCTAVE))

@@ -268,9 +268,9 @@ class Keeper:
     def _acts(self) -> bool:
         """Whether anything of the fleet is to be watched for: a coordinator that only observes decides, and no more."""
         wishes = self._steering.wishes
-        asked = wishes.kept_asleep or wishes.pinned or self._held or self._steering.has_pending
-        asked = asked or self._steering.trials.are_open or self._steering.away
-        return self._settings.mode == "act" or bool(asked)
+        asked = bool(wishes.kept_asleep or wishes.pinned or self._held or self._steering.has_pending)
+        unfinished = self._steering.trials.are_open or bool(self._steering.away)
+        return self._settings.mode == "act" or asked or unfinished
 
     def _watch(self) -> None:
         """Sees what has changed, gives up what takes too long, obeys wishes, and sends held jobs to who is awake."""

@@ -198,7 +198,7 @@ def test_what_the_slow_level_put_to_sleep_is_brought_back_when_it_may_not_act_an
     assert (back.transition.change, back.transition.host) == (Change.WAKE, "big")
     assert made.return_orders(AN_HOUR_S + 41.0) == ()
     made.seen(BOTH, {}, AN_HOUR_S + 60.0)
-    assert made.away == ()
+    assert not made.away
 
 
 def test_an_unloaded_model_is_loaded_again() -> None:
