@@ -19,7 +19,7 @@ import numpy as np
 from moe2.coordinator.planning.awake_search import AwakeSet, least_standing, most_valuable
 from moe2.coordinator.planning.proof import Status
 from moe2.coordinator.planning.search import Effort
-from moe2.coordinator.provisioning.figures import Fleet, Readiness
+from moe2.coordinator.provisioning.figures import ExpertFigures, Fleet, Readiness
 from moe2.coordinator.provisioning.problem import LATE_COSTS, PINNED, Limits, SlowProblem, is_settled, slow_problem
 from moe2.coordinator.provisioning.traffic import HOUR_S, Forecast, Traffic, rate_of
 
@@ -126,6 +126,9 @@ class Decision:
     """Experts that are left as they are, with the reason."""
     correction: str | None = None
     """Where nothing is feasible: what is wrong, and the cheapest change that mends it."""
+    is_measured: bool = True
+    """False where the speed or the joules of an expert in `members`, or a host's watts, were never measured: what the
+    figures say of watts, loss and lateness is then not known."""
     spare: frozenset[str] = frozenset()
     """Keys of the hosts without which the experts in memory elsewhere carry this traffic and meet every other need."""
 
@@ -252,8 +255,15 @@ def decide(
         rate_per_s=rate_per_s,
         status=one.status,
         stays=stays,
+        is_measured=_is_measured(fleet, [slow.experts[n] for n in one.members]),
         spare=_spare(slow, fleet),
     )
+
+
+def _is_measured(fleet: Fleet, members: Sequence[ExpertFigures]) -> bool:
+    """Whether it is known what these experts take, and what every host draws."""
+    known = all(one.latency is not None and one.energy is not None for one in members)
+    return known and all(host.awake_w is not None for host in fleet.hosts)
 
 
 def _spare(slow: SlowProblem, fleet: Fleet) -> frozenset[str]:

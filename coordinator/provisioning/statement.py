@@ -31,14 +31,15 @@ def status_of(
     of hosts. names: of hosts by their keys. returning: what mode act has put out of the way, which is over.
     """
     shadows = mode == "observe"
+    known = decision if decision is not None and decision.is_measured else None
     return ProvisioningStatus(
         mode=mode,
         status=decision.status.value if decision else None,
         awake=decision.members if decision else (),
-        standing_w=decision.standing_w if decision else None,
-        least_w=decision.least_w if decision else None,
-        loss=decision.loss if decision else None,
-        late=decision.late if decision else None,
+        standing_w=known.standing_w if known else None,
+        least_w=known.least_w if known else None,
+        loss=known.loss if known else None,
+        late=known.late if known else None,
         requests_per_hour=HOUR_S * decision.rate_per_s if decision else None,
         # At times when fewer ask than any limit allows for, only watts count.
         price_per_j=decision.price_per_j if decision and math.isfinite(decision.price_per_j) else None,
