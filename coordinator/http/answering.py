@@ -23,12 +23,13 @@ from moe2.coordinator.http.answers import (
     repeated_prompt,
     stop_of,
 )
-from moe2.coordinator.http.auth import BODY, PRINCIPAL
+from moe2.coordinator.http.auth import PRINCIPAL
 from moe2.coordinator.http.body.parse import Call, Reading
 from moe2.coordinator.http.errors import ApiError, invalid, refused
 from moe2.coordinator.http.eventstream import EventStream
 from moe2.coordinator.http.face import Asked, End, Face, Incoming, Part
-from moe2.coordinator.http.models import check_model
+from moe2.coordinator.http.models import check_fits, check_model
+from moe2.coordinator.http.parsing import BODY
 from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.keys.keys import ANYBODY, Principal
 from moe2.coordinator.serving.effects import Completed
@@ -62,25 +63,36 @@ class Answering:
         """Returns how bodies are read, by the settings as they are now."""
         return self._reading
 
-    def through(self, face: Face) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """Returns the handler that answers requests which have this face."""
+    def through(
+        self, face: Face, check: Callable[[Call], None] = lambda _: None
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """Returns the handler that answers requests which have this face.
+
+        face: must not count on what the event loop changes, see `Body.parsed`. check: raises `ApiError` for what the
+        fleet, as it is now, cannot do.
+        """
 
         async def handler(http: web.Request) -> web.StreamResponse:
-            return await self._answer(http, face)
+            return await self._answer(http, face, check)
 
         return handler
 
-    async def _answer(self, http: web.Request, face: Face) -> web.StreamResponse:
+    async def _answer(self, http: web.Request, face: Face, check: Callable[[Call], None]) -> web.StreamResponse:
         arrived_s = asyncio.get_running_loop().time()
         principal = http.get(PRINCIPAL, ANYBODY)
-        asked = face(Incoming(http[BODY], http.headers, principal, self._reading))
+        reading = self._reading
+        asked = await http[BODY].parsed(lambda body: face(Incoming(body, http.headers, principal, reading)))
         call = asked.call
+        check(call)
         self._check_can_begin(call)
         calls = call.choices()
         news = asyncio.Event() if call.stream else None
         exchanges: list[Exchange] = []
         try:
             for index, each in enumerate(calls):
+                if index:
+                    # Each is sent as soon as it is begun, and a long prompt takes a while to write.
+                    await asyncio.sleep(0)
                 request = self._request(http, each, index, principal=principal, arrived_s=arrived_s)
                 exchanges.append(self._service.begin(request, news))
             if news is not None:
@@ -137,6 +149,7 @@ class Answering:
                 retry_after_s=None if room_in_s is None else whole_seconds(room_in_s),
             )
         check_model(self._table, call.model, self.settings.aliases)
+        check_fits(self._table, call.model, call.least_tokens())
         has_ids = isinstance(call.prompt, TextPrompt) and bool(call.prompt.tokens) and not call.texts
         if has_ids and call.model in ANY_MODEL and len(self._table.models()) > 1:
             text = "Token ids are those of one model's vocabulary: name the model that they are for."

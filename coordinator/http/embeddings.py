@@ -31,40 +31,14 @@ class EmbeddingsRoutes:
 
     def add_to(self, app: web.Application) -> None:
         """Registers the route with the application."""
-        app.router.add_post(EMBEDDINGS_PATH, self._answering.through(self._face))
+        app.router.add_post(EMBEDDINGS_PATH, self._answering.through(_face, self._check))
 
-    def _face(self, incoming: Incoming) -> Asked:
-        """Reads the body of a request. Raises `ApiError` (400), which names the parameter."""
-        fields = json_object(incoming.body)
-        request, ignored = read_struct(fields, EmbeddingsRequest, incoming.reading)
-        model = incoming.reading.aliases.get(request.model, request.model)
-        self._check(model, request.dimensions)
-        wish = wish_of(request.moe2 or {}, incoming.headers)
-        if wish.mode not in (None, Mode.AUTO, Mode.ROUTE):
-            raise unsupported("moe2.mode", hint="One expert makes the vectors.")
-        texts = texts_of(request.input)
-        call = Call(
-            model=model,
-            prompt=texts[0],
-            # Nothing is written; what is predicted of answers has at least one token.
-            generation=Generation(max_tokens=1),
-            structured_by=None,
-            stream=False,
-            include_usage=False,
-            wish=wish,
-            modes=ROUTE_ONLY,
-            ballot=None,
-            ignored=ignored,
-            texts=texts,
-            vector_size=request.dimensions,
-        )
-        return Asked(call, EmbeddingsEncoder(request))
-
-    def _check(self, model: str, dimensions: int | None) -> None:
+    def _check(self, call: Call) -> None:
         """Raises `ApiError` (400) for what no embedding model here can do, as far as these are known.
 
         "moe2" is none of several: vectors of different models cannot be compared.
         """
+        model, dimensions = call.model, call.vector_size
         known = self._table.embedding_models()
         if model in ANY_MODEL and len(known) > 1:
             text = f"Vectors of different models cannot be compared: name one of {', '.join(known)}."
@@ -74,6 +48,32 @@ class EmbeddingsRoutes:
             allowed = ", ".join(map(str, sorted(sizes)))
             text = f"'dimensions' must be one of {allowed}; others are allowed by 'vector_sizes' of the agent's model."
             raise invalid(text, param="dimensions")
+
+
+def _face(incoming: Incoming) -> Asked:
+    """Reads the body of a request. Raises `ApiError` (400), which names the parameter."""
+    fields = json_object(incoming.body)
+    request, ignored = read_struct(fields, EmbeddingsRequest, incoming.reading)
+    wish = wish_of(request.moe2 or {}, incoming.headers)
+    if wish.mode not in (None, Mode.AUTO, Mode.ROUTE):
+        raise unsupported("moe2.mode", hint="One expert makes the vectors.")
+    texts = texts_of(request.input)
+    call = Call(
+        model=incoming.reading.aliases.get(request.model, request.model),
+        prompt=texts[0],
+        # Nothing is written; what is predicted of answers has at least one token.
+        generation=Generation(max_tokens=1),
+        structured_by=None,
+        stream=False,
+        include_usage=False,
+        wish=wish,
+        modes=ROUTE_ONLY,
+        ballot=None,
+        ignored=ignored,
+        texts=texts,
+        vector_size=request.dimensions,
+    )
+    return Asked(call, EmbeddingsEncoder(request))
 
 
 class EmbeddingsEncoder(NeverStreamed):
