@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import json
 import threading
 import zlib
@@ -196,9 +197,9 @@ async def test_others_are_answered_while_a_long_body_is_parsed(tmp_path: Path, m
         return parse_completion(*given)
 
     monkeypatch.setattr(completions, "parse_completion", parse)
+    body = json.dumps({"model": "moe2", "prompt": list(range(500_000)), "max_tokens": 1}).encode()
     async with fleet(tmp_path) as running:
-        body = {"model": "moe2", "prompt": list(range(500_000)), "max_tokens": 1}
-        asked = asyncio.ensure_future(running.http.post("/v1/completions", json=body))
+        asked = asyncio.ensure_future(running.http.post("/v1/completions", data=io.BytesIO(body)))
         try:
             assert await asyncio.to_thread(begun.wait, 60)
             async with running.http.get("/healthz") as health:
