@@ -55,6 +55,7 @@ class Presence:
         self._keeper = StandbyKeeper(
             settings.state_dir,
             Allowed(unload=settings.allow_unload, suspend=settings.allow_suspend, asleep_w=settings.asleep_w),
+            file_of=lambda name: experts[name].file_sha256 if name in experts else None,
         )
         self._sleep = HostSleep(
             control,

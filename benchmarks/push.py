@@ -1,13 +1,18 @@
 """What a push costs, against `curl` of the same file: `python -m benchmarks.push`. Prints one line of JSON at the end.
 
-A real coordinator and two real agents, each a process of its own, and the real SmolLM2. One agent answers requests, the
-other takes a file. As root the whole run is in a network namespace of its own, whose loopback is shaped by tc-tbf(8) to
-`--link`; otherwise the loopback is as it is. All processes share this machine's cores, which real hosts do not.
+A real coordinator and three real agents, each a process of its own. One has the real SmolLM2, which is exchanged under
+load; one takes a file; one answers what is asked meanwhile, with an engine that takes 20 ms for a token and no
+processor: all processes share this machine's cores, which real hosts do not (`--shared-cores` has SmolLM2 answer). As
+root the whole run is in a network namespace of its own, whose loopback is shaped by tc-tbf(8) to `--link`; otherwise
+the loopback is as it is.
 
 push_vs_curl_ratio: bytes per second of the bytes' way, median of the rounds, over those of curl in the same run.
 push_whole_ratio: the same with what comes before and after it (llama.cpp asked, the checksum compared).
-requests_lost: answers that were no 200 while the model was exchanged `swaps` times under load. p99_added_ratio: how
-much longer the 99th percentile of requests was while a file was pushed than before and after it.
+requests_lost: answers that were no 200, while the model was exchanged `swaps` times under load and while files were
+pushed. p99_added_ratio: requests run all the time while windows with a push and windows without one take turns, in a
+changing order; each window has a 99th percentile of its requests' seconds, each pair of windows a ratio of the two, and
+the figure is the median of these ratios less 1. p99_ratios has all of them: how far they are apart says what the median
+is worth. A push has the settings that `[push]` has by default, which limit no bandwidth.
 """
 
 from __future__ import annotations
@@ -21,8 +26,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,6 +38,7 @@ import aiohttp
 from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.library import Library, LibraryFile
 from moe2.common.localsocket import NotRunningError, fetch
+from tests.fakes.agentprocess import agent_process
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.models import smollm2_path
 
@@ -39,6 +46,9 @@ TOKEN = "a-benchmark-token"
 POLL_S = 0.02
 INSIDE = "MOE2_PUSH_BENCHMARK_LINK"
 MODEL = "smollm2"
+PROMPT = "Say one two three four five six seven"
+STEADY = ("--seconds-per-token", "0.02")
+"""What the engine takes that needs no processor."""
 
 
 def shaped(link: str) -> str | None:
@@ -182,10 +192,12 @@ async def curl(url: str, target: Path) -> float:
 class Load:
     """Clients that ask one question after the other until they are stopped."""
 
-    def __init__(self, api_url: str, clients: int) -> None:
+    def __init__(self, api_url: str, clients: int, model: str = MODEL) -> None:
         self._url = api_url
         self._clients = clients
-        self.seconds: list[float] = []
+        self._model = model
+        self.ends: list[tuple[float, float]] = []
+        """When each request began and ended."""
         self.statuses: list[int] = []
 
     @asynccontextmanager
@@ -201,18 +213,63 @@ class Load:
                 await asyncio.gather(*tasks)
 
     async def _ask(self, http: aiohttp.ClientSession, stop: asyncio.Event) -> None:
-        body = {"model": MODEL, "messages": [{"role": "user", "content": "What is 2+2?"}], "max_tokens": 8}
+        body = {"model": self._model, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8}
         while not stop.is_set():
             begun_s = perf_counter()
             async with http.post("/v1/chat/completions", json=body) as answer:
                 await answer.read()
-            self.seconds.append(perf_counter() - begun_s)
+            self.ends.append((begun_s, perf_counter()))
             self.statuses.append(answer.status)
+
+    def within(self, begin_s: float, end_s: float) -> list[float]:
+        """Seconds of the requests that ran in this window alone."""
+        return [end - begun for begun, end in self.ends if begin_s <= begun and end <= end_s]
 
 
 def p99(seconds: list[float]) -> float:
     """The 99th percentile."""
     return statistics.quantiles(seconds, n=100, method="inclusive")[98]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Seconds of requests in two windows of the same length, one with a push."""
+
+    without: list[float]
+    pushing: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """The 99th percentile while pushing over the one without."""
+        return p99(self.pushing) / p99(self.without)
+
+
+async def window(load: Load, work: Awaitable[object]) -> list[float]:
+    """Seconds of the requests that ran while this work did."""
+    begin_s = perf_counter()
+    await work
+    return load.within(begin_s, perf_counter())
+
+
+async def pairs_of_windows(root: Path, load: Load, content: Callable[[], bytes], n_pairs: int) -> list[Pair]:
+    """Windows with a push and without, in turn; every other pair begins with the push."""
+    found = []
+    async with load.running():
+        # The first requests find caches cold.
+        await asyncio.sleep(2.0)
+        length_s = 5.0
+        for number in range(n_pairs):
+            file = root / f"pair-{number}.gguf"
+            await asyncio.to_thread(file.write_bytes, content())
+            without = [] if number % 2 else await window(load, asyncio.sleep(length_s))
+            begun_s = perf_counter()
+            pushing = await window(load, push(root, file))
+            length_s = perf_counter() - begun_s
+            without = without or await window(load, asyncio.sleep(length_s))
+            found.append(Pair(without, pushing))
+            file.unlink()
+            (root / "two" / "models" / file.name).unlink()
+    return found
 
 
 async def measured(root: Path, options: argparse.Namespace, link: str | None) -> dict[str, Any]:
@@ -221,7 +278,12 @@ async def measured(root: Path, options: argparse.Namespace, link: str | None) ->
     head = smollm2_path().read_bytes()[:size_bytes]
     coordinator = CoordinatorProcess(root, token=TOKEN, agents="\n[push]\nport = 0")
     stock(root, "one")
-    async with coordinator, agent(root, "one", coordinator.agents_url), agent(root, "two", coordinator.agents_url):
+    async with (
+        coordinator,
+        agent(root, "one", coordinator.agents_url),
+        agent(root, "two", coordinator.agents_url),
+        agent_process(root, "three", coordinator.agents_url, token=TOKEN, expert=STEADY, slots=2),
+    ):
         await until_taking(root, "one", "two")
         await order(root, "add", slots=2, context_tokens=1024)
         ways, wholes, curls = [], [], []
@@ -238,16 +300,9 @@ async def measured(root: Path, options: argparse.Namespace, link: str | None) ->
         async with swapping.running():
             for number in range(options.swaps):
                 await order(root, "set", slots=3 - number % 2)
-        calm, busy = Load(coordinator.api_url, 2), Load(coordinator.api_url, 2)
-        file = root / "under-load.gguf"
-        file.write_bytes(head + os.urandom(size_bytes - len(head)))
-        pause_s = size_bytes / statistics.median(ways) / 2
-        async with calm.running():
-            await asyncio.sleep(pause_s)
-        async with busy.running():
-            await push(root, file)
-        async with calm.running():
-            await asyncio.sleep(pause_s)
+        load = Load(coordinator.api_url, 2, MODEL if options.shared_cores else "fake")
+        pairs = await pairs_of_windows(root, load, lambda: head + os.urandom(size_bytes - len(head)), options.pairs)
+    ratios = sorted(pair.ratio for pair in pairs)
     return {
         "push_vs_curl_ratio": round(statistics.median(ways) / statistics.median(curls), 3),
         "push_whole_ratio": round(statistics.median(wholes) / statistics.median(curls), 3),
@@ -255,23 +310,27 @@ async def measured(root: Path, options: argparse.Namespace, link: str | None) ->
         "curl_bytes_per_s": round(statistics.median(curls)),
         "megabytes": options.megabytes,
         "link": link or "loopback",
+        "answers": "llama.cpp on the same cores" if options.shared_cores else "an engine that needs no processor",
         "swaps": options.swaps,
         "requests_while_swapping": len(swapping.statuses),
-        "requests_lost": sum(status != 200 for status in swapping.statuses),
-        "requests_while_pushing": len(busy.seconds),
-        "requests_without": len(calm.seconds),
-        "p99_without_s": round(p99(calm.seconds), 4),
-        "p99_while_pushing_s": round(p99(busy.seconds), 4),
-        "p99_added_ratio": round(p99(busy.seconds) / p99(calm.seconds) - 1, 3),
+        "requests_lost": sum(status != 200 for status in (*swapping.statuses, *load.statuses)),
+        "requests_while_pushing": sum(len(pair.pushing) for pair in pairs),
+        "requests_without": sum(len(pair.without) for pair in pairs),
+        "p99_without_s": round(statistics.median(p99(pair.without) for pair in pairs), 4),
+        "p99_while_pushing_s": round(statistics.median(p99(pair.pushing) for pair in pairs), 4),
+        "p99_ratios": [round(ratio, 3) for ratio in ratios],
+        "p99_added_ratio": round(statistics.median(ratios) - 1, 3),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=256, help="size of the file; %(default)s")
+    parser.add_argument("--megabytes", type=int, default=128, help="size of a file; %(default)s")
     parser.add_argument("--link", default="200mbit", help="rate of the loopback, as tc(8) writes it; %(default)s")
     parser.add_argument("--rounds", type=int, default=2, help="pushes and downloads that are compared; %(default)s")
     parser.add_argument("--swaps", type=int, default=4, help="exchanges under load; %(default)s")
+    parser.add_argument("--pairs", type=int, default=7, help="windows with a push, as many without; %(default)s")
+    parser.add_argument("--shared-cores", action="store_true", help="answers under a push from llama.cpp, too")
     options = parser.parse_args()
     link = shaped(options.link)
     with tempfile.TemporaryDirectory(prefix="moe2-push-") as root:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from moe2.common.courtesy import PacedLine
+
 CHUNK_BYTES = 1 << 19
 SEND_S = 60.0
 """A chunk that a peer does not take within this time ends the connection; the peer then asks for the rest."""
@@ -57,15 +59,22 @@ async def send_file(
         )
         answer.content_length = whole - start
         await answer.prepare(request)
-        await _stream(answer, file, start, whole, pace, on_sent)
+        await _stream(request, answer, file, start, whole, pace, on_sent)
         return answer
 
 
 async def _stream(
-    answer: web.StreamResponse, file: FileIO, start: int, whole: int, pace: Pace, on_sent: Callable[[int], None]
+    request: web.Request,
+    answer: web.StreamResponse,
+    file: FileIO,
+    start: int,
+    whole: int,
+    pace: Pace,
+    on_sent: Callable[[int], None],
 ) -> None:
     loop = asyncio.get_running_loop()
     position = start
+    line = PacedLine(request.transport)
     file.seek(start)
     while position < whole:
         chunk = await asyncio.to_thread(file.read, min(CHUNK_BYTES, whole - position))
@@ -75,6 +84,7 @@ async def _stream(
             await answer.write(chunk)
         position += len(chunk)
         on_sent(position)
+        line.look(loop.time())
         if (wait_s := pace.wait_s(len(chunk), loop.time())) > 0:
             await asyncio.sleep(wait_s)
     await answer.write_eof()

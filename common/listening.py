@@ -24,6 +24,7 @@ from aiohttp.web_server import Server
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.errors import Moe2Error
+from moe2.common.tls.contexts import ServerTls
 from moe2.common.token_bucket import TokenBucket
 
 log = structlog.get_logger()
@@ -296,7 +297,7 @@ def protocol_logger() -> logging.Logger:
 
 @dataclass(frozen=True)
 class Listening:
-    """Where a listener is opened. prefix: of its settings `host` and `port`, such as `api.`. context: None for plain
+    """Where a listener is opened. prefix: of its settings `host` and `port`, such as `api.`. tls: None for plain
     connections. send_timeout_s: a client that takes nothing of an answer for so long is cut off; None for never.
     """
 
@@ -304,7 +305,7 @@ class Listening:
     host: str
     port: int
     header_timeout_s: float
-    context: ssl.SSLContext | None
+    tls: ServerTls | ssl.SSLContext | None
     send_timeout_s: float | None = None
 
 
@@ -347,8 +348,9 @@ async def listen(
 
 async def _open(runner: web.AppRunner, where: Listening) -> int:
     """Listens until the runner is cleaned up, and returns the port. Raises `Moe2Error` if it cannot."""
+    context = where.tls.context if isinstance(where.tls, ServerTls) else where.tls
     try:
-        await web.TCPSite(runner, where.host, where.port, reuse_address=True, ssl_context=where.context).start()
+        await web.TCPSite(runner, where.host, where.port, reuse_address=True, ssl_context=context).start()
     except OSError as error:
         raise Moe2Error(
             f"Cannot listen on {where.host}:{where.port}: {error.strerror or error}.",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import os
-import ssl
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -25,7 +23,6 @@ from moe2.common.listening import Listening, OpenConnections, listen
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
 from moe2.common.status import CoordinatorStatus
-from moe2.common.tls.contexts import ServerTls
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.selector import Selector
 from moe2.coordinator.chores import Chores
@@ -34,7 +31,7 @@ from moe2.coordinator.fleet.doorkeeper import Doorkeeper
 from moe2.coordinator.fleet.hub import Hub
 from moe2.coordinator.fleet.register_file import RegisterFile
 from moe2.coordinator.fleet.table import CapabilityTable
-from moe2.coordinator.gate.checkpoint import load_checkpoint
+from moe2.coordinator.gate.checkpoint import checkpoint_sha256, load_checkpoint
 from moe2.coordinator.gate.feedback import Feedback, FeedbackBook
 from moe2.coordinator.gate.feedback_file import FEEDBACK_FILE, FeedbackFile
 from moe2.coordinator.http.answering import Answering
@@ -138,7 +135,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 prices=self._prices,
                 on_lease=lambda: self._service.fleet_changed(),
             )
-            self._pair.membership.gate_sha256 = _gate_sha256(settings)
+            self._pair.membership.gate_sha256 = checkpoint_sha256(settings.gate_path)
         self._ledger = Ledger(
             settings.ledger_path, retention_days=settings.ledger.retention_days, is_journal=url is not None
         )
@@ -184,7 +181,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             on_message=self._service.agent_said,
             history=partial(asked_since, settings.ledger_path),
             price_per_j=lambda: next((row.price_per_j for row in self._prices.rows() if row.scope == FLEET), 0.0),
-            patience_s=_patience_s(settings),
+            patience_s=settings.selection.patience_s,
             state_dir=settings.coordinator.state_dir,
             may_act=lambda: self._pair is None or self._pair.does_chores,
             on_wishes=self._pair.bulletin.wish if self._pair else lambda _: None,
@@ -249,7 +246,13 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             agents_port = await listen(
                 stack,
                 self._hub.app(),
-                Listening("agents.", agents.host, agents.port, agents.handshake_s, _context(self._tls.agents)),
+                Listening(
+                    "agents.",
+                    agents.host,
+                    agents.port,
+                    agents.handshake_s,
+                    self._tls.agents,
+                ),
                 self._agents_connections,
                 errors=JSON_ERRORS,
             )
@@ -257,7 +260,12 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 stack,
                 self._api_app(),
                 Listening(
-                    "api.", api.host, api.port, api.header_timeout_s, _context(self._tls.api), api.send_timeout_s
+                    "api.",
+                    api.host,
+                    api.port,
+                    api.header_timeout_s,
+                    self._tls.api,
+                    api.send_timeout_s,
                 ),
                 self._api_connections,
                 errors=JSON_ERRORS,
@@ -268,7 +276,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 self._pushes.port = await listen(
                     stack,
                     self._files.app(),
-                    Listening("push.", push.host, push.port, agents.handshake_s, _context(self._tls.agents)),
+                    Listening("push.", push.host, push.port, agents.handshake_s, self._tls.agents),
                     self._files_connections,
                     errors=JSON_ERRORS,
                 )
@@ -364,8 +372,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._selector.reconfigure(scorer, selection.limits_by_category, selection.fleet_watts_cap_w)
         self._prices.reconfigure(selection.averages)
         if self._pair:
-            self._pair.membership.gate_sha256 = _gate_sha256(settings)
-        self._keeper.use(settings.provisioning, _patience_s(settings), scorer.apart())
+            self._pair.membership.gate_sha256 = checkpoint_sha256(settings.gate_path)
+        self._keeper.use(settings.provisioning, settings.selection.patience_s, scorer.apart())
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
         self._api_connections.most = api.max_connections_per_address
@@ -491,20 +499,6 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             )
 
 
-def _patience_s(settings: CoordinatorSettings) -> dict[str, float]:
-    """The seconds to a first token that categories allow, of those that say."""
-    limits = settings.selection.limits_by_category
-    return {name: one.ttft_budget_s for name, one in limits.items() if one.ttft_budget_s is not None}
-
-
-def _gate_sha256(settings: CoordinatorSettings) -> str | None:
-    """Returns the digest of the gate's file; None where there is none."""
-    try:
-        return hashlib.sha256(settings.gate_path.read_bytes()).hexdigest()
-    except OSError:
-        return None
-
-
 def _scorer(settings: CoordinatorSettings, feedback: FeedbackBook) -> Scorer:
     """Makes the scorer of experts: the trained gate, or priors where there is none.
 
@@ -516,10 +510,6 @@ def _scorer(settings: CoordinatorSettings, feedback: FeedbackBook) -> Scorer:
     gate, manifest = load_checkpoint(checkpoint)
     log.info("gate_loaded", path=str(checkpoint), experts=manifest.experts)
     return Scorer(gate, manifest.kinds, feedback.tallies)
-
-
-def _context(tls: ServerTls | None) -> ssl.SSLContext | None:
-    return tls.context if tls else None
 
 
 def _in_url(host: str) -> str:

@@ -56,8 +56,7 @@ run_tests() {
   check "$bin/lint-imports"
   check "$bin/shellcheck" --external-sources install.sh .ci/run
   # On a shared machine a real process can miss a moment; what fails twice is a fault, and the summary lists each rerun.
-  # Three workers: many tests wait for a process or a time limit, which leaves two cores idle for a third of the time.
-  check "$bin/python" -m pytest --reruns 1 -raR -n 3 "$@"
+  check "$bin/python" -m pytest --reruns 1 -raR "$@"
   if ((${#failed[@]} > 0)); then
     die "failed: ${failed[*]}"
   fi

@@ -107,6 +107,11 @@ class HostAccount:
         self._is_cold = not loaded_models
         self._count()
 
+    def model_changed(self, model: str) -> None:
+        """Forget the idle power that was measured while another model of this name was loaded."""
+        for device in (*self._devices, *self._beside):
+            device.baseline.forget(model)
+
     def cause_is(self, cause: Cause, at_s: float) -> None:
         """Book whatever no request uses to this cause from now on."""
         if cause is not self._cause:

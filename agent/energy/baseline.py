@@ -69,6 +69,13 @@ class IdleBaseline:
             self._condition = condition
             self._quiet_since_s = None
 
+    def forget(self, model: str) -> None:
+        """Forget all conditions in which this model was loaded: its name stands for another one now."""
+        self._slices = {key: one for key, one in self._slices.items() if model not in key[1]}
+        self._figures = {key: one for key, one in self._figures.items() if model not in key[1]}
+        if model in self._condition[1]:
+            self._quiet_since_s = None
+
     def was_busy(self) -> None:
         """Take in that a request was active: idling begins anew."""
         self._quiet_since_s = None

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import hashlib
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
+from random import Random
 
 import aiohttp
 
+from moe2.common.backoff import Backoff
 from moe2.common.errors import Moe2Error
 
 CHUNK_BYTES = 1 << 18
 SILENCE_S = 60.0
-"""A server that sends nothing for so long is given up."""
+"""A connection that brings nothing for so long is given up."""
+MAX_FRUITLESS = 6
+"""Connections in a row that brought no byte, after which a download is given up."""
+PAUSE_S = 0.5
+"""The pause after the first connection that broke off; it doubles with each further one that brings nothing."""
+MAX_PAUSE_S = 15.0
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 class DownloadError(Moe2Error):
     """The bytes do not come, or are the wrong ones."""
+
+
+class BrokenOffError(DownloadError):
+    """The bytes have come to an end too early; another connection may bring the rest."""
 
 
 async def look(session: aiohttp.ClientSession, url: str, n_head: int) -> tuple[int, bytes]:
@@ -48,14 +62,34 @@ async def download(
     *,
     on_bytes: Callable[[int], None] = lambda n_bytes: None,
 ) -> None:
-    """Appends what the file at `target` lacks. on_bytes: told how many have come, those that were there included.
+    """Appends what the file at `target` lacks, by as many connections as that takes.
 
-    Raises `DownloadError`; what has come stays for the next attempt.
+    on_bytes: told how many have come, those that were there included. Raises `DownloadError` where connection after
+    connection brings nothing; what has come stays for the next attempt.
     """
+    backoff = Backoff(first_s=PAUSE_S, most_s=MAX_PAUSE_S, random=Random())
+    fruitless = 0
     have = _begun(target, size_bytes)
     on_bytes(have)
-    if have == size_bytes:
-        return
+    while have < size_bytes:
+        before = have
+        try:
+            await _connection(session, url, target, have, size_bytes, on_bytes)
+        except BrokenOffError:
+            have = _begun(target, size_bytes)
+            fruitless = fruitless + 1 if have <= before else 0
+            if fruitless >= MAX_FRUITLESS:
+                raise
+            if have > before:
+                backoff.succeeded()
+            await asyncio.sleep(backoff.next_delay_s())
+        have = _begun(target, size_bytes)
+
+
+async def _connection(
+    session: aiohttp.ClientSession, url: str, target: Path, have: int, size_bytes: int, on_bytes: Callable[[int], None]
+) -> None:
+    """Appends what one connection brings. Raises `BrokenOffError` where that is not the rest."""
     try:
         async with session.get(url, headers={"Range": f"bytes={have}-"}) as answer:
             _check_status(answer, url)
@@ -70,9 +104,15 @@ async def download(
                     have += len(chunk)
                     on_bytes(have)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        if not isinstance(error, aiohttp.ClientError) and getattr(error, "errno", None) in _DISK_FAULTS:
+            raise DownloadError(
+                f"{target} cannot be written: {error}.", remedy="Free space there, and pull again: it goes on there."
+            ) from error
         raise _broken(url, error) from error
     if have < size_bytes:
-        raise DownloadError(f"{url} ended after {have} of {size_bytes} bytes.", remedy="Pull again: it goes on there.")
+        raise BrokenOffError(
+            f"{url} broke off after {have} of {size_bytes} bytes.", remedy="Pull again: it goes on there."
+        )
 
 
 def _begun(target: Path, size_bytes: int) -> int:
@@ -103,11 +143,21 @@ def session() -> aiohttp.ClientSession:
 
 
 def _check_status(answer: aiohttp.ClientResponse, url: str) -> None:
-    if answer.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
-        raise DownloadError(
-            f"{url} answers {answer.status} {answer.reason or ''}".rstrip() + ".", remedy="Check the address."
-        )
+    if answer.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+        return
+    told = f"{url} answers {answer.status} {answer.reason or ''}".rstrip() + "."
+    if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise BrokenOffError(told, remedy="Pull again later: it goes on where it was.")
+    raise DownloadError(told, remedy="Check the address.")
 
 
-def _broken(url: str, error: BaseException) -> DownloadError:
-    return DownloadError(f"{url} broke off: {error or type(error).__name__}.", remedy="Pull again: it goes on there.")
+def why_broken(error: BaseException) -> str:
+    """Why a connection broke off, in few words."""
+    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
+        # Their own texts are what the HTTP library has of the answer.
+        return "the connection was closed early"
+    return str(error) or type(error).__name__
+
+
+def _broken(url: str, error: BaseException) -> BrokenOffError:
+    return BrokenOffError(f"{url} broke off: {why_broken(error)}.", remedy="Pull again: it goes on there.")

@@ -38,7 +38,8 @@ class Allowed:
 class StandbyKeeper:
     """The host's changes of state and idle powers, as they are told; all of it belongs to the event loop's thread.
 
-    clock, wall: monotonic seconds and Unix time.
+    file_of: SHA-256 of the file that a model is served from now, None where it is not known: what was measured of
+    another file under the same name does not count. clock, wall: monotonic seconds and Unix time.
     """
 
     def __init__(
@@ -46,11 +47,15 @@ class StandbyKeeper:
         state_dir: Path,
         allowed: Allowed,
         *,
+        file_of: Callable[[str], str | None] = lambda _: None,
         clock: Callable[[], float] = monotonic,
         wall: Callable[[], float] = time,
     ) -> None:
         self._state_dir = state_dir
         self._allowed = allowed
+        self._file_of = file_of
+        self._files: dict[str, str] = {}
+        """The files that models were served from when they were last looked at."""
         self._clock = clock
         self._wall = wall
         self._epoch = uuid.uuid4().hex
@@ -79,6 +84,7 @@ class StandbyKeeper:
     def follow(self, changing: frozenset[Key], ready: frozenset[str], account: HostAccount) -> None:
         """Takes in which models are being loaded or unloaded now, and which are in memory."""
         now_s = self._clock()
+        self._look_at_files(ready, account)
         activity = account.activity
         busy = bool(activity.prefilling or activity.decoding)
         if busy:
@@ -89,7 +95,7 @@ class StandbyKeeper:
             if transition is Transition.LOAD and model not in ready:
                 self._log.given_up(key)
             else:
-                self._log.ended(key, now_s, self._wall())
+                self._log.ended(key, now_s, self._wall(), self._file_of(model) if model else None)
         for key in sorted(changing - own, key=str):
             self._log.began(key, now_s, is_alone=not busy)
         self._tell_cause(account, now_s)
@@ -128,14 +134,15 @@ class StandbyKeeper:
         return tuple(
             replace(
                 expert,
-                load_cost=self._log.cost((Transition.LOAD, expert.model), now),
-                unload_cost=self._log.cost((Transition.UNLOAD, expert.model), now),
+                load_cost=self._log.cost((Transition.LOAD, expert.model), now, expert.file_sha256),
+                unload_cost=self._log.cost((Transition.UNLOAD, expert.model), now, expert.file_sha256),
             )
             for expert in experts
         )
 
     def report(self, account: HostAccount, power_mode: str | None) -> Standby:
         """Returns how the host waits, as it is known now."""
+        self._look_at_files(tuple(self._files), account)
         now = self._wall()
         return Standby(
             allow_unload=self._allowed.unload,
@@ -154,7 +161,8 @@ class StandbyKeeper:
         now = self._wall()
         for idle in account.idle_powers(power_mode, self._clock()):
             at_unix_s = now - (idle.age_s or 0.0)
-            kept = StoredIdle(power_mode=power_mode, idle=replace(idle, age_s=None), at_unix_s=at_unix_s)
+            files = {name: file for name in idle.models if (file := self._file_of(name)) is not None}
+            kept = StoredIdle(power_mode=power_mode, idle=replace(idle, age_s=None), at_unix_s=at_unix_s, files=files)
             self._stored[(power_mode, idle.models)] = kept
         # The newest first: a host whose models are changed often has many states.
         kept_idle = sorted(self._stored.values(), key=lambda one: -one.at_unix_s)[: 4 * MAX_IDLE_STATES]
@@ -172,7 +180,7 @@ class StandbyKeeper:
         known = {
             models: replace(stored.idle, age_s=max(0.0, now - stored.at_unix_s))
             for (mode, models), stored in self._stored.items()
-            if mode == power_mode
+            if mode == power_mode and self._is_of_present_files(stored)
         }
         known.update({idle.models: idle for idle in account.idle_powers(power_mode, self._clock())})
         newest = sorted(known.values(), key=lambda idle: idle.age_s or 0.0)[: MAX_IDLE_STATES - 1]
@@ -193,6 +201,19 @@ class StandbyKeeper:
         elif self._allowed.asleep_w is not None:
             powers.append(IdlePower(power_w=self._allowed.asleep_w, asleep=True, quality=Quality.ESTIMATED))
         return tuple(powers)
+
+    def _look_at_files(self, names: Iterable[str], account: HostAccount) -> None:
+        """Forgets what was measured of waiting with a file that has been replaced by another one of its name."""
+        for name in names:
+            file = self._file_of(name)
+            if file is not None and self._files.get(name, file) != file:
+                account.model_changed(name)
+                self._stored = {key: one for key, one in self._stored.items() if self._is_of_present_files(one)}
+            if file is not None:
+                self._files[name] = file
+
+    def _is_of_present_files(self, stored: StoredIdle) -> bool:
+        return all(self._file_of(name) in (None, file) for name, file in stored.files.items())
 
     def _tell_cause(self, account: HostAccount, now_s: float) -> None:
         kinds = {transition for transition, _ in self._log.running}

@@ -18,11 +18,15 @@ MAX_KEPT_S = 90 * 86_400.0
 
 
 class StoredIdle(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The idle power of one state in one power mode, as of `at_unix_s`."""
+    """The idle power of one state in one power mode, as of `at_unix_s`.
+
+    files: SHA-256 of the files that the models in memory had, by name, where they were known.
+    """
 
     power_mode: str | None = None
     idle: IdlePower
     at_unix_s: float
+    files: dict[str, str] = {}
 
 
 class StoredStandby(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -35,10 +35,14 @@ Key = tuple[Transition, str | None]
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One transition that was measured. model: None where it was the whole host's."""
+    """One transition that was measured. model: None where it was the whole host's.
+
+    file_sha256: of the model's file, whatever its name; None where it was not known, as in what older releases stored.
+    """
 
     transition: Transition
     model: str | None = None
+    file_sha256: str | None = None
     duration_s: float
     energy_j: float | None = None
     at_unix_s: float
@@ -59,6 +63,7 @@ class _Ended:
     ended_s: float
     at_unix_s: float
     is_alone: bool
+    file_sha256: str | None
 
 
 @dataclass
@@ -96,11 +101,14 @@ class TransitionLog:
         for running in self._running.values():
             running.is_alone = False
 
-    def ended(self, key: Key, at_s: float, at_unix_s: float) -> None:
-        """A transition has come to its end; its seconds count, and its joules once they are known."""
+    def ended(self, key: Key, at_s: float, at_unix_s: float, file_sha256: str | None = None) -> None:
+        """A transition has come to its end; its seconds count, and its joules once they are known.
+
+        file_sha256: of its model's file, where that is known.
+        """
         running = self._running.pop(key, None)
         if running is not None:
-            self._ended.append(_Ended(key, running.began_s, at_s, at_unix_s, running.is_alone))
+            self._ended.append(_Ended(key, running.began_s, at_s, at_unix_s, running.is_alone, file_sha256))
 
     def given_up(self, key: Key) -> None:
         """A transition did not come to its end: nothing is learned from it."""
@@ -130,9 +138,13 @@ class TransitionLog:
         self._ended = waiting
         return has_news
 
-    def cost(self, key: Key, now_unix_s: float) -> TransitionCost | None:
-        """Returns what the transition takes; None before it was measured."""
-        several = self._measured.get(key)
+    def cost(self, key: Key, now_unix_s: float, file_sha256: str | None = None) -> TransitionCost | None:
+        """Returns what the transition takes; None before it was measured.
+
+        file_sha256: of its model's file: what was measured of that file counts, under whatever name, and what was
+        measured of another one does not. Where one of the two is unknown, the name tells.
+        """
+        several = self._of(key, file_sha256)
         if not several:
             return None
         with_energy = [one for one in several if one.energy_j is not None]
@@ -146,6 +158,19 @@ class TransitionLog:
             quality=worst_quality(one.quality for one in with_energy),
         )
 
+    def _of(self, key: Key, file_sha256: str | None) -> list[Measured]:
+        """The latest measurements of a transition of this file, the newest last."""
+        transition, model = key
+        found = [
+            one
+            for one in self.measured
+            if one.transition is transition
+            and (
+                one.model == model if file_sha256 is None or one.file_sha256 is None else one.file_sha256 == file_sha256
+            )
+        ]
+        return sorted(found, key=lambda one: one.at_unix_s)[-MAX_REMEMBERED:]
+
     def _remember(self, one: Measured) -> None:
         key = (one.transition, one.model)
         self._measured.setdefault(key, deque(maxlen=MAX_REMEMBERED)).append(one)
@@ -157,6 +182,7 @@ def _measurement(ended: _Ended, energy: Energy) -> Measured:
     return Measured(
         transition=transition,
         model=model,
+        file_sha256=ended.file_sha256,
         duration_s=max(0.0, ended.ended_s - ended.began_s),
         energy_j=max(0.0, energy.joules or 0.0) if is_covered else None,
         at_unix_s=ended.at_unix_s,

@@ -21,7 +21,7 @@ import structlog
 from moe2.agent.energy.blocking import in_daemon_thread
 from moe2.agent.engine.capacity import capacity_for
 from moe2.agent.engine.memory import Capacity
-from moe2.agent.models.download import sha256_of
+from moe2.agent.models.download import sha256_of, why_broken
 from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.fit import check_space
 from moe2.agent.models.library import Library, LibraryFile
@@ -203,13 +203,13 @@ class Fetcher:
             ticket = await self._ticket(fetch, place)
             try:
                 await self._connection(fetch, place, part, target, ticket)
-                reason = "it ended early"
+                reason = "the connection was closed early"
             except (aiohttp.ClientError, TimeoutError, OSError, NeighbourError) as error:
                 if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
                     raise FetchError(
                         f"{target} cannot be written: {error.strerror}.", remedy="Free space there, and push it again."
                     ) from error
-                reason = str(error) or type(error).__name__
+                reason = why_broken(error)
             have = fetch.done[part.name] = await in_daemon_thread(partial(_begun, target, part.size_bytes))
             if have == part.size_bytes:
                 break

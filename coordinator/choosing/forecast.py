@@ -103,6 +103,12 @@ class Forecast:
             return joules
         return np.where(unknown, 0.0 if unknown.all() else joules[~unknown].max(), joules)
 
+    def with_answers_of(self, answer_tokens: FloatArray) -> Forecast:
+        """The same request where answers have these lengths (N,); NaN where the planned length stays."""
+        planned = np.broadcast_to(self.answer_tokens, answer_tokens.shape)
+        lengths = np.where(np.isnan(answer_tokens), planned, answer_tokens).round().astype(np.int64)
+        return self.roster.forecast(self.prompt_tokens, np.maximum(lengths, 1), self.busy, self.cached_tokens)
+
     def prediction(self, place: int) -> Prediction:
         """What the request takes on the expert at `place`."""
         report, busy, decoded = self.roster.experts[place].report, int(self.busy[place]), self.answer_tokens
@@ -137,7 +143,6 @@ class Roster:
         self.keys = tuple(expert.key for expert in self.experts)
         self.place = {key: place for place, key in enumerate(self.keys)}
         """The place of each expert by its key."""
-        self.models = tuple(expert.model for expert in self.experts)
         self.identities = tuple(expert.identity for expert in self.experts)
         """What each expert's model is, whatever its name."""
         self.different_models = tuple(sorted(set(self.identities)))

@@ -52,6 +52,8 @@ class Load:
     """(N,) requests that each expert has already."""
     cached_tokens: IntArray | int = 0
     """(N,) tokens of the prompt that each expert has in its cache."""
+    max_tokens: int | None = None
+    """Longest answer that the client allows; None where it sets no limit."""
 
 
 @dataclass(frozen=True, eq=False)

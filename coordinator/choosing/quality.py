@@ -95,6 +95,8 @@ class PromptScores:
     """(K,) the probability of each kind of prompt; even shares where the gate cannot tell."""
     by_scoring: PromptScores | None = None
     """The same where experts score given options instead of writing; None where the gate knows no more of that."""
+    answer_tokens: FloatArray | None = None
+    """(N,) expected length of each expert's answer in tokens, NaN where unknown; None where no length is known."""
 
 
 class Scorer:
@@ -110,6 +112,8 @@ class Scorer:
         self._experts: Sequence[Expert] = ()
         self._kinds = tuple(kinds)
         self._facts: tuple[ExpertFacts, ...] = ()
+        self._identities: tuple[str, ...] = ()
+        """What each of the fitted models is (`Expert.identity`)."""
         self._fitted = FleetGate(None, (ExpertFacts("nobody"),))
         self._views: dict[tuple[str, ...], _View] = {}
         self._replay: VoteReplay | None = None
@@ -127,17 +131,22 @@ class Scorer:
         get one.
         """
         notices = self._fitted.notices if self._facts else ()
-        untuned = None if self._gate else _untuned(sorted({expert.model for expert in experts}))
+        untuned = (
+            None if self._gate else _untuned(sorted({expert.identity: expert.model for expert in experts}.values()))
+        )
         return tuple(warning for warning in (self._mismatch, self._failure, untuned, *notices) if warning)
 
     def fit(self, experts: Sequence[Expert]) -> None:
         """Fit the gate to the fleet's models; to be called after each change of the fleet, before any scoring."""
         self._experts = experts
-        by_name = {expert.model: expert for expert in experts}
-        names = _names_by_file(experts)
-        facts = tuple(self._facts_of(by_name[name], names.get(name, ())) for name in sorted(by_name))
-        if facts and facts != self._facts:
-            self._refit(facts)
+        of_file: dict[str, list[Expert]] = {}
+        for expert in experts:
+            of_file.setdefault(expert.identity, []).append(expert)
+        known = sorted(of_file.items(), key=lambda item: (min(one.model for one in item[1]), item[0]))
+        facts = tuple(self._facts_of(same) for _, same in known)
+        identities = tuple(identity for identity, _ in known)
+        if facts and (facts, identities) != (self._facts, self._identities):
+            self._refit(facts, identities)
 
     def tallies_changed(self) -> None:
         """Fit the gate again, because users' scores have changed."""
@@ -161,6 +170,8 @@ class Scorer:
         written = PromptScores(
             predicted.probabilities[columns], predicted.logits[columns], predicted.trained[columns], kind, shares
         )
+        if predicted.answer_tokens is not None:
+            written = replace(written, answer_tokens=predicted.answer_tokens[columns])
         if predicted.by_scoring is None:
             return written
         scored = predicted.by_scoring[columns]
@@ -179,30 +190,32 @@ class Scorer:
         """
         return self._view(roster).worth
 
-    def _facts_of(self, expert: Expert, also_called: tuple[str, ...]) -> ExpertFacts:
-        """What is known of an expert's model: its name, its size as read from the file if known, and users' scores.
+    def _facts_of(self, same: Sequence[Expert]) -> ExpertFacts:
+        """What is known of a model: its names, its size as read from the file if known, and users' scores.
 
-        also_called: other names of the same file, whose scores and whose family are its own.
+        same: all experts that serve it, under whatever names; what is known under any of them holds for all.
         """
-        names = sorted((expert.model, *also_called))
+        names = sorted({expert.model for expert in same})
+        sha256 = same[0].report.file_sha256
         told = [facts_from_name(name) for name in names]
         family = next((one.family for one in told if one.family), None)
         parameters = next((one.parameters for one in told if one.parameters), None)
-        size = expert.report.parameters
+        size = next((expert.report.parameters for expert in same if expert.report.parameters), None)
         tallies = [self._tallies.get(name, Tally()) for name in names]
-        if expert.report.file_sha256 is not None:
-            tallies.append(self._tallies.get(expert.report.file_sha256, Tally()))
+        if sha256 is not None:
+            tallies.append(self._tallies.get(sha256, Tally()))
         return ExpertFacts(
-            expert.model,
+            names[0],
             family,
             float(size) if size else parameters,
             feedback_sum=sum(tally.total for tally in tallies),
             feedback_count=sum(tally.count for tally in tallies),
-            also_called=also_called,
+            also_called=tuple(names[1:]),
+            file_sha256=sha256,
         )
 
-    def _refit(self, facts: tuple[ExpertFacts, ...]) -> None:
-        self._facts = facts
+    def _refit(self, facts: tuple[ExpertFacts, ...], identities: tuple[str, ...]) -> None:
+        self._facts, self._identities = facts, identities
         self._views.clear()
         self._replay = None
         try:
@@ -217,32 +230,22 @@ class Scorer:
             )
 
     def _view(self, roster: Roster) -> _View:
-        view = self._views.get(roster.models)
+        view = self._views.get(roster.identities)
         if view is None:
-            places = {name: place for place, name in enumerate(self._fitted.experts)}
-            columns = np.array([places[name] for name in roster.models])
+            places = {identity: place for place, identity in enumerate(self._identities)}
+            columns = np.array([places[identity] for identity in roster.identities])
             view = _View(columns, SetWorth(self._fitted.by_kind()[:, columns]))
             if len(self._views) == MAX_VIEWS:
                 self._views.clear()
-            self._views[roster.models] = view
+            self._views[roster.identities] = view
         return view
 
 
-def _names_by_file(experts: Sequence[Expert]) -> dict[str, tuple[str, ...]]:
-    """The other names of each model's file, of those that have some. A file is its checksum, whatever its name."""
-    names: dict[str, set[str]] = {}
-    for expert in experts:
-        if expert.report.file_sha256 is not None:
-            names.setdefault(expert.report.file_sha256, set()).add(expert.model)
-    found: dict[str, set[str]] = {}
-    for same in names.values():
-        for name in same:
-            found.setdefault(name, set()).update(same - {name})
-    return {name: tuple(sorted(others)) for name, others in found.items() if others}
-
-
 def _untuned(models: Sequence[str]) -> HealthWarning | None:
-    """The notice that moe2 chooses among models that it knows nothing of but their size; None for one model."""
+    """The notice that moe2 chooses among models that it knows nothing of but their size; None for one model.
+
+    models: a name for each of them.
+    """
     if len(models) < 2:
         return None
     shown = ", ".join(models[:MAX_NAMED_MODELS]) + (" and others" if len(models) > MAX_NAMED_MODELS else "")

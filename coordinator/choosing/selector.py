@@ -17,7 +17,7 @@ import numpy as np
 from moe2.common.error_codes import ErrorCode
 from moe2.coordinator.choosing.candidates import best_first, solve
 from moe2.coordinator.choosing.case import Case, stated_problem
-from moe2.coordinator.choosing.consensus import MIN_RECORDED, Electorate, predicted_of_vote
+from moe2.coordinator.choosing.consensus import Electorate, predicted_of_vote
 from moe2.coordinator.choosing.fine_level import best_expert, best_members, net_value
 from moe2.coordinator.choosing.forecast import IntArray, Roster
 from moe2.coordinator.choosing.mixture import renormalised
@@ -149,6 +149,7 @@ class Selector:
                 prompt_tokens=prompt_tokens - cached_tokens,
                 cached_tokens=cached_tokens,
                 answer_tokens=request.demand.answer_tokens,
+                max_tokens=request.demand.max_tokens,
                 choice_tokens=request.choice_tokens or 0,
                 busy=busy,
             ),
@@ -174,7 +175,7 @@ class Selector:
     def _decide(self, mode: Mode, case: Case, epoch: int) -> Selection | NoExpert:
         """Choose in the given mode; in `AUTO` by a vote where its gain is worth it."""
         if mode is Mode.CONSENSUS:
-            return self._consensus(case)
+            return self._consensus(case, is_asked_for=True)
         if mode.is_panel:
             return self._panel(mode, case, epoch)
         if mode is Mode.AUTO:
@@ -196,11 +197,11 @@ class Selector:
             single = self._route(case, epoch)
         if Mode.CONSENSUS not in case.modes or not case.asks_final_answer():
             return single
-        together = self._consensus(case, recorded=MIN_RECORDED)
+        together = self._consensus(case, is_asked_for=False)
         return together if is_better_vote(together, single, votes) else single
 
-    def _consensus(self, case: Case, recorded: int = 0) -> Selection | NoExpert:
-        """Choose who is asked for a final answer, in which order. recorded: prompts that have to speak for the vote."""
+    def _consensus(self, case: Case, *, is_asked_for: bool) -> Selection | NoExpert:
+        """Choose who is asked for a final answer, in which order. is_asked_for: the client itself names the mode."""
         mode, size = Mode.CONSENSUS, case.budgets.max_experts or DEFAULT_PANEL
         outlooks = case.outlooks(mode)
         if not outlooks:
@@ -213,7 +214,7 @@ class Selector:
         plan = solve(problem, outlook.worth, clock=self._clock)
         if not plan.is_feasible:
             return self._infeasible(plan, outlook, epoch=-1)
-        vote = electorate.best(problem, size, case.confidence, recorded)
+        vote = electorate.best(problem, size, case.confidence, is_asked_for=is_asked_for)
         weights = renormalised(vote.rule.weights).tolist()
         return Selection(
             mode=mode,

@@ -13,7 +13,7 @@ import importlib.util
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from moe2.coordinator.training.collect.asking import Asker, LiveExpert
 from moe2.coordinator.training.collect.outfile import Outfile
 from moe2.coordinator.training.collect.questions import Question, read_questions
 from moe2.coordinator.training.collect.scoring import Metric
-from moe2.coordinator.training.collect.survey import Report, survey
+from moe2.coordinator.training.collect.survey import Report, missing, survey
 from moe2.coordinator.training.outcomes import read_outcomes
 from moe2.coordinator.training.tuning import (
     EXPECTED_TOKENS,
@@ -50,6 +50,7 @@ from moe2.coordinator.training.tuning import (
     believed_scores,
     compared,
     costs_of,
+    dearest_j,
     predicted,
 )
 
@@ -142,7 +143,7 @@ class _Tuning:
         async with asking(args.url or status.api_url, args) as asker:
             live = await asker.live_experts()
             experts = wanted_experts(live, args.model)
-            if len({expert.model for expert in live}) < 2:
+            if len({expert.identity for expert in live}) < 2:
                 raise Moe2Error(
                     f"The fleet has one model only ({live[0].model}): there is nothing to choose from.",
                     remedy="Add an agent with another model first.",
@@ -159,12 +160,12 @@ class _Tuning:
                 max_j=args.max_j,
                 spent_j=spent_j,
                 max_s=None if args.max_minutes is None else 60 * args.max_minutes,
-                expected_j=max((load.joules or 0.0 for load in loads), default=0.0),
+                expected_j=max((max(load.joules or 0.0, load.dearest_j) for load in loads), default=0.0),
             )
             self._check_limits(limits, loads)
             report, why = await self._survey(asker, questions, experts, outfile, limits)
         self._tell(report, why)
-        return await self._trained(status)
+        return await self._trained(status, {expert.key: expert.column for expert in live})
 
     async def _status(self) -> CoordinatorStatus:
         try:
@@ -211,9 +212,10 @@ class _Tuning:
         rows = {row.expert: row for row in decision.experts} if decision else {}
         loads = []
         for expert in experts:
-            answers = [(question, outfile.answers(question).get(expert.key)) for question in questions]
+            answers = [(question, outfile.answer(question, expert.key, expert.file_sha256)) for question in questions]
             left = [question for question, answer in answers if answer is None]
-            known = costs_of(answer for _, answer in answers if answer is not None)
+            given = [answer for _, answer in answers if answer is not None]
+            known = costs_of(given)
             row = rows.get(expert.key)
             loads.append(
                 ExpertLoad(
@@ -222,6 +224,7 @@ class _Tuning:
                     requests=len(left) + sum(question.metric is Metric.CHOICE for question in left),
                     joules=known[0] or (row.energy_j.p50 if row and row.energy_j else None),
                     seconds=known[1] or (row.total_s.p50 if row and row.total_s else None),
+                    dearest_j=dearest_j(given),
                 )
             )
         return loads
@@ -268,7 +271,7 @@ class _Tuning:
                 why.append(reason)
             return reason is not None
 
-        total = sum(expert.key not in outfile.answers(question) for question in questions for expert in experts)
+        total = missing(questions, experts, outfile)
         columns = (TextColumn("asking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self._console) as bar:
             task = bar.add_task("asking", total=total)
@@ -291,8 +294,11 @@ class _Tuning:
         if why is not None:
             self._console.print(f"Ended early: {why}. {report.left} answers were not asked for.", soft_wrap=True)
 
-    async def _trained(self, status: CoordinatorStatus) -> int:
-        """Train on what is known, show the gain, and install the gate unless it is clearly behind."""
+    async def _trained(self, status: CoordinatorStatus, columns: Mapping[str, str]) -> int:
+        """Train on what is known, show the gain, and install the gate unless it is clearly behind.
+
+        columns: what experts' scores are kept under, by their keys.
+        """
         from moe2.coordinator.training.config import TrainingConfig
         from moe2.coordinator.training.train import train_gate
 
@@ -306,7 +312,8 @@ class _Tuning:
         said = []
         for prompt in outcomes.prompts:
             decision = await self._decision(prompt)
-            said.append({row.model: row.score for row in decision.experts} if decision else {})
+            rows = decision.experts if decision else ()
+            said.append({columns.get(row.expert, row.model): row.score for row in rows})
         before = believed_scores(outcomes, said)
         with Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(), console=self._console) as bar:
             task = bar.add_task("training", total=FOLDS + 1)
@@ -323,12 +330,14 @@ class _Tuning:
             self._console.print("The gate is clearly behind, so it is not installed (--even-if-behind does it).")
             return NOT_INSTALLED
         path = self._settings.gate_path
-        save_checkpoint(path, trained.gate.parameters, trained.manifest, trained.gate.votes, trained.gate.by_scoring)
+        gate = trained.gate
+        save_checkpoint(path, gate.parameters, trained.manifest, gate.votes, gate.by_scoring, gate.answer_tokens)
         self._console.print(f"Installed {path}.", soft_wrap=True)
-        return await self._reload(status.pid, outcomes.experts)
+        trained_keys = {key for key, column in columns.items() if column in outcomes.experts}
+        return await self._reload(status.pid, trained_keys)
 
-    async def _reload(self, pid: int, models: Sequence[str]) -> int:
-        """Have the running coordinator read the gate, and wait until it judges by it."""
+    async def _reload(self, pid: int, experts: Collection[str]) -> int:
+        """Have the running coordinator read the gate, and wait until it judges these experts by it."""
         try:
             os.kill(pid, signal.SIGHUP)
         except ProcessLookupError:
@@ -338,7 +347,7 @@ class _Tuning:
         while time.monotonic() < deadline_s:
             await asyncio.sleep(POLL_S)
             decision = await self._decision("Hello")
-            sources = {row.score_source for row in decision.experts if row.model in models} if decision else set()
+            sources = {row.score_source for row in decision.experts if row.expert in experts} if decision else set()
             if sources == {"gate"}:
                 self._console.print("The running coordinator chooses by it now.")
                 return 0

@@ -1,4 +1,4 @@
-"""The gate over one fleet: it matches trained experts by name, gives others priors, and survives a failing gate. PURE.
+"""The gate over one fleet: trained experts by file or name, priors for others, and what a failing gate leaves. PURE.
 
 The daemon loads the checkpoint; `choosing.quality.Scorer` builds a `FleetGate` for the fleet and asks it per prompt.
 """
@@ -45,6 +45,8 @@ class FleetPrediction:
     """(K,) probability of each kind of prompt; None where no trained gate answered."""
     by_scoring: FloatArray | None = None
     """(N,) probability that each expert is right where it scores given options; None where that is not known."""
+    answer_tokens: FloatArray | None = None
+    """(N,) expected length of each expert's answer in tokens, NaN where unknown; None where no length is known."""
 
 
 def plain_name(name: str) -> str:
@@ -66,7 +68,7 @@ class FleetGate:
         self._gate = gate
         self.experts = tuple(facts.name for facts in fleet)
         trained = gate.experts if gate else ()
-        self._column = tuple(_column_of(facts, trained) for facts in fleet)
+        self._column = tuple(_column_of(facts, gate) for facts in fleet)
         if gate and all(column is None for column in self._column):
             raise GateMismatchError(
                 f"The gate was trained for {', '.join(trained)}; the fleet has {', '.join(self.experts)}.",
@@ -83,7 +85,7 @@ class FleetGate:
         known = gate.votes if gate else None
         self.votes = VoteRecord.empty(len(fleet)) if known is None else known.of_fleet(self._column)
         """What is known of the fleet's votes, in the order of `experts`."""
-        self.notices = self._notices(trained)
+        self.notices = self._notices(fleet)
 
     @property
     def n_kinds(self) -> int:
@@ -114,7 +116,8 @@ class FleetGate:
         p = self._from_trained(trained)
         known = np.array([column is not None for column in self._column])
         by_scoring = None if answer.by_scoring is None else self._from_trained(answer.by_scoring)
-        return FleetPrediction(p, p / self.tau, known, kinds=answer.kinds, by_scoring=by_scoring)
+        lengths = None if answer.answer_tokens is None else self._lengths(answer.answer_tokens)
+        return FleetPrediction(p, p / self.tau, known, None, answer.kinds, by_scoring, lengths)
 
     def by_kind(self) -> FloatArray:
         """(K, N) the probability of each expert on each kind of prompt that the gate was trained on.
@@ -135,22 +138,27 @@ class FleetGate:
             ]
         )
 
+    def _lengths(self, trained: FloatArray) -> FloatArray:
+        """(N,) the fleet's lengths of answers, from those of the trained experts; NaN for experts with priors."""
+        return np.array([np.nan if column is None else trained[column] for column in self._column])
+
     def _from_priors(self, warning: HealthWarning | None) -> FleetPrediction:
         """The prediction where every expert has its prior."""
         p = self._blind
         return FleetPrediction(p, p / self.tau, np.zeros(p.size, dtype=bool), warning)
 
-    def _notices(self, trained: Sequence[str]) -> tuple[HealthWarning, ...]:
+    def _notices(self, fleet: Sequence[ExpertFacts]) -> tuple[HealthWarning, ...]:
         """Notices for the operator about how names were matched and which experts have a prior only."""
+        mapped = (_mapping(facts, column, self._gate) for facts, column in zip(fleet, self._column, strict=True))
         notices = [
             HealthWarning(
                 code="gate_expert_mapped",
                 severity=Severity.NOTICE,
-                message=f"{name} uses what the gate learnt of {trained[column]}.",
+                message=text,
                 remedy="Train the gate with outcomes of this very model if its quantization matters.",
             )
-            for name, column in zip(self.experts, self._column, strict=True)
-            if column is not None and trained[column] != name
+            for text in mapped
+            if text is not None
         ]
         notices += [
             HealthWarning(
@@ -165,10 +173,25 @@ class FleetGate:
         return tuple(notices)
 
 
-def _column_of(facts: ExpertFacts, trained: Sequence[str]) -> int | None:
-    """The place of the trained expert that an expert's model is, by its name or another one of the same file."""
-    found = (_match(name, trained) for name in (facts.name, *facts.also_called))
+def _column_of(facts: ExpertFacts, gate: Gate | None) -> int | None:
+    """The place of the trained expert that an expert's model is: by its file's checksum, else by one of its names."""
+    if gate is None:
+        return None
+    if facts.file_sha256 is not None and facts.file_sha256 in gate.files:
+        return gate.files.index(facts.file_sha256)
+    found = (_match(name, gate.experts) for name in (facts.name, *facts.also_called))
     return next((column for column in found if column is not None), None)
+
+
+def _mapping(facts: ExpertFacts, column: int | None, gate: Gate | None) -> str | None:
+    """What is to be said of an expert that stands for a trained one without being known as the same model."""
+    if gate is None or column is None:
+        return None
+    name, file = gate.experts[column], gate.files[column]
+    if None not in (file, facts.file_sha256):
+        is_same = file == facts.file_sha256
+        return None if is_same else f"{facts.name} uses what the gate learnt of {name}, which was another file."
+    return None if name == facts.name else f"{facts.name} uses what the gate learnt of {name}."
 
 
 def _match(name: str, trained: Sequence[str]) -> int | None:

@@ -66,6 +66,8 @@ class ExpertFacts:
     """Number of these scores."""
     also_called: tuple[str, ...] = ()
     """Other names that the same file goes by in the fleet."""
+    file_sha256: str | None = None
+    """What its file is, whatever its names."""
 
     def __post_init__(self) -> None:
         if self.parameters is not None and self.parameters <= 0:

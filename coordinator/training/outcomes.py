@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +55,8 @@ class Outcomes:
     None without any column of them."""
     digest: str = field(default="")
     """SHA-256 of the file that the rows came from."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the file that an expert was, by its name, where all of its rows that tell one tell the same."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,6 +80,7 @@ class Outcomes:
             answers=None if self.answers is None else tuple(self.answers[row] for row in chosen),
             by_scoring=None if self.by_scoring is None else self.by_scoring[chosen],
             digest=self.digest,
+            files=self.files,
         )
 
     def with_experts(self, experts: Sequence[str]) -> Outcomes:
@@ -103,6 +106,7 @@ class Outcomes:
             answers=_columns_of(self.answers, columns),
             by_scoring=None if self.by_scoring is None else self.by_scoring[:, columns],
             digest=self.digest,
+            files={name: self.files[name] for name in experts if name in self.files},
         )
 
     def from_source(self, source: str) -> Outcomes:
@@ -173,7 +177,21 @@ def outcomes_from_columns(
     prompts = check.texts(columns["prompt"], "prompt")
     answers = _answers(check, columns, experts)
     by_scoring = _by_scoring(check, columns, experts)
-    return Outcomes(experts, ids, prompts, splits, labels["source"], tasks, scores, chars, answers, by_scoring, digest)
+    files = _files(check, columns, experts)
+    return Outcomes(
+        experts, ids, prompts, splits, labels["source"], tasks, scores, chars, answers, by_scoring, digest, files
+    )
+
+
+def _files(check: _Checker, columns: dict[str, Sequence[object]], experts: Sequence[str]) -> dict[str, str]:
+    """The checksums of the experts' files by name; one whose rows are of several files has none."""
+    found = {}
+    for name in experts:
+        column = f"file__{name}"
+        told = {text.lower() for text in check.optional_texts(columns.get(column, ()), column) if text is not None}
+        if len(told) == 1:
+            found[name] = told.pop()
+    return found
 
 
 def _by_scoring(check: _Checker, columns: dict[str, Sequence[object]], experts: Sequence[str]) -> FloatArray | None:

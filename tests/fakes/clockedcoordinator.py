@@ -20,7 +20,7 @@ def set_ahead(root: Path, ahead_s: float) -> None:
     made.rename(root / CLOCK_FILE)
 
 
-def main() -> int:
+def main() -> None:
     """Runs the coordinator's command, after its clock was replaced."""
     file = Path(sys.argv[sys.argv.index("--config") + 1]).with_name(CLOCK_FILE)
     true_time = time.time
@@ -28,8 +28,8 @@ def main() -> int:
     # The daemon's modules take `time.time` as it is when they are imported.
     from moe2.coordinator.__main__ import main as run
 
-    return run()
+    run()
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from moe2.coordinator.gate.checkpoint import load_checkpoint
-from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
+from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet, model_file
 
 # Whole question sets through a fleet, and gates trained on the answers.
 pytestmark = pytest.mark.slow
@@ -39,9 +40,9 @@ def questions(path: Path, count: int = QUESTIONS) -> Path:
 @asynccontextmanager
 async def two_models(root: Path, *, profile: str | None = "agx-orin-30w") -> AsyncIterator[Fleet]:
     """A fleet whose second model thinks for longer."""
-    (root / "other.gguf").touch()
+    other = model_file(root, "other")
     async with fleet(root, profile=profile) as running:
-        models = [{"name": "other", "path": root / "other.gguf", "slots": 4}]
+        models = [{"name": "other", "path": other, "slots": 4}]
         await running.start_agent("two", models=models, engine_argv=FAKE_EXPERT, profile=profile)
         await running.until(ready=2)
         # Agents of this process listen for the signal as well, and the last one of them would get it.
@@ -108,7 +109,9 @@ async def test_from_a_fleet_to_a_gate_in_use(tmp_path: Path) -> None:
         assert "They will take about" in told
         assert "the best single model" in told
         assert "The running coordinator chooses by it now." in told
-        assert load_checkpoint(tmp_path / "gate.safetensors")[1].experts == ("fake", "other")
+        manifest = load_checkpoint(tmp_path / "gate.safetensors")[1]
+        assert manifest.experts == ("fake", "other")
+        assert manifest.files["other"] == hashlib.sha256(b"other").hexdigest()
         assert not [warning for warning in running.coordinator.status().warnings if warning.code == "gate_expert_prior"]
         assert answered(tmp_path) == 2 * QUESTIONS
 
@@ -183,14 +186,16 @@ async def test_a_limit_on_joules_is_kept(tmp_path: Path) -> None:
         rows = [json.loads(line) for line in (tmp_path / f"tune-outcomes-{name}.jsonl").read_text().splitlines()]
         return float(sum(answer["joules"] for row in rows for answer in row["experts"].values()))
 
-    few, many = questions(tmp_path / "few.jsonl", 6), questions(tmp_path / "many.jsonl", 60)
+    # Joules of a simulated host follow the seconds, which a busy machine makes several times longer at times.
+    few, many = questions(tmp_path / "few.jsonl", 10), questions(tmp_path / "many.jsonl", 300)
     async with two_models(tmp_path):
         await tuned(tmp_path, "--questions", str(few))
         limit_j = 2 * spent_j("few")
         code, told = await tuned(tmp_path, "--questions", str(many), "--max-j", f"{limit_j:.6f}")
         assert 0 < spent_j("many") <= limit_j
         assert "J is reached" in told
-        assert (code, (tmp_path / "gate.safetensors").exists()) == (1, False)
+        assert " answers were not asked for" in told
+        assert code == int(not (tmp_path / "gate.safetensors").exists())
 
 
 async def test_joules_that_nobody_measures_cannot_be_limited(tmp_path: Path) -> None:

@@ -123,7 +123,8 @@ class Call:
 
     def least_tokens(self) -> int:
         """Returns how many tokens the longest of the prompts has for certain, whatever the vocabulary is."""
-        return max(_least_tokens(each) for each in self.texts or (self.prompt, *self.more_prompts))
+        prompts: tuple[ChatPrompt | TextPrompt, ...] = self.texts or (self.prompt, *self.more_prompts)
+        return max(map(_least_tokens, prompts))
 
     def choices(self) -> tuple[Call, ...]:
         """Returns a call for each answer, in the order of their index: all answers to the first prompt come first.

@@ -7,7 +7,8 @@ question with options is asked twice: once to write the answer, and once to scor
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -71,6 +72,39 @@ class LiveExpert:
     model: str
     has_chat_template: bool = True
     """False for a base model, which can only continue a text."""
+    file_sha256: str | None = None
+    """What its model's file is; None before its agent knows it."""
+    kept_as: str | None = None
+    """The name that its model's scores are kept under, where that is not the model's name."""
+
+    @property
+    def column(self) -> str:
+        """The name that its model's scores are kept under: one for each file, however many names it goes by."""
+        return self.kept_as or self.model
+
+    @property
+    def identity(self) -> str:
+        """What the model is: its file's checksum, or its name until that is known."""
+        return self.file_sha256 or self.model
+
+
+def with_columns(experts: Sequence[LiveExpert]) -> tuple[LiveExpert, ...]:
+    """The experts with the names that their scores are kept under: one for each file, whatever its names.
+
+    A file has the first of its names; where that is also another file's name, with the beginning of its checksum.
+    """
+    names: dict[str, set[str]] = {}
+    files: dict[str, set[str]] = {}
+    for expert in experts:
+        names.setdefault(expert.identity, set()).add(expert.model)
+        files.setdefault(expert.model, set()).add(expert.identity)
+    found = []
+    for expert in experts:
+        name = min(names[expert.identity])
+        if len(files[name]) > 1 and expert.file_sha256 is not None:
+            name = f"{name}@{expert.file_sha256[:12]}"
+        found.append(replace(expert, kept_as=name))
+    return tuple(found)
 
 
 class Asker:
@@ -92,20 +126,27 @@ class Asker:
             fleet = msgspec.json.decode(content, type=CoordinatorStatus)
         except msgspec.DecodeError as error:
             raise UnreachableError(f"What answers there is not a moe2 coordinator ({error}).") from error
-        return tuple(
-            LiveExpert(f"{agent.agent_id}/{expert.model}", expert.model, expert.has_chat_template is not False)
+        found = [
+            LiveExpert(
+                f"{agent.agent_id}/{expert.model}",
+                expert.model,
+                expert.has_chat_template is not False,
+                expert.file_sha256,
+            )
             for agent in sorted(fleet.agents, key=lambda agent: agent.agent_id)
             if agent.connected and not agent.draining
             for expert in agent.experts
             # A cold expert loads for its first question.
             if expert.state in (ExpertState.READY, ExpertState.COLD)
-        )
+        ]
+        return with_columns(found)
 
     async def ask(self, question: Question, expert: LiveExpert) -> Answered:
         """Ask an expert a question. Raises AskError (a BusyError or AwayError where it may pass), UnreachableError."""
         text, receipt, tokens = await self._asked(expert, _writing(question, expert, self._max_tokens))
         return Answered(
-            model=expert.model,
+            model=expert.column,
+            file_sha256=expert.file_sha256,
             score=score(question.metric, text, question.gold, question.choices),
             chars=len(text),
             tokens=tokens,

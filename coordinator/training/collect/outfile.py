@@ -1,9 +1,9 @@
 """The outcomes file that a collection writes: one line per question, appended whole, repaired after a crash.
 
 A line is a row of `train-gate --outcomes` (`id`, `prompt`, labels, `score__MODEL`, `chars__MODEL`, the final answer as
-`answer__MODEL`, and where the options of a choice were scored as well `scoring__MODEL`) with one key more: `experts`
-maps each expert's key to what its answer scored and took. Where several experts serve one model, the model's scores are
-their means.
+`answer__MODEL`, where the options of a choice were scored as well `scoring__MODEL`, and the file's SHA-256 as
+`file__MODEL`) with one key more: `experts` maps each expert's key to what its answer scored and took. Where several
+experts serve one model, the model's scores are their means.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
     """One expert's answer to one question."""
 
     model: str
-    """Name of the expert's model."""
+    """The name that the model's scores are kept under, as of `LiveExpert.column`."""
     score: float
     """From 0 for wrong to 1 for right."""
     chars: int
@@ -57,6 +57,13 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
     """The final answer in its normal form, as `said` finds it; None where it says nothing, or nobody looked for it."""
     by_scoring: ScoredChoices | None = None
     """The same question answered by scoring its options; None where it has none, or they could not be scored."""
+    file_sha256: str | None = None
+    """What the model's file was; None where nobody knew it yet."""
+
+    @property
+    def joules_of_requests(self) -> list[float | None]:
+        """Joules of each request that was made for the answer: to write it, and to score options where there are."""
+        return [self.joules, *([self.by_scoring.joules] if self.by_scoring else [])]
 
 
 class Outfile:
@@ -86,6 +93,16 @@ class Outfile:
                 remedy="Choose another --out for another question set.",
             )
         return msgspec.convert(row.get("experts", {}), dict[str, Answered])
+
+    def answer(self, question: Question, expert_key: str, file_sha256: str | None) -> Answered | None:
+        """An expert's answer to a question; None where it has given none, or it was another file that gave it.
+
+        Raises OutfileError as `answers` does.
+        """
+        found = self.answers(question).get(expert_key)
+        if found is None or None in (found.file_sha256, file_sha256) or found.file_sha256 == file_sha256:
+            return found
+        return None
 
     def put(self, question: Question, answers: Mapping[str, Answered]) -> None:
         """Keep a question's answers: a new question is appended at once, a changed one is written by `flush`.
@@ -138,6 +155,9 @@ def _row(question: Question, answers: Mapping[str, Answered]) -> dict[str, Any]:
         # Of several experts of one model the first stands for it: answers have no mean.
         if own[0].answer is not None:
             row[f"answer__{model}"] = own[0].answer
+        files = {answer.file_sha256 for answer in own}
+        if len(files) == 1 and (file := files.pop()) is not None:
+            row[f"file__{model}"] = file
         by_scoring = [answer.by_scoring.score for answer in own if answer.by_scoring is not None]
         if by_scoring:
             row[f"scoring__{model}"] = sum(by_scoring) / len(by_scoring)

@@ -84,7 +84,9 @@ async def survey(
 
 def missing(questions: Sequence[Question], experts: Sequence[LiveExpert], outfile: Outfile) -> int:
     """The number of answers that the file lacks. Raises OutfileError where it belongs to other questions."""
-    return sum(expert.key not in outfile.answers(question) for question in questions for expert in experts)
+    return sum(
+        outfile.answer(question, expert.key, expert.file_sha256) is None for question in questions for expert in experts
+    )
 
 
 async def _work(asker: Asker, jobs: _Jobs, progress: Callable[[], None], is_over: Callable[[Report], bool]) -> None:
@@ -190,7 +192,7 @@ class _Jobs:
         job.open.news = True
         report = self.report
         report.answered += 1
-        joules = [answer.joules, *([answer.by_scoring.joules] if answer.by_scoring else [])]
+        joules = answer.joules_of_requests
         spent_j = sum(spent or 0.0 for spent in joules)
         report.joules += spent_j
         report.dearest_j = max(report.dearest_j, spent_j)
@@ -257,9 +259,14 @@ class _Jobs:
     def _left(self, questions: Sequence[Question], experts: Sequence[LiveExpert]) -> Iterator[_Job]:
         for question in questions:
             known = self._outfile.answers(question)
-            lacking = [expert for expert in experts if expert.key not in known]
+            lacking = [
+                expert for expert in experts if self._outfile.answer(question, expert.key, expert.file_sha256) is None
+            ]
             if not lacking:
                 continue
+            for expert in lacking:
+                # What another file under the same name has said is not what this model says.
+                known.pop(expert.key, None)
             asked = self._open[question.id] = _Open(question, known, len(lacking))
             for expert in lacking:
                 yield _Job(asked, expert)

@@ -80,16 +80,14 @@ async def test_parts_of_a_split_model_come_together(tmp_path: Path) -> None:
 
 
 async def test_a_download_that_broke_off_goes_on_where_it_was(tmp_path: Path) -> None:
-    """The second attempt asks for the rest alone."""
+    """The next connection asks for the rest alone."""
     configured(tmp_path)
     source = write_gguf(tmp_path / "big.gguf", body=os.urandom(3_000_000))
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     async with serving(FakeHub({"big.gguf": source}, cut_after=[1_500_000])) as hub:
         address = f"{hub.storage}/big.gguf#sha256={digest}"
-        first, _, errors = await moe2_agent(tmp_path, "pull", address)
-        second, _, _ = await moe2_agent(tmp_path, "pull", address)
-    assert (first, second) == (1, 0)
-    assert "goes on there" in errors
+        code, _, errors = await moe2_agent(tmp_path, "pull", address)
+    assert code == 0, errors
     started = int(hub.got[-1].removeprefix("bytes=").partition("-")[0])
     assert 0 < started <= 1_500_000
     assert (tmp_path / "state/models/big.gguf").read_bytes() == source.read_bytes()

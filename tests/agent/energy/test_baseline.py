@@ -46,6 +46,17 @@ def test_idling_without_a_model_is_a_state_of_its_own() -> None:
     assert baseline.figures[(None, _LOADED)].power_w == pytest.approx(50.0)
 
 
+def test_a_model_that_was_replaced_takes_its_figures_along() -> None:
+    """What was measured without it stays."""
+    baseline = IdleBaseline()
+    baseline.set_condition((None, frozenset()))
+    _idle(baseline, 0, 30, 5.0)
+    baseline.set_condition((None, _LOADED))
+    _idle(baseline, 30, 60, 50.0)
+    baseline.forget("model")
+    assert (baseline.idle_w, list(baseline.figures)) == (None, [(None, frozenset())])
+
+
 def test_a_figure_says_what_it_rests_on() -> None:
     """Half the distance between the quartiles, the seconds, and when the last of them ended."""
     baseline = IdleBaseline(settle_s=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from moe2.agent.energy.account import HostAccount
@@ -79,3 +80,25 @@ def test_what_a_plug_measured_of_a_sleep_replaces_what_was_written(tmp_path: Pat
     [idle] = kept.report(HostAccount((), why_unmeasured=""), None).idle
     assert (idle.power_w, idle.spread_w, idle.quality) == (1.8, 0.1, Quality.MEASURED_COUNTER)
     assert (idle.asleep, idle.scope) == (True, Scope.WALL)
+
+
+def test_watts_of_a_file_that_was_replaced_are_forgotten(tmp_path: Path) -> None:
+    """They count where the file is the same or unknown, and no longer once a name stands for another one."""
+    stored = msgspec.structs.replace(IDLE, files={"m": "ab"})
+    store_standby(tmp_path, StoredStandby(idle=(stored,)))
+    files: dict[str, str | None] = {"m": None}
+    kept = StandbyKeeper(tmp_path, Allowed(), file_of=files.get, wall=lambda: NOW + 60.0)
+    kept.restore()
+    account = HostAccount((), why_unmeasured="")
+
+    def watts() -> list[float]:
+        return [idle.power_w for idle in kept.report(account, "MAXN").idle]
+
+    assert watts() == [52.0]
+    files["m"] = "ab"
+    kept.follow(frozenset(), frozenset({"m"}), account)
+    assert watts() == [52.0]
+    files["m"] = "cd"
+    assert watts() == []
+    files["m"] = "ab"
+    assert watts() == []

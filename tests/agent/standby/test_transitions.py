@@ -118,3 +118,20 @@ def test_what_was_measured_is_restored_with_its_age() -> None:
     early = log.cost(LOAD, NOW - 10.0)
     assert early is not None
     assert early.age_s == 0.0
+
+
+def test_another_file_under_the_same_name_begins_anew() -> None:
+    """What was measured of a file holds under every name, and not for another file; before it was known, by name."""
+    log = TransitionLog()
+    for at_s, key, file in ((0.0, LOAD, "ab"), (10.0, LOAD, "cd"), (20.0, OTHER, None)):
+        log.began(key, at_s)
+        log.ended(key, at_s + (4.0 if file == "ab" else 6.0), NOW, file)
+        log.settle(ten_watts, at_s + 10.0)
+
+    def seconds(key: Key, file: str | None) -> float | None:
+        cost = log.cost(key, NOW, file)
+        return None if cost is None else cost.duration_s
+
+    assert (seconds(LOAD, "ab"), seconds(LOAD, "cd"), seconds(LOAD, "ef")) == (4.0, 6.0, None)
+    assert seconds((Transition.LOAD, "renamed"), "ab") == 4.0
+    assert (seconds(LOAD, None), seconds(OTHER, "ef")) == (5.0, 6.0)

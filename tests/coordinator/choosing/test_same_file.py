@@ -10,6 +10,7 @@ from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Demand
 from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.gate.feedback import Feedback, FeedbackBook, Tally
+from moe2.coordinator.gate.gate import Gate
 from tests.coordinator.experts import expert
 from tests.fakes.gates import MadeGate
 
@@ -28,6 +29,44 @@ def test_a_trained_model_is_known_by_its_file_under_another_name(made: MadeGate)
     by_name = dict(zip((one.model for one in experts), zip(scores.scores, scores.trained, strict=True), strict=True))
     assert by_name["mine"] == by_name["expert-0"]
     assert not by_name["other"][1]
+
+
+def trained_on(made: MadeGate, **files: str) -> Scorer:
+    """A scorer whose gate knows what file each of these experts was."""
+    gate = made.gate
+    named = {name.replace("_", "-"): sha256 for name, sha256 in files.items()}
+    return Scorer(Gate(gate.parameters, gate.feature_config, gate.experts, gate.tau, files=named))
+
+
+def scored(scorer: Scorer, *experts: Expert) -> list[tuple[float, bool]]:
+    """Each expert's score of a prompt, and whether it was trained."""
+    scorer.fit(experts)
+    found = scorer.score("python loop", Roster(experts))
+    return list(zip(found.scores.tolist(), found.trained.tolist(), strict=True))
+
+
+def test_the_gate_knows_a_file_whatever_it_is_called(made: MadeGate) -> None:
+    """A trained file that was renamed on every host keeps its scores, also against another file's familiar name."""
+    by_name = scored(Scorer(made.gate), of_file("expert-0", None), of_file("expert-1", None))
+    scorer = trained_on(made, expert_0="ab" * 32, expert_1="cd" * 32)
+    assert scored(scorer, of_file("assistant", "ab" * 32), of_file("expert-0", "cd" * 32)) == by_name
+    assert scorer.warnings() == ()
+
+
+def test_two_files_under_one_name_are_two_models(made: MadeGate) -> None:
+    """Each has its own score, on whichever host it is."""
+    scorer = trained_on(made, expert_0="ab" * 32, expert_1="cd" * 32)
+    one, two = expert("one", "m", file_sha256="ab" * 32), expert("two", "m", file_sha256="cd" * 32)
+    assert scored(scorer, one, two) == scored(Scorer(made.gate), of_file("expert-0", None), of_file("expert-1", None))
+
+
+def test_another_file_under_a_trained_name_is_told_and_taken_for_it(made: MadeGate) -> None:
+    """Nothing better is known of it; the notice says that it is another file."""
+    scorer = trained_on(made, expert_0="ab" * 32)
+    assert scored(scorer, of_file("expert-0", "ef" * 32)) == scored(Scorer(made.gate), of_file("expert-0", None))
+    assert [warning.message for warning in scorer.warnings()] == [
+        "expert-0 uses what the gate learnt of expert-0, which was another file."
+    ]
 
 
 def test_users_scores_count_for_the_file() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -220,6 +222,20 @@ def test_kept_prompts_join_the_train_rows(tmp_path: Path) -> None:
     assert (joined.prompts[-1], joined.splits[-1], joined.tasks[-1]) == ("Why so?", "train", "feedback")
     assert joined.scores[-1, 1] == 0.25
     assert (~(joined.scores[-1] >= 0)).sum() == len(pool.experts) - 1
+
+
+def test_scores_of_a_file_join_its_column_whatever_it_was_called(tmp_path: Path) -> None:
+    """A name counts where no checksum says otherwise, and not for a score that another file got."""
+    pool = replace(synthetic_outcomes(60), files={"expert-0": "ab" * 32, "expert-1": "cd" * 32})
+    file = FeedbackFile(tmp_path / "feedback.jsonl")
+    for number, (model, sha256) in enumerate(
+        (("renamed", "cd" * 32), ("expert-1", "ab" * 32), ("expert-0", "ef" * 32), ("expert-2", "ef" * 32))
+    ):
+        file.append(entry(f"req-{number}", model=model, prompt="Why?", score=0.25, file_sha256=sha256))
+    joined, count = with_feedback(pool, file.path)
+    assert count == 3
+    assert [int(np.flatnonzero(row == 0.25)[0]) for row in joined.scores[-3:]] == [1, 0, 2]
+    assert joined.files == pool.files
 
 
 def test_feedback_without_prompts_teaches_nothing(tmp_path: Path) -> None:

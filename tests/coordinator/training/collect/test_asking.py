@@ -21,6 +21,7 @@ from moe2.coordinator.training.collect.asking import (
     BusyError,
     LiveExpert,
     pause_of,
+    with_columns,
 )
 from moe2.coordinator.training.collect.questions import Question
 from moe2.coordinator.training.collect.scoring import Metric
@@ -175,3 +176,17 @@ async def test_a_busy_expert_says_for_how_long() -> None:
         with pytest.raises(BusyError) as caught:
             await asker.ask(SUM, CHAT)
     assert caught.value.pause_s == MAX_PAUSE_S
+
+
+def test_scores_are_kept_by_file_and_not_by_name() -> None:
+    """Two names of a file are one column, two files of a name are two, and an unknown file goes by its name."""
+    one, two = "ab" * 32, "cd" * 32
+    live = (
+        LiveExpert("a/m", "m", file_sha256=one),
+        LiveExpert("b/m", "m", file_sha256=two),
+        LiveExpert("c/x", "x", file_sha256=two),
+        LiveExpert("d/y", "y", file_sha256="ef" * 32),
+        LiveExpert("e/z", "z"),
+    )
+    columns = {expert.key: expert.column for expert in with_columns(live)}
+    assert columns == {"a/m": f"m@{one[:12]}", "b/m": f"m@{two[:12]}", "c/x": f"m@{two[:12]}", "d/y": "y", "e/z": "z"}

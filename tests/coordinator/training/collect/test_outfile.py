@@ -19,8 +19,17 @@ def question(name: str = "q1", asked: str = "How many?") -> Question:
     return Question(name, asked, "4", Metric.NUMERIC, (), (("benchmark", "sums"),))
 
 
-def answered(model: str = "m", score: float = 1.0) -> Answered:
-    return Answered(model=model, score=score, chars=3, tokens=2, seconds=0.5, joules=None, energy_quality="unmeasured")
+def answered(model: str = "m", score: float = 1.0, file_sha256: str | None = None) -> Answered:
+    return Answered(
+        model=model,
+        score=score,
+        chars=3,
+        tokens=2,
+        seconds=0.5,
+        joules=None,
+        energy_quality="unmeasured",
+        file_sha256=file_sha256,
+    )
 
 
 def test_what_is_written_is_an_outcomes_file(tmp_path: Path) -> None:
@@ -32,6 +41,29 @@ def test_what_is_written_is_an_outcomes_file(tmp_path: Path) -> None:
     assert outcomes.scores.tolist() == [[0.5, 0.0]]
     assert outcomes.chars.tolist() == [[3.0, 3.0]]
     assert outcomes.tasks == ("sums",)
+
+
+def test_an_outcomes_file_tells_what_file_a_model_was(tmp_path: Path) -> None:
+    """Of one whose answers are of two files, or of an unknown one, it tells none."""
+    outfile, one, two = Outfile(tmp_path / "o.jsonl"), "ab" * 32, "cd" * 32
+    for name, file in (("q1", one), ("q2", two)):
+        own = {"a/m": answered(file_sha256=one), "a/n": answered("n", file_sha256=file), "a/o": answered("o")}
+        outfile.put(question(name), own)
+    outcomes = read_outcomes(tmp_path / "o.jsonl")
+    assert outcomes.files == {"m": one}
+    assert outcomes.with_experts(["n", "m"]).files == {"m": one}
+    assert outcomes.take([0]).with_experts(["n"]).files == {}
+
+
+def test_another_files_answer_is_none_of_this_one(tmp_path: Path) -> None:
+    """An answer without a checksum, as earlier releases kept it, counts whatever the file is now."""
+    outfile = Outfile(tmp_path / "o.jsonl")
+    outfile.put(question(), {"a/m": answered(file_sha256="ab" * 32), "a/n": answered("n")})
+    assert outfile.answer(question(), "a/m", "ab" * 32) is not None
+    assert outfile.answer(question(), "a/m", None) is not None
+    assert outfile.answer(question(), "a/m", "cd" * 32) is None
+    assert outfile.answer(question(), "a/n", "cd" * 32) is not None
+    assert outfile.answer(question(), "a/o", None) is None
 
 
 def test_a_reopened_file_knows_its_answers(tmp_path: Path) -> None:

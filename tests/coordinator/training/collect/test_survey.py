@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,14 @@ class Script(Asker):
         self._fault(expert, now_s)
         await asyncio.sleep(1.0)
         return Answered(
-            model=expert.model, score=1.0, chars=1, tokens=1, seconds=1.0, joules=self._joules, energy_quality=None
+            model=expert.column,
+            score=1.0,
+            chars=1,
+            tokens=1,
+            seconds=1.0,
+            joules=self._joules,
+            energy_quality=None,
+            file_sha256=expert.file_sha256,
         )
 
 
@@ -189,3 +197,14 @@ async def test_a_complete_file_asks_nothing(tmp_path: Path) -> None:
     script = Script()
     report, _ = await surveyed(script, tmp_path)
     assert (report.answered, script.asked) == (0, [])
+
+
+@on_virtual_clock
+async def test_a_model_whose_file_was_replaced_is_asked_again(tmp_path: Path) -> None:
+    """The other model's answers stay, and the new file's take the place of the old one's."""
+    before = LiveExpert("one/m", "m", file_sha256="ab" * 32)
+    await surveyed(Script(), tmp_path, experts=(before, TWO))
+    script = Script()
+    await surveyed(script, tmp_path, experts=(replace(before, file_sha256="cd" * 32), TWO))
+    assert {key for _, key, _ in script.asked} == {"one/m"}
+    assert len(script.asked) == len(QUESTIONS)
