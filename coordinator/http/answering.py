@@ -27,7 +27,7 @@ from moe2.coordinator.http.auth import PRINCIPAL
 from moe2.coordinator.http.body.parse import Call, Reading
 from moe2.coordinator.http.errors import ApiError, invalid, refused
 from moe2.coordinator.http.eventstream import EventStream
-from moe2.coordinator.http.face import Asked, End, Face, Incoming, Part
+from moe2.coordinator.http.face import EVENTS, Asked, End, Face, Incoming, Part
 from moe2.coordinator.http.models import check_fits, check_model
 from moe2.coordinator.http.parsing import BODY
 from moe2.coordinator.http.settings import ApiSection
@@ -63,27 +63,23 @@ class Answering:
         """Returns how bodies are read, by the settings as they are now."""
         return self._reading
 
-    def through(
-        self, face: Face, check: Callable[[Call], None] = lambda _: None
-    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    def through(self, face: Face) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """Returns the handler that answers requests which have this face.
 
-        face: must not count on what the event loop changes, see `Body.parsed`. check: raises `ApiError` for what the
-        fleet, as it is now, cannot do.
+        face: is called in a thread where the body is long, see `Body.parsed`.
         """
 
         async def handler(http: web.Request) -> web.StreamResponse:
-            return await self._answer(http, face, check)
+            return await self._answer(http, face)
 
         return handler
 
-    async def _answer(self, http: web.Request, face: Face, check: Callable[[Call], None]) -> web.StreamResponse:
+    async def _answer(self, http: web.Request, face: Face) -> web.StreamResponse:
         arrived_s = asyncio.get_running_loop().time()
         principal = http.get(PRINCIPAL, ANYBODY)
         reading = self._reading
         asked = await http[BODY].parsed(lambda body: face(Incoming(body, http.headers, principal, reading)))
         call = asked.call
-        check(call)
         self._check_can_begin(call)
         calls = call.choices()
         news = asyncio.Event() if call.stream else None
@@ -186,9 +182,18 @@ class Answering:
         Where nobody has room the stream begins at once, else with the first news, or after a while without any.
         """
         encoders = asked.choices.encoders if asked.choices is not None else [asked.encoder]
-        answers = [Answer(*each, response_id=http[REQUEST_ID]) for each in zip(calls, exchanges, encoders, strict=True)]
-        comment_s = self.settings.stream_comment_s
-        with EventStream(http, news, comment_s=comment_s, comment=asked.idle_event) as stream:
+        has_comments = asked.content_type == EVENTS
+        answers = [
+            Answer(*each, response_id=http[REQUEST_ID], has_comments=has_comments)
+            for each in zip(calls, exchanges, encoders, strict=True)
+        ]
+        with EventStream(
+            http,
+            news,
+            comment_s=self.settings.stream_comment_s,
+            comment=asked.idle_event,
+            content_type=asked.content_type,
+        ) as stream:
             if not any(exchange.is_waiting for exchange in exchanges):
                 await stream.news_or_silence()
             open_ = list(answers)

@@ -46,6 +46,11 @@ class Body:
         self._thread = thread
         self._on_parsed = on_parsed
 
+    @property
+    def content(self) -> bytes:
+        """The bytes; none once they have been parsed."""
+        return self._content
+
     async def parsed(self, parse: Callable[[bytes], T]) -> T:
         """Returns what `parse` makes of the body, and raises what it raises. It may be called once.
 
