@@ -17,7 +17,7 @@ async def planned(running: Fleet, **fields: Any) -> dict[str, Any]:
 
 
 async def test_answers_without_a_limit_are_predicted_by_those_that_came_before(tmp_path: Path) -> None:
-    """256 tokens are assumed before the first answer, and a few after thirty short ones, also in the next run."""
+    """256 tokens are assumed before the first answer, and about 16 after thirty of these, also in the next run."""
     async with fleet(tmp_path) as running:
         before = await planned(running)
         assert (before["answer_tokens"], before["longest_answer_tokens"]) == (256, 256)
@@ -26,7 +26,7 @@ async def test_answers_without_a_limit_are_predicted_by_those_that_came_before(t
                 assert said.status == 200
         await running.quiet()
         after = await planned(running)
-        assert after["answer_tokens"] <= 8
+        assert after["answer_tokens"] <= 24  # The fake writes 16.
         assert after["answer_tokens"] <= after["longest_answer_tokens"] < 256
         assert (await planned(running, max_tokens=90))["answer_tokens"] == 90
     async with fleet(tmp_path) as again:
