@@ -42,6 +42,7 @@ from moe2.coordinator.http.embeddings import EmbeddingsRoutes
 from moe2.coordinator.http.events import EventsRoute
 from moe2.coordinator.http.generation_routes import GenerationRoutes
 from moe2.coordinator.http.models import ModelsRoutes
+from moe2.coordinator.http.ollama_routes import OllamaRoutes
 from moe2.coordinator.http.orders import OrdersRoute
 from moe2.coordinator.http.page import PageRoute
 from moe2.coordinator.http.paths import meant_path
@@ -387,6 +388,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         ModelsRoutes(self._table, lambda: self._answering.settings.aliases).add_to(app)
         EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
+        OllamaRoutes(self._answering, self._table).add_to(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
         FeedbackRoutes(
             self._feedback,

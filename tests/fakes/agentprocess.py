@@ -20,6 +20,7 @@ from moe2.agent.daemon import AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.energy.profiles import find_profile
 from moe2.agent.settings import AgentSettings
+from tests.fakes.coordinatorprocess import code_of
 from tests.fakes.fleet import FAKE_EXPERT
 
 CLOCK_VARIABLE = "MOE2_TEST_CLOCK_AHEAD_S"
@@ -40,18 +41,21 @@ async def agent_process(
     ahead_s: float = 0.0,
     slots: int = 1,
     stuck_s: float = 60.0,
+    release: Path | None = None,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A running agent process; killed in the end, if it still lives.
 
     ahead_s: how far its host's wall clock is ahead of everybody's. slots: of its expert. stuck_s: its
-    `engine.stuck_s`.
+    `engine.stuck_s`. release: the folder of another release's code; None for this one.
     """
     (root / f"{name}.token").write_text(token)
     argv = (sys.executable, "-m", "tests.fakes.agentprocess", str(root), name, url, profile, *expert)
     # Its log is only of interest to whoever looks for a failure's cause.
     with (root / f"{name}.log").open("ab") as log:
         environment = (
-            os.environ | {CLOCK_VARIABLE: str(ahead_s), SLOTS_VARIABLE: str(slots)} | {STUCK_VARIABLE: str(stuck_s)}
+            code_of(release)
+            | {CLOCK_VARIABLE: str(ahead_s), SLOTS_VARIABLE: str(slots)}
+            | {STUCK_VARIABLE: str(stuck_s)}
         )
         process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log, env=environment)
     try:

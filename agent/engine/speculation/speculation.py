@@ -150,6 +150,8 @@ class Speculator:
     def drew(self, token: int) -> None:
         """The answer goes on with this token."""
         if self._pending:
+            if (suggested := self._pending[0].next) is not None:
+                self.account.foresaw(suggested == token)
             self._pending = [
                 each for each in self._pending if each.compare(token, self._places, self._rates, self._model_rates)
             ]

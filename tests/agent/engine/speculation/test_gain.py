@@ -139,10 +139,8 @@ def test_where_batches_are_cheaper_than_was_measured_guesses_gain(jobs: int, lea
 
 
 def test_a_copy_is_guessed_where_a_few_tokens_take_several_steps() -> None:
-    """As with a 0.5B model on two cores: 2 tokens take 1.8 steps, 4 tokens 2.4 and 16 tokens 6."""
-    known = {1: 1.0, 2: 1.8, 3: 2.2, 4: 2.4, 6: 3.5, 8: 4.0, 12: 5.1, 16: 6.1, 24: 8.3, 32: 10.3}
+    """As with a 0.5B model on two cores: 2 tokens take 2 steps' time, 4 tokens 2.7 and 16 tokens 6.3."""
+    known = {1: 1.0, 2: 2.0, 3: 2.5, 4: 2.7, 6: 3.8, 8: 4.2, 12: 5.3, 16: 6.3, 24: 8.3, 32: 10.3}
     seconds = _interpolated(known)
-    plain_s, guessed_s = (
-        _took_s(_repeats, 0.0, guesses=each, jobs=1, most=200, seconds=seconds) for each in (False, True)
-    )
-    assert plain_s / guessed_s >= 1.9
+    took_s = [_took_s(_repeats, 0.0, guesses=each, jobs=1, most=96, seconds=seconds) for each in (False, True)]
+    assert took_s[0] / took_s[1] >= 1.9
