@@ -22,6 +22,8 @@ from moe2.common.link.messages import CommandAnswer
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.choosing.lengths import Lengths
+from moe2.coordinator.choosing.lengths_file import LengthsFile
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.selector import Selector
 from moe2.coordinator.chores import Chores
@@ -108,6 +110,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._feedback_file = FeedbackFile(settings.coordinator.state_dir / FEEDBACK_FILE)
         scores = self._feedback_file.known()
         self._feedback = FeedbackBook(scores, keep_prompts=settings.selection.keep_prompts)
+        lengths_file = LengthsFile(settings.coordinator.state_dir)
         self._selector = Selector(
             _scorer(settings, self._feedback),
             settings.selection.limits_by_category,
@@ -115,6 +118,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             longest_queue_s=MAX_AGENT_QUEUE_S if settings.dispatch.has_queue else math.inf,
             fleet_watts_cap_w=settings.selection.fleet_watts_cap_w,
             sharers=settings.database.coordinators if settings.database.url else 1,
+            lengths=Lengths(lengths_file.read()),
         )
         self._past = RecentPast()
         self._calibration = CalibrationWindow()
@@ -208,6 +212,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             ledger=self._ledger,
             prices=self._prices,
             price_file=self._price_file,
+            lengths=self._selector.lengths,
+            lengths_file=lengths_file,
         )
         self._pushes = Pushes(
             rows=lambda: self._table.rows(asyncio.get_running_loop().time()),
@@ -288,8 +294,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 self._hub.close("the coordinator is shutting down")
                 for task in steady:
                     task.cancel()
-        if self._prices.n_settled:
-            await self._chores.store_prices()
+        await self._chores.store_learned(at_end=True)
         if self._traces:
             await asyncio.to_thread(self._traces.close)
         log.info("coordinator_stopped")

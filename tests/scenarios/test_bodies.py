@@ -119,6 +119,7 @@ async def test_a_body_in_tiny_chunks_is_refused(tmp_path: Path) -> None:
                 assert (await reader.readline()).split()[1] == status
 
 
+@pytest.mark.slow
 async def test_what_follows_a_refusal_is_not_parsed(tmp_path: Path) -> None:
     """Its sender sees the answer, and then the connection's end."""
     async with fleet(tmp_path, agents=(), api={"keys": "required"}) as running:
