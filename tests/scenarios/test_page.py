@@ -729,6 +729,13 @@ async def test_models_are_shown_and_served_by_a_button_where_the_key_may_operate
             browser.click("button[data-verb=add]")
             browser.until("document.querySelector('[data-file=\"new.gguf\"]').innerText.includes('served as new')")
             browser.until("document.querySelector('button[data-verb=remove]') !== null")
+            browser.js("[window.asked = [], window.prompt = (_, usual) => (window.asked.push(usual), null)].length")
+            browser.js("document.querySelector('button[data-verb=set]').click()")
+            assert browser.js("window.asked") == ["4096"]
+            browser.js("[window.said = [], window.alert = (text) => window.said.push(text)].length")
+            browser.js("[window.prompt = () => 'many'].length")
+            browser.js("document.querySelector('button[data-verb=set]').click()")
+            assert browser.js("window.said") == ["many is no number of 1 or more."]
             browser.click("button[data-verb=remove]")
             browser.until("document.querySelector('[data-file=\"new.gguf\"]').innerText.includes('not served')")
 
