@@ -392,7 +392,9 @@ class AgentDaemon(Daemon[AgentSettings]):
             case SendTokens(jobs=jobs):
                 self._link.send_tokens(jobs)
             case SendToEngine() | StartEngine() | StopEngine() | KillEngine() | AddEngine() | RemoveEngine():
-                self._perform_on_engine(effect)
+                self._engines.perform(effect)
+                if isinstance(effect, StopEngine):
+                    self._presence.models_changed()
             case SendToCoordinator(message=message, request_id=request_id):
                 if isinstance(message, JobFailed) and message.usage is None:
                     self._metrics.job_refused(message.code)
@@ -408,24 +410,6 @@ class AgentDaemon(Daemon[AgentSettings]):
                 self._presence.suspend(command_id)
             case ReportChange():
                 self._reporter.changed()
-
-    def _perform_on_engine(
-        self, effect: SendToEngine | StartEngine | StopEngine | KillEngine | AddEngine | RemoveEngine
-    ) -> None:
-        match effect:
-            case SendToEngine(model=model, command=command):
-                self._engines[model].send(command)
-            case StartEngine(model=model):
-                self._engines[model].start()
-            case StopEngine(model=model):
-                self._engines[model].stop()
-                self._presence.models_changed()
-            case KillEngine(model=model, reason=reason):
-                self._engines[model].kill(reason)
-            case AddEngine(engine=engine, section=section):
-                self._engines.add(engine, section)
-            case RemoveEngine(engine=engine):
-                self._engines.remove(engine)
 
     def _keep_served(self, name: str, section: ModelSection | None) -> None:
         self._supply.keep(name, section)

@@ -117,7 +117,11 @@ class EventStream(_Connection):
             self.largest_gap_s = now_s - self._last_s
         self._last_s = now_s
         self._parts.append(data)
-        if LAST_EVENT in data:
+        if len(self._parts) == 1 and b" 200 " not in data[:16]:
+            # A refusal is no stream, and its connection stays open.
+            self.transport.close()
+            self.finished.set_exception(LoadError(data.decode(errors="replace")))
+        elif LAST_EVENT in data:
             self.transport.close()
             self.finished.set_result(b"".join(self._parts))
 

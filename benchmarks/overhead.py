@@ -175,6 +175,8 @@ async def _status(socket_path: Path, process: subprocess.Popen[bytes], *, choosa
             if status.api_url and (not choosable or any(row.experts for row in status.agents)):
                 return status
         await asyncio.sleep(0.05)
+    if process.poll() is not None:
+        raise LoadError(f"The coordinator ended with {process.returncode}; see the log, kept with --log FILE.")
     missing = "The agent did not join" if choosable else "The coordinator did not start"
     raise LoadError(f"{missing} within {START_S:.0f} s; see the log, kept with --log FILE.")
 

@@ -5,8 +5,10 @@
 
 Tasks: edit (a file again, with a word replaced), summary (with quotes), json (by schema), story and hostile (all has
 been there before, and never goes on as it did; drawn at a high temperature), at 1, 4 and 8 requests.
-What is compared takes turns within a round, so that a host's slow minutes hit all of it; the engine that guesses is a
-new one each time, so that it knows no answer from before, but those that are written beside each other.
+What is compared takes turns within a round, the other way round in every second one, so that a host's slow minutes hit
+all of it. Each engine is a new one each time: it knows no answer from before, and none begins with a prompt in its
+cache that the other one has to read. llama-server, which stays, is asked with prompts of each level's own for the same
+reason.
 Rates are tokens per second from the first token to the last; figures are medians over rounds of ratios made within a
 round. `*_cpu_ratio_*` compare computing time instead, which other work on the host changes less.
 
@@ -282,13 +284,11 @@ def main() -> None:
         threads=arguments.threads,
         speculation=False,
     )
-    guessing = {"on": replace(spec, speculation=True)}
+    engines = {"off": spec, "on": replace(spec, speculation=True)}
     if arguments.draft:
         draft = DraftSpec(name="draft", path=arguments.draft)
-        guessing["draft"] = replace(spec, speculation=True, draft=draft)
+        engines["draft"] = replace(spec, speculation=True, draft=draft)
     with ExitStack() as stack:
-        off = Engine(spec)
-        stack.enter_context(off)
         server = None
         if arguments.llama_server:
             server = stack.enter_context(
@@ -299,7 +299,7 @@ def main() -> None:
                     options=arguments.server_options.split(),
                 )
             )
-        measurement = Measurement(off, guessing, server, tokens=arguments.tokens)
+        measurement = Measurement(engines, server, tokens=arguments.tokens)
         for round_number in range(arguments.rounds):
             for task in (task for task in _TASKS if task.name in arguments.tasks):
                 for level in arguments.levels:
@@ -310,10 +310,9 @@ def main() -> None:
 class Measurement:
     """Takes one task at one level at a time, and keeps what came of it."""
 
-    def __init__(self, off: Engine, guessing: dict[str, ModelSpec], server: Server | None, *, tokens: int) -> None:
-        """off: the engine that does not guess. guessing: what engines that guess load, by name. tokens: per answer."""
-        self._off = off
-        self._guessing = guessing
+    def __init__(self, engines: dict[str, ModelSpec], server: Server | None, *, tokens: int) -> None:
+        """engines: what each loads, by name; `off` is the one that does not guess. tokens: per answer."""
+        self._engines = engines
         self._server = server
         self._tokens = tokens
         self._ratios: dict[str, list[float]] = defaultdict(list)
@@ -321,23 +320,25 @@ class Measurement:
 
     def run(self, task: Task, level: int, round_number: int) -> None:
         """Answer the task's prompts by all in turn."""
-        prompts = task.prompts(level, f"{round_number}")
+        prompts = task.prompts(level, f"{round_number}-{level}")
         where = f"round {round_number + 1}, {task.name} at {level}"
-        plain, plain_cpu_s = self._timed(self._off, prompts, task)
-        rates = {"off": _together(plain)}
-        for name, spec in self._guessing.items():
-            # A new engine: else it would know these answers from the round before.
-            with Engine(spec) as on:
-                assert isinstance(on, Engine)
-                guessed, cpu_s = self._timed(on, prompts, task)
-            rates[name] = _together(guessed)
+        answers: dict[str, list[Answer]] = {}
+        cpu_s: dict[str, float] = {}
+        names = list(self._engines)
+        for name in names if round_number % 2 == 0 else reversed(names):
+            with Engine(self._engines[name]) as engine:
+                assert isinstance(engine, Engine)
+                answers[name], cpu_s[name] = self._timed(engine, prompts, task)
+        plain, rates = answers["off"], {name: _together(answers[name]) for name in names}
+        for name in names[1:]:
             prefix = task.name if name == "on" else f"{task.name}_{name}"
             self._keep(f"{prefix}_ratio_c{level}", rates[name] / rates["off"])
-            self._keep(f"{prefix}_cpu_ratio_c{level}", plain_cpu_s / cpu_s)
-            self._keep(f"{prefix}_joules_c{level}", _effort(guessed))
+            self._keep(f"{prefix}_cpu_ratio_c{level}", cpu_s["off"] / cpu_s[name])
+            self._keep(f"{prefix}_joules_c{level}", _effort(answers[name]))
             if not task.temperature:
-                self._compare(prompts, plain, guessed)
-            print(f"{where}, {name}: {plain_cpu_s / cpu_s:.2f} times the tokens per CPU second; {_told(guessed)}")
+                self._compare(prompts, plain, answers[name])
+            of_cpu = f"{cpu_s['off'] / cpu_s[name]:.2f} times the tokens per CPU second"
+            print(f"{where}, {name}: {of_cpu}; {_told(answers[name])}")
         if self._server is not None:
             rates["llama-server"] = _together(self._server.run(prompts, tokens=self._tokens, schema=task.schema))
             self._keep(f"{task.name}_vs_llama_server_c{level}", rates["on"] / rates["llama-server"])
@@ -365,10 +366,15 @@ class Measurement:
         return answers, (engine.cpu_s() - began_s) / sum(answer.decoded for answer in answers)
 
     def _compare(self, prompts: list[str], plain: list[Answer], guessed: list[Answer]) -> None:
-        for prompt, one, other in zip(prompts, plain, guessed, strict=True):
-            gap = _gap(self._off, prompt, one, other)
-            self._mismatches += gap is not None and gap > _NEAR_TIE
-            self._near_ties += gap is not None and gap <= _NEAR_TIE
+        differing = [each for each in zip(prompts, plain, guessed, strict=True) if each[1].text != each[2].text]
+        if not differing:
+            return
+        with Engine(self._engines["off"]) as engine:
+            assert isinstance(engine, Engine)
+            for prompt, one, other in differing:
+                is_near = _gap(engine, prompt, one, other) <= _NEAR_TIE
+                self._near_ties += is_near
+                self._mismatches += not is_near
 
 
 def _together(answers: list[Answer]) -> float:
@@ -394,10 +400,8 @@ def _effort(answers: list[Answer]) -> float:
     return (steps + DEFAULT_PREFILL_WEIGHT * sum(answer.drafted for answer in answers)) / decoded
 
 
-def _gap(engine: Engine, prompt: str, one: Answer, other: Answer) -> float | None:
-    """By how much the model prefers one of the two tokens where two answers part; None where they are the same."""
-    if one.text == other.text:
-        return None
+def _gap(engine: Engine, prompt: str, one: Answer, other: Answer) -> float:
+    """By how much the model prefers one of the two tokens where two answers part that are not the same."""
     own, others = [piece.text for piece in one.pieces], [piece.text for piece in other.pieces]
     at = next((at for at, (a, b) in enumerate(zip(own, others, strict=False)) if a != b), min(len(own), len(others)))
     (asked,) = engine.answer([prompt + "".join(own[:at])], tokens=1, schema=None, logprobs=20)

@@ -13,12 +13,13 @@ class JsonSpan:
 
     It counts brackets outside of strings and checks little else: a `<` there, which begins a mark, ends it, too. A
     line's end or another control character within a string, which small models write there, becomes an escape.
+    depth: of objects and lists that are open already, where it begins within one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 0) -> None:
         self.is_over = False
         """The object has ended; nothing may be fed any more."""
-        self._depth = 0
+        self._depth = depth
         self._in_string = False
         self._is_escaped = False
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import os
-import ssl
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -24,7 +22,8 @@ from moe2.common.link.messages import CommandAnswer
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
 from moe2.common.status import CoordinatorStatus
-from moe2.common.tls.contexts import ServerTls
+from moe2.coordinator.choosing.lengths import Lengths
+from moe2.coordinator.choosing.lengths_file import LengthsFile
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.selector import Selector
 from moe2.coordinator.chores import Chores
@@ -33,7 +32,7 @@ from moe2.coordinator.fleet.doorkeeper import Doorkeeper
 from moe2.coordinator.fleet.hub import Hub
 from moe2.coordinator.fleet.register_file import RegisterFile
 from moe2.coordinator.fleet.table import CapabilityTable
-from moe2.coordinator.gate.checkpoint import load_checkpoint
+from moe2.coordinator.gate.checkpoint import checkpoint_sha256, load_checkpoint
 from moe2.coordinator.gate.feedback import Feedback, FeedbackBook
 from moe2.coordinator.gate.feedback_file import FEEDBACK_FILE, FeedbackFile
 from moe2.coordinator.http.answering import Answering
@@ -45,6 +44,7 @@ from moe2.coordinator.http.embeddings import EmbeddingsRoutes
 from moe2.coordinator.http.events import EventsRoute
 from moe2.coordinator.http.generation_routes import GenerationRoutes
 from moe2.coordinator.http.models import ModelsRoutes
+from moe2.coordinator.http.ollama_routes import OllamaRoutes
 from moe2.coordinator.http.orders import OrdersRoute
 from moe2.coordinator.http.page import PageRoute
 from moe2.coordinator.http.paths import meant_path
@@ -110,6 +110,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._feedback_file = FeedbackFile(settings.coordinator.state_dir / FEEDBACK_FILE)
         scores = self._feedback_file.known()
         self._feedback = FeedbackBook(scores, keep_prompts=settings.selection.keep_prompts)
+        lengths_file = LengthsFile(settings.coordinator.state_dir)
         self._selector = Selector(
             _scorer(settings, self._feedback),
             settings.selection.limits_by_category,
@@ -117,6 +118,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             longest_queue_s=MAX_AGENT_QUEUE_S if settings.dispatch.has_queue else math.inf,
             fleet_watts_cap_w=settings.selection.fleet_watts_cap_w,
             sharers=settings.database.coordinators if settings.database.url else 1,
+            lengths=Lengths(lengths_file.read()),
         )
         self._past = RecentPast()
         self._calibration = CalibrationWindow()
@@ -138,7 +140,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 prices=self._prices,
                 on_lease=lambda: self._service.fleet_changed(),
             )
-            self._pair.membership.gate_sha256 = _gate_sha256(settings)
+            self._pair.membership.gate_sha256 = checkpoint_sha256(settings.gate_path)
         self._ledger = Ledger(
             settings.ledger_path, retention_days=settings.ledger.retention_days, is_journal=url is not None
         )
@@ -184,7 +186,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             on_message=self._service.agent_said,
             history=partial(asked_since, settings.ledger_path),
             price_per_j=lambda: next((row.price_per_j for row in self._prices.rows() if row.scope == FLEET), 0.0),
-            patience_s=_patience_s(settings),
+            patience_s=settings.selection.patience_s,
             state_dir=settings.coordinator.state_dir,
             may_act=lambda: self._pair is None or self._pair.does_chores,
             on_wishes=self._pair.bulletin.wish if self._pair else lambda _: None,
@@ -210,6 +212,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             ledger=self._ledger,
             prices=self._prices,
             price_file=self._price_file,
+            lengths=self._selector.lengths,
+            lengths_file=lengths_file,
         )
         self._pushes = Pushes(
             rows=lambda: self._table.rows(asyncio.get_running_loop().time()),
@@ -249,13 +253,13 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             agents_port = await listen(
                 stack,
                 self._hub.app(),
-                Listening("agents", agents.host, agents.port, agents.handshake_s, _context(self._tls.agents)),
+                Listening("agents", agents.host, agents.port, agents.handshake_s, self._tls.agents),
                 self._agents_connections,
             )
             api_port = await listen(
                 stack,
                 self._api_app(),
-                Listening("api", api.host, api.port, api.header_timeout_s, _context(self._tls.api), api.send_timeout_s),
+                Listening("api", api.host, api.port, api.header_timeout_s, self._tls.api, api.send_timeout_s),
                 self._api_connections,
                 meant_path=meant_path,
             )
@@ -264,7 +268,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 self._pushes.port = await listen(
                     stack,
                     self._files.app(),
-                    Listening("push", push.host, push.port, agents.handshake_s, _context(self._tls.agents)),
+                    Listening("push", push.host, push.port, agents.handshake_s, self._tls.agents),
                     self._files_connections,
                 )
             self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{agents_port}"
@@ -290,8 +294,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 self._hub.close("the coordinator is shutting down")
                 for task in steady:
                     task.cancel()
-        if self._prices.n_settled:
-            await self._chores.store_prices()
+        await self._chores.store_learned(at_end=True)
         if self._traces:
             await asyncio.to_thread(self._traces.close)
         log.info("coordinator_stopped")
@@ -359,8 +362,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._selector.reconfigure(scorer, selection.limits_by_category, selection.fleet_watts_cap_w)
         self._prices.reconfigure(selection.averages)
         if self._pair:
-            self._pair.membership.gate_sha256 = _gate_sha256(settings)
-        self._keeper.use(settings.provisioning, _patience_s(settings), scorer.apart())
+            self._pair.membership.gate_sha256 = checkpoint_sha256(settings.gate_path)
+        self._keeper.use(settings.provisioning, settings.selection.patience_s, scorer.apart())
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
         self._api_connections.most = api.max_connections_per_address
@@ -390,6 +393,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         ModelsRoutes(self._table, lambda: self._answering.settings.aliases).add_to(app)
         EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
+        OllamaRoutes(self._answering, self._table).add_to(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
         FeedbackRoutes(
             self._feedback,
@@ -486,20 +490,6 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             )
 
 
-def _patience_s(settings: CoordinatorSettings) -> dict[str, float]:
-    """The seconds to a first token that categories allow, of those that say."""
-    limits = settings.selection.limits_by_category
-    return {name: one.ttft_budget_s for name, one in limits.items() if one.ttft_budget_s is not None}
-
-
-def _gate_sha256(settings: CoordinatorSettings) -> str | None:
-    """Returns the digest of the gate's file; None where there is none."""
-    try:
-        return hashlib.sha256(settings.gate_path.read_bytes()).hexdigest()
-    except OSError:
-        return None
-
-
 def _scorer(settings: CoordinatorSettings, feedback: FeedbackBook) -> Scorer:
     """Makes the scorer of experts: the trained gate, or priors where there is none.
 
@@ -511,10 +501,6 @@ def _scorer(settings: CoordinatorSettings, feedback: FeedbackBook) -> Scorer:
     gate, manifest = load_checkpoint(checkpoint)
     log.info("gate_loaded", path=str(checkpoint), experts=manifest.experts)
     return Scorer(gate, manifest.kinds, feedback.tallies)
-
-
-def _context(tls: ServerTls | None) -> ssl.SSLContext | None:
-    return tls.context if tls else None
 
 
 def _in_url(host: str) -> str:

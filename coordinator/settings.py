@@ -57,6 +57,12 @@ class SelectionSection(Settings):
         return {name: category.limits for name, category in self.categories.items()}
 
     @property
+    def patience_s(self) -> dict[str, float]:
+        """The seconds to a first token that categories allow, of those that say."""
+        limits = self.limits_by_category
+        return {name: one.ttft_budget_s for name, one in limits.items() if one.ttft_budget_s is not None}
+
+    @property
     def averages(self) -> Averages:
         """The averages that are set."""
         averages = {name: category.average_energy_j for name, category in self.categories.items()}

@@ -143,6 +143,7 @@ class Decoder:
 
     def step(self) -> None:
         """Decode one batch and report what came of it."""
+        began_at_s = self._clock()
         self._branch()
         prefill_tokens = self._prefill_budget()
         if self._guessing is not None:
@@ -161,7 +162,7 @@ class Decoder:
         )
         if not chunks:
             return
-        began_at_s = self._clock()
+        decoded_at_s = self._clock()
         outcome = self._decode([chunk for _, chunk in chunks])
         if outcome is not DecodeOutcome.DONE:
             self._fail(chunks, outcome)
@@ -169,7 +170,8 @@ class Decoder:
         self._lanes.commit(chunks)
         made: list[_Made] = []
         touched = self._hand_out(chunks, made)
-        self._learn([chunk for _, chunk in chunks], made, self._clock() - began_at_s)
+        ended_at_s = self._clock()
+        self._learn([chunk for _, chunk in chunks], made, ended_at_s - decoded_at_s, ended_at_s - began_at_s)
         if guesses := [JobGuesses(each.job.job_id, each.drafted, each.accepted) for each in made if each.drafted]:
             self._emit(Guessed(jobs=tuple(guesses)))
         self._report([job for job, error in touched.items() if error is None])
@@ -384,18 +386,18 @@ class Decoder:
             self._guessing = None
         return accepted
 
-    def _learn(self, chunks: Sequence[Chunk], made: Sequence[_Made], seconds: float) -> None:
-        """Learn from a step of so many seconds what the next ones will take."""
-        tokens = sum(len(chunk.tokens) for chunk in chunks)
+    def _learn(self, chunks: Sequence[Chunk], made: Sequence[_Made], decode_s: float, step_s: float) -> None:
+        """Learn from a step what the next ones will take. step_s: with the time in which its guesses were made."""
+        reading = sum(chunk.is_read for chunk in chunks)
         if self._guessing is not None:
             self._guessing.settle(
                 [(each.speculator, each.drafted, each.accepted) for each in made],
-                sequences=sum(not chunk.is_read for chunk in chunks),
+                sequences=len(chunks) - reading,
+                waiting=reading,
+                seconds=None if reading else step_s,
             )
-        if any(chunk.is_read for chunk in chunks):
-            self._learn_rate(tokens, seconds)
-        elif self._guessing is not None:
-            self._guessing.speculation.costs.learn(tokens, seconds)
+        if reading:
+            self._learn_rate(sum(len(chunk.tokens) for chunk in chunks), decode_s)
 
     def _learn_rate(self, tokens: int, seconds: float) -> None:
         """Batches of few tokens say nothing about prompts, so they do not count."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from moe2.agent.engine.batch import Chunk, Run
-from moe2.agent.engine.callreading import CallTranslator
+from moe2.agent.engine.calltranslator import CallTranslator
 from moe2.agent.engine.distribution import Logits, logprob, most_likely
 from moe2.agent.engine.speculation.ngrams import Guess
 from moe2.agent.engine.speculation.speculation import Speculator

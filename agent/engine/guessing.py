@@ -15,8 +15,9 @@ from moe2.agent.engine.speculation.drafts import (
     draft_lengths,
     reading_pays,
 )
+from moe2.agent.engine.speculation.lengths import Load
 from moe2.agent.engine.speculation.ngrams import DRAFTED, FORCED, MAX_GUESSES, Guess
-from moe2.agent.engine.speculation.speculation import Speculation, Speculator
+from moe2.agent.engine.speculation.speculation import Speculation, Speculator, Step
 
 _READ_S = 0.08
 """How long the draft model reads in one step of the model, at most about."""
@@ -47,6 +48,8 @@ class Guessing:
         self._clock = clock or (lambda: 0.0)
         self._reading_s = 0.0
         """What the draft model has read in this step took, in seconds."""
+        self._drafting_s = 0.0
+        """The same for its guesses."""
 
     def end(self, run: Run) -> None:
         """A run is over."""
@@ -57,19 +60,18 @@ class Guessing:
         """Give runs the guesses that go into the next step. beside_s: what else it takes, such as a prompt. room: the
         most tokens of it, guesses and others."""
         written = [run for run in lanes.runs if run.is_written]
+        waiting = sum(run.remaining > 0 for run in lanes.runs) - len(written)
+        load = Load(len(written), waiting, beside_s)
         free = lanes.cells_free
         guessers = list(self._from_the_text(written, jobs, free))
-        self._reading_s = 0.0
+        self._reading_s = self._drafting_s = 0.0
         if self._drafter is not None and guessers:
-            self._from_the_draft_model(self._drafter, guessers, sequences=len(written), beside_s=beside_s)
+            self._from_the_draft_model(self._drafter, guessers, load)
         guesses = [(each, each.guess) for each in guessers if each.guess is not None]
         if not guesses:
             return
         counts = self.speculation.lengths(
-            [(each.speculator, guess) for each, guess in guesses],
-            sequences=len(written),
-            beside_s=beside_s,
-            room=room - len(written),
+            [(each.speculator, guess) for each, guess in guesses], load, room=room - len(written)
         )
         for (each, guess), count in zip(guesses, counts, strict=True):
             # Guesses beyond a run's reservation are in cells that nobody has reserved, for this batch alone.
@@ -80,10 +82,13 @@ class Guessing:
             if each.run.guesses:
                 each.job.expect(each.run.guesses)
 
-    def settle(self, made: Sequence[tuple[Speculator, int, int]], *, sequences: int) -> None:
-        """A step is over: see `Speculation.settle`."""
-        self.speculation.settle(made, sequences=sequences, reading_s=self._reading_s)
-        self._reading_s = 0.0
+    def settle(
+        self, made: Sequence[tuple[Speculator, int, int]], *, sequences: int, waiting: int, seconds: float | None
+    ) -> None:
+        """A step is over, which took so long from before its guesses on: see `Speculation.settle`."""
+        if seconds is not None:
+            seconds -= self._reading_s + self._drafting_s
+        self.speculation.settle(made, Step(sequences, waiting, seconds, self._reading_s))
 
     def _from_the_text(self, written: Sequence[Run], jobs: Mapping[Run, Job], free: int) -> list[_Guesser]:
         """Those that may guess, with what the text suggests."""
@@ -98,11 +103,10 @@ class Guessing:
                     found.append(_Guesser(run, job, speculator, most, job.guess(most)))
         return found
 
-    def _from_the_draft_model(
-        self, drafter: Drafter, guessers: Sequence[_Guesser], *, sequences: int, beside_s: float
-    ) -> None:
+    def _from_the_draft_model(self, drafter: Drafter, guessers: Sequence[_Guesser], load: Load) -> None:
         """Have the draft model guess for those whose text suggests nothing as good, where that pays."""
         costs = DraftCosts(self.speculation.costs.of, drafter.costs.of)
+        sequences, beside_s = load.sequences, load.beside_s
         allowance_s = self.speculation.drafts.allowance_s(costs.target(sequences))
         if allowance_s <= 0:
             return
@@ -129,7 +133,8 @@ class Guessing:
             return
         began_at_s = self._clock()
         drafted = drafter.draft(wanted)
-        share_s = (self._clock() - began_at_s) / max(1, len(drafted))
+        self._drafting_s = self._clock() - began_at_s
+        share_s = self._drafting_s / max(1, len(drafted))
         for each, _ in asked:
             if (found := drafted.get(each.run)) is not None:
                 each.guess = each.speculator.drafted(*found)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.callform import Caller, Style
-from moe2.agent.engine.callreading import CallTranslator
+from moe2.agent.engine.calltranslator import CallTranslator
 from moe2.agent.engine.counting import Counting
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.drawing import BoundDraw, Calling, Draw, Drawing, Reasoning

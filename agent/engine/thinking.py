@@ -14,10 +14,11 @@ from typing import Protocol
 
 import msgspec
 
+from moe2.common.jsonspan import JsonSpan
 from moe2.common.link.messages import TokenPiece
 from moe2.common.textstream import HeldPieces, begun
 
-_PAIRS = (
+PAIRS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
@@ -102,10 +103,10 @@ def marks_of(source: str, is_token: Callable[[str], bool]) -> Marks | None:
     if all(mark in source for mark in _HARMONY[1:3]):
         return HARMONY
     similar = [(f"<{name}>", f"</{name}>") for name in _SIMILAR.findall(source)]
-    for opening, closing in (*_PAIRS, *similar):
+    for opening, closing in (*PAIRS, *similar):
         if closing in source:
             return _between(opening, closing)
-    for opening, closing in _PAIRS:
+    for opening, closing in PAIRS:
         if is_token(opening) and is_token(closing):
             return _between(opening, closing)
     return None
@@ -222,6 +223,8 @@ class _Harmony:
     def __init__(self) -> None:
         self._held = HeldPieces()
         self._in_header = True
+        self._arguments = JsonSpan()
+        """Those of the call that is being written, to tell whether they are whole."""
         self.recipient: str | None = None
         self.is_reasoning = False
         self.is_answering = False
@@ -248,8 +251,9 @@ class _Harmony:
     def finish(self) -> list[TokenPiece]:
         if self._in_header:
             return []
-        rest = list(self._held.take(len(self._held.text), is_reasoning=self.is_reasoning))
-        return [*rest, *self._end_call()]
+        rest = self._take(len(self._held.text))
+        # A call that is cut off stays open: its half is none.
+        return [*rest, *self._end_call()] if self._arguments.is_over else rest
 
     def _read_header(self, found: list[TokenPiece]) -> bool:
         header, mark, _ = self._held.text.partition("<|message|>")
@@ -260,7 +264,7 @@ class _Harmony:
         channel = header.rpartition("<|channel|>")[2].split("<|", 1)[0].strip()
         recipient = _RECIPIENT.search(header)
         if recipient is not None:
-            self.recipient = recipient[1]
+            self.recipient, self._arguments = recipient[1], JsonSpan()
             name = msgspec.json.encode(recipient[1]).decode()
             found.append(TokenPiece(f'<tool_call>\n{{"name": {name}, "arguments": '))
         self.is_reasoning = recipient is None and channel.startswith("analysis")
@@ -272,14 +276,20 @@ class _Harmony:
         ends = [(at, mark) for mark in ("<|end|>", "<|call|>", "<|return|>") if (at := text.find(mark)) >= 0]
         if not ends:
             open_from = len(text) - begun(text, "<|end|>", "<|call|>", "<|return|>")
-            found += self._held.take(open_from, is_reasoning=self.is_reasoning)
+            found += self._take(open_from)
             return False
         at, mark = min(ends)
-        found += self._held.take(at, is_reasoning=self.is_reasoning)
+        found += self._take(at)
         self._held.drop(len(mark))
         found += self._end_call()
         self._in_header, self.is_reasoning, self.is_answering = True, False, False
         return True
+
+    def _take(self, count: int) -> list[TokenPiece]:
+        """Takes the next characters of a message's body."""
+        if self.recipient is not None:
+            self._arguments.feed(self._held.text[:count])
+        return list(self._held.take(count, is_reasoning=self.is_reasoning))
 
     def _end_call(self) -> list[TokenPiece]:
         was_call, self.recipient = self.recipient is not None, None

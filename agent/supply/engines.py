@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Callable
 
 from moe2.agent.engine.process import EngineProcess
+from moe2.agent.jobs.effects import AddEngine, KillEngine, RemoveEngine, SendToEngine, StartEngine, StopEngine
 from moe2.agent.settings import ModelSection
+
+EngineEffect = SendToEngine | StartEngine | StopEngine | KillEngine | AddEngine | RemoveEngine
 
 
 class EngineSet:
@@ -19,11 +22,24 @@ class EngineSet:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
 
-    def __getitem__(self, name: str) -> EngineProcess:
-        return self._engines[name]
+    def perform(self, effect: EngineEffect) -> None:
+        """Has an engine do what the core wants of it."""
+        match effect:
+            case SendToEngine(model=model, command=command):
+                self._engines[model].send(command)
+            case StartEngine(model=model):
+                self._engines[model].start()
+            case StopEngine(model=model):
+                self._engines[model].stop()
+            case KillEngine(model=model, reason=reason):
+                self._engines[model].kill(reason)
+            case AddEngine(engine=engine, section=section):
+                self.add(engine, section)
+            case RemoveEngine(engine=engine):
+                self._tasks[engine].cancel()
 
     def add(self, name: str, section: ModelSection) -> None:
-        """A further engine; it runs at once where the others do."""
+        """Adds a further engine; it runs at once where the others do."""
         self._engines[name] = self._make(name, section)
         if self._group is not None:
             self._run(name, self._group)
@@ -33,10 +49,6 @@ class EngineSet:
         self._group = group
         for name in self._engines:
             self._run(name, group)
-
-    def remove(self, name: str) -> None:
-        """Ends an engine for good. `on_gone` follows when its process has ended."""
-        self._tasks[name].cancel()
 
     def stop(self) -> None:
         """Ends all engines."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -289,4 +290,12 @@ def _members(union: Any) -> tuple[Any, ...]:
 
 def wire_codec(*, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> Codec[WireMessage]:
     """The codec of the link between coordinator and agents."""
-    return Codec(WireMessage, max_frame_bytes=max_frame_bytes, max_bytes_by_kind=MAX_BYTES_BY_KIND)
+    # All links share what is read from the types of the messages: a coordinator of a thousand agents has a thousand.
+    codec = copy(_first_wire_codec())
+    codec.max_frame_bytes = max_frame_bytes
+    return codec
+
+
+@cache
+def _first_wire_codec() -> Codec[WireMessage]:
+    return Codec(WireMessage, max_bytes_by_kind=MAX_BYTES_BY_KIND)

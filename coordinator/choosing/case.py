@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from moe2.coordinator.choosing.candidates import problem_of
-from moe2.coordinator.choosing.forecast import Forecast, IntArray, Roster
+from moe2.coordinator.choosing.forecast import FloatArray, Forecast, IntArray, Roster
 from moe2.coordinator.choosing.panel_cost import DEFAULT_PANEL, Load, Work, by_vocabulary, incapable_experts, work_in
 from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.prefix_affinity import Affinity
@@ -51,6 +51,12 @@ class Case:
         """The worth of sets of experts for this prompt alone: that of their best."""
         return SetWorth(self.prompt_scores.scores[None, :])
 
+    @cached_property
+    def _usual_tokens(self) -> FloatArray | None:
+        """(N,) lengths of answers to expect, none longer than the client allows; None where none is known."""
+        usual, most = self.prompt_scores.answer_tokens, self.load.max_tokens
+        return usual if usual is None or most is None else np.minimum(usual, most)
+
     def alone(self) -> Case:
         """The case with panels limited to one member."""
         return replace(self, budgets=self.budgets.model_copy(update={"max_experts": 1}))
@@ -58,11 +64,10 @@ class Case:
     def outlooks(self, mode: Mode) -> list[Outlook]:
         """The outlooks of a mode: one for each set of experts that could be a panel, and for each relevant size."""
         if mode is Mode.ROUTE:
-            load = self.load
-            forecast = self.roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy, load.cached_tokens)
+            forecast = self.load.writing(self.roster)
             # A limited set of candidates is chosen by what they are worth for this very prompt, not on average.
             worth = self.worth if self.budgets.max_experts is None else self.prompt_worth
-            return [self._outlook(forecast, worth, self.ruled_out)]
+            return [replace(self._outlook(forecast, worth, self.ruled_out), answer_tokens=self._usual_tokens)]
         largest = self.budgets.max_experts or DEFAULT_PANEL
         out = {**incapable_experts(mode, self.roster), **self.ruled_out}
         return [
@@ -83,7 +88,9 @@ class Case:
         work = work_in(mode, self.roster, self.load, size, eligible)
         # Who writes well need not score options well.
         scores = self.prompt_scores.by_scoring if mode is Mode.VOTE else None
-        return self._outlook(work.forecast, self.worth.together, ruled_out, work, scores or self.prompt_scores)
+        outlook = self._outlook(work.forecast, self.worth.together, ruled_out, work, scores or self.prompt_scores)
+        # Only where a member's one job is to write an answer does its usual length say what the job takes.
+        return replace(outlook, answer_tokens=self._usual_tokens) if mode is Mode.CONSENSUS else outlook
 
     def _outlook(
         self,

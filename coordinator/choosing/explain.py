@@ -320,7 +320,7 @@ def _nearest(outlook: Outlook, is_candidate: BoolArray, chosen: Sequence[int]) -
     """
     is_chosen = np.zeros(len(is_candidate), dtype=np.bool_)
     is_chosen[list(chosen)] = True
-    net, joules = outlook.net_scores, outlook.forecast.expected_j
+    net, joules = outlook.net_scores, outlook.expected_j
     near = _best(np.flatnonzero(is_candidate & ~is_chosen), net, joules, NEAREST_CANDIDATES)
     others = _best(np.flatnonzero(~is_candidate & ~is_chosen), net, joules, NEAREST_OTHERS)
     return sorted(int(place) for part in (np.flatnonzero(is_chosen), near, others) for place in part)

@@ -34,7 +34,7 @@ SAME_JOULES = 0.05
 
 def net_value(outlook: Outlook, places: list[int]) -> float:
     """The chance that a panel answers well, less the price of the joules to expect of all its members."""
-    joules = outlook.forecast.expected_j[places].sum()
+    joules = outlook.expected_j[places].sum()
     return coverage(outlook.prompt_scores.scores[places]) - outlook.price_per_j * float(joules)
 
 
@@ -69,7 +69,7 @@ def best_members(problem: Problem, plan: Plan, outlook: Outlook) -> list[int]:
     hold an expert that answers well; of equal scores those with fewer joules, then with the sooner end come first.
     With a price members join while their gain is worth their joules.
     """
-    scores, joules = outlook.prompt_scores.scores, outlook.forecast.expected_j
+    scores, joules = outlook.prompt_scores.scores, outlook.expected_j
     if outlook.price_per_j > 0.0:
         found = [_priced_panel(Candidates.of(problem), scores, outlook.price_per_j * joules)]
         return max([*found, list(plan.members)], key=lambda places: net_value(outlook, places))
@@ -96,7 +96,7 @@ def why_not(outlook: Outlook, place: int, chosen: int) -> str:
         if scores[chosen] > scores[place]:
             return "scores lower"
         return "its score is not worth its joules at their present price"
-    joules = outlook.forecast.expected_j
+    joules = outlook.expected_j
     if joules[place] > joules[chosen] * (1 + SAME_JOULES):
         return "takes more joules"
     return "scores lower" if net[chosen] > net[place] else "is predicted to finish later"
@@ -104,7 +104,7 @@ def why_not(outlook: Outlook, place: int, chosen: int) -> str:
 
 def is_cheapest(selection: Selection) -> bool:
     """True where no candidate could have answered for fewer joules than the selection is expected to take."""
-    joules = selection.outlook.forecast.expected_j
+    joules = selection.outlook.expected_j
     return bool(joules[list(selection.places)].sum() <= joules[selection.candidate_places].min())
 
 

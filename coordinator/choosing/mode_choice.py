@@ -44,7 +44,7 @@ def _net(decided: Selection, places: list[int], votes: RosterVotes) -> float:
     value = voted_value(outlook, votes, places)
     if value is None:
         value = float(outlook.prompt_scores.scores[places].max())
-    return value - outlook.price_per_j * float(outlook.forecast.expected_j[places].sum())
+    return value - outlook.price_per_j * float(outlook.expected_j[places].sum())
 
 
 def _places(decided: Selection) -> list[int]:

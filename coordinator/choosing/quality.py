@@ -95,6 +95,8 @@ class PromptScores:
     """(K,) the probability of each kind of prompt; even shares where the gate cannot tell."""
     by_scoring: PromptScores | None = None
     """The same where experts score given options instead of writing; None where the gate knows no more of that."""
+    answer_tokens: FloatArray | None = None
+    """(N,) expected length of each expert's answer in tokens, NaN where unknown; None where no length is known."""
 
 
 class Scorer:
@@ -168,6 +170,8 @@ class Scorer:
         written = PromptScores(
             predicted.probabilities[columns], predicted.logits[columns], predicted.trained[columns], kind, shares
         )
+        if predicted.answer_tokens is not None:
+            written = replace(written, answer_tokens=predicted.answer_tokens[columns])
         if predicted.by_scoring is None:
             return written
         scored = predicted.by_scoring[columns]

@@ -62,13 +62,25 @@ class Outlook:
     prices: tuple[ScopePrice, ...] = ()
     """The average budgets that hold for the request, with their prices."""
 
+    answer_tokens: FloatArray | None = None
+    """(N,) lengths of answers that are expected, NaN where unknown; None where those that are planned for count."""
+
+    @cached_property
+    def expected_j(self) -> FloatArray:
+        """(N,) joules to expect of each expert: those of an answer of the length that it gives to such prompts.
+
+        Limits are kept for the longest answer that is planned for; choices and prices rest on these.
+        """
+        usual = self.forecast if self.answer_tokens is None else self.forecast.with_answers_of(self.answer_tokens)
+        return usual.expected_j
+
     @cached_property
     def net_scores(self) -> FloatArray:
         """(N,) each expert's score for the prompt, less the price of the joules to expect of it."""
         scores = self.prompt_scores.scores
         if self.price_per_j == 0.0:
             return scores
-        return np.asarray(scores - self.price_per_j * self.forecast.expected_j)
+        return np.asarray(scores - self.price_per_j * self.expected_j)
 
     def at(self, place: int) -> Considered:
         """The figures of the expert at `place` in the roster, the same object each time."""

@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=int, metavar="N", help="networks trained and folded into one: 4, with --answers 1"
     )
+    parser.add_argument(
+        "--fifth", type=int, default=0, metavar="K", help="the fifth of the train rows that is held out, 0 to 4"
+    )
     parser.add_argument("--no-other-sources", action="store_true", help="do not learn from other sources' prompts")
     parser.add_argument(
         "--hosts", metavar="EXPERT=HOST,...", help="where each expert runs (default: the published profiles in turn)"
@@ -113,6 +116,7 @@ def _votes(args: argparse.Namespace, console: Console) -> VoteReport:
             hosts=parsed_hosts(args.hosts),
             training=with_seeds(_seeds(args, usual=1)),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
+            fifth=args.fifth,
         )
 
 
@@ -142,6 +146,7 @@ def _evaluated(args: argparse.Namespace, console: Console) -> EvaluationReport:
             auxiliary=None if args.no_other_sources else others,
             hosts=parsed_hosts(args.hosts),
             answer_tokens=args.answer_tokens,
+            fifth=args.fifth,
             training=with_seeds(_seeds(args, usual=4)),
             source=args.source,
             progress=lambda done, total: bar.update(task, completed=done, total=total),

@@ -110,5 +110,6 @@ def _trained(args: argparse.Namespace, console: Console) -> Manifest:
             f"The gate is clearly behind the best single expert, so {args.out} is not written.",
             remedy="Collect more questions of each kind, or write it with --even-if-behind.",
         )
-    save_checkpoint(args.out, trained.gate.parameters, trained.manifest, trained.gate.votes, trained.gate.by_scoring)
+    gate = trained.gate
+    save_checkpoint(args.out, gate.parameters, trained.manifest, gate.votes, gate.by_scoring, gate.answer_tokens)
     return trained.manifest

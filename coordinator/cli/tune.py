@@ -50,6 +50,7 @@ from moe2.coordinator.training.tuning import (
     believed_scores,
     compared,
     costs_of,
+    dearest_j,
     predicted,
 )
 
@@ -159,7 +160,7 @@ class _Tuning:
                 max_j=args.max_j,
                 spent_j=spent_j,
                 max_s=None if args.max_minutes is None else 60 * args.max_minutes,
-                expected_j=max((load.joules or 0.0 for load in loads), default=0.0),
+                expected_j=max((max(load.joules or 0.0, load.dearest_j) for load in loads), default=0.0),
             )
             self._check_limits(limits, loads)
             report, why = await self._survey(asker, questions, experts, outfile, limits)
@@ -213,7 +214,8 @@ class _Tuning:
         for expert in experts:
             answers = [(question, outfile.answer(question, expert.key, expert.file_sha256)) for question in questions]
             left = [question for question, answer in answers if answer is None]
-            known = costs_of(answer for _, answer in answers if answer is not None)
+            given = [answer for _, answer in answers if answer is not None]
+            known = costs_of(given)
             row = rows.get(expert.key)
             loads.append(
                 ExpertLoad(
@@ -222,6 +224,7 @@ class _Tuning:
                     requests=len(left) + sum(question.metric is Metric.CHOICE for question in left),
                     joules=known[0] or (row.energy_j.p50 if row and row.energy_j else None),
                     seconds=known[1] or (row.total_s.p50 if row and row.total_s else None),
+                    dearest_j=dearest_j(given),
                 )
             )
         return loads
@@ -327,7 +330,8 @@ class _Tuning:
             self._console.print("The gate is clearly behind, so it is not installed (--even-if-behind does it).")
             return NOT_INSTALLED
         path = self._settings.gate_path
-        save_checkpoint(path, trained.gate.parameters, trained.manifest, trained.gate.votes, trained.gate.by_scoring)
+        gate = trained.gate
+        save_checkpoint(path, gate.parameters, trained.manifest, gate.votes, gate.by_scoring, gate.answer_tokens)
         self._console.print(f"Installed {path}.", soft_wrap=True)
         trained_keys = {key for key, column in columns.items() if column in outcomes.experts}
         return await self._reload(status.pid, trained_keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -100,6 +101,7 @@ def save_checkpoint(
     manifest: Manifest,
     votes: VoteRecord | None = None,
     by_scoring: npt.NDArray[np.float64] | None = None,
+    answer_tokens: npt.NDArray[np.float64] | None = None,
 ) -> None:
     """Write a checkpoint; the file appears whole or not at all, and equal input gives equal bytes. Raises OSError."""
     tensors: dict[str, npt.NDArray[Any]] = {entry.name: getattr(parameters, entry.name) for entry in fields(parameters)}
@@ -108,6 +110,8 @@ def save_checkpoint(
         tensors |= _vote_tensors(votes)
     if by_scoring is not None:
         tensors["by_scoring"] = by_scoring.astype(np.float32)
+    if answer_tokens is not None:
+        tensors["answer_tokens"] = answer_tokens.astype(np.float32)
     content = save(tensors, {"manifest": msgspec.json.encode(manifest).decode()})
     replace_file(path, content, mode=0o644)
 
@@ -133,9 +137,11 @@ def load_checkpoint(path: Path) -> tuple[Gate, Manifest]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}.", remedy=_RETRAIN)
     try:
         parameters = GateParameters(**{entry.name: tensors[entry.name] for entry in fields(GateParameters)})
-        by_scoring = tensors["by_scoring"].astype(np.float64) if "by_scoring" in tensors else None
-        votes = _votes_in(tensors)
-        gate = Gate(parameters, config, manifest.experts, manifest.tau, votes, by_scoring, manifest.files)
+        by_scoring, answer_tokens = (
+            tensors[name].astype(np.float64) if name in tensors else None for name in ("by_scoring", "answer_tokens")
+        )
+        votes, files = _votes_in(tensors), manifest.files
+        gate = Gate(parameters, config, manifest.experts, manifest.tau, votes, by_scoring, files, answer_tokens)
         return gate, manifest
     except ValueError as error:
         raise CheckpointError(f"{path} does not fit together: {error}.", remedy=_RETRAIN) from error
@@ -149,6 +155,14 @@ def _vote_tensors(votes: VoteRecord) -> dict[str, npt.NDArray[Any]]:
         "votes.codes": votes.codes.astype(np.float16),
         "votes.kinds": votes.kinds.astype(np.float32),
     }
+
+
+def checkpoint_sha256(path: Path) -> str | None:
+    """The digest of a checkpoint's file, in hexadecimal; None where there is none that can be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _votes_in(tensors: Mapping[str, npt.NDArray[np.float32]]) -> VoteRecord | None:

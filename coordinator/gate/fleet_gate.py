@@ -45,6 +45,8 @@ class FleetPrediction:
     """(K,) probability of each kind of prompt; None where no trained gate answered."""
     by_scoring: FloatArray | None = None
     """(N,) probability that each expert is right where it scores given options; None where that is not known."""
+    answer_tokens: FloatArray | None = None
+    """(N,) expected length of each expert's answer in tokens, NaN where unknown; None where no length is known."""
 
 
 def plain_name(name: str) -> str:
@@ -114,7 +116,8 @@ class FleetGate:
         p = self._from_trained(trained)
         known = np.array([column is not None for column in self._column])
         by_scoring = None if answer.by_scoring is None else self._from_trained(answer.by_scoring)
-        return FleetPrediction(p, p / self.tau, known, kinds=answer.kinds, by_scoring=by_scoring)
+        lengths = None if answer.answer_tokens is None else self._lengths(answer.answer_tokens)
+        return FleetPrediction(p, p / self.tau, known, None, answer.kinds, by_scoring, lengths)
 
     def by_kind(self) -> FloatArray:
         """(K, N) the probability of each expert on each kind of prompt that the gate was trained on.
@@ -134,6 +137,10 @@ class FleetGate:
                 for prior, column in zip(self._priors, self._column, strict=True)
             ]
         )
+
+    def _lengths(self, trained: FloatArray) -> FloatArray:
+        """(N,) the fleet's lengths of answers, from those of the trained experts; NaN for experts with priors."""
+        return np.array([np.nan if column is None else trained[column] for column in self._column])
 
     def _from_priors(self, warning: HealthWarning | None) -> FleetPrediction:
         """The prediction where every expert has its prior."""

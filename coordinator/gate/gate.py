@@ -93,6 +93,8 @@ class GatePrediction:
     """(K,) probability of each kind of prompt seen in training."""
     by_scoring: npt.NDArray[np.float64] | None = None
     """(N,) probability that each expert is right where it scores given options; None where nobody was asked so."""
+    answer_tokens: npt.NDArray[np.float64] | None = None
+    """(N,) expected length of each expert's answer in tokens, NaN where unknown; None where no length is known."""
 
 
 def weighted_counts(features: PromptFeatures, idf: FloatArray) -> FloatArray:
@@ -113,8 +115,9 @@ class Gate:
     experts: names in the order of the outputs. tau: temperature of the logits. votes: what the outcomes say of the
     experts' votes; None where they hold no answers. by_scoring: (K, N) mean score of each expert on each kind of prompt
     where it scores given options; None where no expert was asked so. files: SHA-256 of experts' files by name, where it
-    is known what file an expert was. Raises ValueError where the parameters, the features, the experts and the rest do
-    not fit together.
+    is known what file an expert was. answer_tokens: (K, N) mean length of each expert's answers to each kind of prompt,
+    NaN for an expert of which none is known; None where no length is. Raises ValueError where the parameters, the
+    features, the experts and the rest do not fit together.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class Gate:
         votes: VoteRecord | None = None,
         by_scoring: npt.NDArray[np.float64] | None = None,
         files: Mapping[str, str] = MappingProxyType({}),
+        answer_tokens: npt.NDArray[np.float64] | None = None,
     ) -> None:
         if parameters.embedding.shape[0] != config.buckets:
             raise ValueError(f"{parameters.embedding.shape[0]} embedding rows for {config.buckets} buckets")
@@ -139,6 +143,12 @@ class Gate:
             by_scoring.shape == parameters.profile.shape and ((by_scoring >= 0) & (by_scoring <= 1)).all()
         ):
             raise ValueError("the scores by scoring options are not probabilities by kind and expert")
+        if answer_tokens is not None and not (
+            answer_tokens.shape == parameters.profile.shape
+            and not np.isinf(answer_tokens).any()
+            and (np.isnan(answer_tokens) | (answer_tokens >= 0)).all()
+        ):
+            raise ValueError("the lengths of answers are not numbers of tokens by kind and expert")
         if tau <= 0:
             raise ValueError(f"tau must be positive, not {tau}")
         self.experts = tuple(experts)
@@ -146,6 +156,7 @@ class Gate:
         self.tau = tau
         self.votes = votes
         self.by_scoring = by_scoring
+        self.answer_tokens = answer_tokens
         self.parameters = parameters
         self.feature_config = config
         self.extractor = FeatureExtractor(config)
@@ -167,7 +178,8 @@ class Gate:
         p = sigmoid(self.parameters.calibration_slope * raw + self.parameters.calibration_offset)
         kinds = posterior.astype(np.float64)
         by_scoring = None if self.by_scoring is None else np.asarray(kinds @ self.by_scoring)
-        return GatePrediction(probabilities=p, logits=p / self.tau, kinds=kinds, by_scoring=by_scoring)
+        tokens = None if self.answer_tokens is None else np.asarray(kinds @ self.answer_tokens)
+        return GatePrediction(p, p / self.tau, kinds, by_scoring=by_scoring, answer_tokens=tokens)
 
     def heads(self, features: PromptFeatures) -> tuple[FloatArray, FloatArray]:
         """The task logits (K,) and the residual (N,) of one prompt."""

@@ -27,7 +27,7 @@ from moe2.coordinator.http.auth import BODY, PRINCIPAL
 from moe2.coordinator.http.body.parse import Call, Reading
 from moe2.coordinator.http.errors import ApiError, invalid, refused
 from moe2.coordinator.http.eventstream import EventStream
-from moe2.coordinator.http.face import Asked, End, Face, Incoming, Part
+from moe2.coordinator.http.face import EVENTS, Asked, End, Face, Incoming, Part
 from moe2.coordinator.http.models import check_model
 from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.keys.keys import ANYBODY, Principal
@@ -173,9 +173,18 @@ class Answering:
         Where nobody has room the stream begins at once, else with the first news, or after a while without any.
         """
         encoders = asked.choices.encoders if asked.choices is not None else [asked.encoder]
-        answers = [Answer(*each, response_id=http[REQUEST_ID]) for each in zip(calls, exchanges, encoders, strict=True)]
-        comment_s = self.settings.stream_comment_s
-        with EventStream(http, news, comment_s=comment_s, comment=asked.idle_event) as stream:
+        has_comments = asked.content_type == EVENTS
+        answers = [
+            Answer(*each, response_id=http[REQUEST_ID], has_comments=has_comments)
+            for each in zip(calls, exchanges, encoders, strict=True)
+        ]
+        with EventStream(
+            http,
+            news,
+            comment_s=self.settings.stream_comment_s,
+            comment=asked.idle_event,
+            content_type=asked.content_type,
+        ) as stream:
             if not any(exchange.is_waiting for exchange in exchanges):
                 await stream.news_or_silence()
             open_ = list(answers)

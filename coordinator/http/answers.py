@@ -19,15 +19,18 @@ class Answer:
     """An answer that is being streamed.
 
     call: the one that asks for this answer alone. response_id: the id of the request that asked for it, which several
-    answers have in common.
+    answers have in common. has_comments: the stream has lines that clients pass over.
     """
 
-    def __init__(self, call: Call, exchange: Exchange, encoder: Encoder, *, response_id: str) -> None:
+    def __init__(
+        self, call: Call, exchange: Exchange, encoder: Encoder, *, response_id: str, has_comments: bool = True
+    ) -> None:
         self.call = call
         self.exchange = exchange
         self.encoder = encoder
         self.outcome: Outcome | None = None
         self._response_id = response_id
+        self._has_comments = has_comments
         self._pieces: list[TokenPiece] = []
         self._reader = reader_of(call, exchange)
         self._has_begun = False
@@ -42,7 +45,8 @@ class Answer:
     def events(self) -> bytes:
         """Returns the events for what was taken."""
         # Lines of an event stream that clients leave out, so that a reader sees that somebody is at work.
-        opening = b"".join(f": {remark}\n\n".encode() for remark in self.exchange.remarks())
+        remarks = self.exchange.remarks() if self._has_comments else ()
+        opening = b"".join(f": {remark}\n\n".encode() for remark in remarks)
         if not self._has_begun and (self._pieces or self.outcome):
             self._has_begun = True
             opening += self.encoder.begin(origin_of(self.call, self.exchange, self._response_id))

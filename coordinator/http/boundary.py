@@ -14,11 +14,11 @@ import structlog
 from aiohttp import web
 
 from moe2.common.error_codes import ErrorCode
-from moe2.coordinator.http import messages
+from moe2.coordinator.http import messages, ollama
 from moe2.coordinator.http.answering import CLIENT_REQUEST_ID, REQUEST_ID
 from moe2.coordinator.http.encodings import ACCEPTED
 from moe2.coordinator.http.errors import ApiError, refused
-from moe2.coordinator.http.paths import MESSAGES_PATH
+from moe2.coordinator.http.paths import MESSAGES_PATH, OLLAMA_PREFIX
 
 log = structlog.get_logger()
 
@@ -27,7 +27,10 @@ MAX_CLIENT_ID_CHARACTERS = 128
 CLIENT_ID_HEADERS = ("x-client-request-id", "x-request-id")
 """Headers with a client's own id of its request. The first one comes back beside moe2's own `x-request-id`."""
 _NOT_PRINTABLE = re.compile(r"[^!-~]")
-ENVELOPES: Mapping[str, Callable[[ApiError], dict[str, Any]]] = {MESSAGES_PATH: messages.error_body}
+ENVELOPES: Mapping[str, Callable[[ApiError], dict[str, Any]]] = {
+    MESSAGES_PATH: messages.error_body,
+    OLLAMA_PREFIX: ollama.error_body,
+}
 """What writes an error's body on paths that begin so; on all others it is in OpenAI's shape."""
 
 

@@ -1,4 +1,4 @@
-"""The shapes in which chat completions show calls: of functions, of custom tools, and as `function_call`. PURE."""
+"""The shapes in which clients are shown calls: of functions, of custom tools, and as `function_call`. PURE."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def input_of(call: ToolCall) -> str:
         return call.arguments
     texts = [arguments.get(INPUT), *arguments.values()] if isinstance(arguments, dict) else [arguments]
     return next((text for text in texts if isinstance(text, str)), call.arguments)
+
+
+def arguments_object(call: ToolCall) -> dict[str, Any]:
+    """Returns a call's arguments as an object; those that are none, as the answer was cut off in them, as a text."""
+    try:
+        return msgspec.json.decode(call.arguments, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return {"arguments": call.arguments}
 
 
 class CallShapes:

@@ -6,20 +6,16 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from aiohttp import web
 
-from moe2.common.generation import Generation
-from moe2.coordinator.choosing.request import ROUTE_ONLY, Mode
-from moe2.coordinator.choosing.selector import ANY_MODEL
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.http.answering import Answering
 from moe2.coordinator.http.body.decode import json_object
-from moe2.coordinator.http.body.embeddings import EmbeddingsRequest, texts_of
-from moe2.coordinator.http.body.parse import Call, read_struct, wish_of
-from moe2.coordinator.http.errors import invalid, unsupported
+from moe2.coordinator.http.body.embeddings import EmbeddingsRequest
+from moe2.coordinator.http.body.parse import read_struct
 from moe2.coordinator.http.face import Asked, End, Incoming, NeverStreamed, Origin, Part
 from moe2.coordinator.http.paths import EMBEDDINGS_PATH
+from moe2.coordinator.http.vectors import numbers_of, vectors_call
 
 
 class EmbeddingsRoutes:
@@ -37,43 +33,8 @@ class EmbeddingsRoutes:
         """Reads the body of a request. Raises `ApiError` (400), which names the parameter."""
         fields = json_object(incoming.body)
         request, ignored = read_struct(fields, EmbeddingsRequest, incoming.reading)
-        model = incoming.reading.aliases.get(request.model, request.model)
-        self._check(model, request.dimensions)
-        wish = wish_of(request.moe2 or {}, incoming.headers)
-        if wish.mode not in (None, Mode.AUTO, Mode.ROUTE):
-            raise unsupported("moe2.mode", hint="One expert makes the vectors.")
-        texts = texts_of(request.input)
-        call = Call(
-            model=model,
-            prompt=texts[0],
-            # Nothing is written; what is predicted of answers has at least one token.
-            generation=Generation(max_tokens=1),
-            structured_by=None,
-            stream=False,
-            include_usage=False,
-            wish=wish,
-            modes=ROUTE_ONLY,
-            ballot=None,
-            ignored=ignored,
-            texts=texts,
-            vector_size=request.dimensions,
-        )
+        call = vectors_call(request, incoming, self._table, ignored=ignored)
         return Asked(call, EmbeddingsEncoder(request))
-
-    def _check(self, model: str, dimensions: int | None) -> None:
-        """Raises `ApiError` (400) for what no embedding model here can do, as far as these are known.
-
-        "moe2" is none of several: vectors of different models cannot be compared.
-        """
-        known = self._table.embedding_models()
-        if model in ANY_MODEL and len(known) > 1:
-            text = f"Vectors of different models cannot be compared: name one of {', '.join(known)}."
-            raise invalid(text, param="model")
-        sizes = next(iter(known.values()), None) if model in ANY_MODEL else known.get(model.rpartition("/")[2])
-        if dimensions is not None and sizes is not None and dimensions not in sizes:
-            allowed = ", ".join(map(str, sorted(sizes)))
-            text = f"'dimensions' must be one of {allowed}; others are allowed by 'vector_sizes' of the agent's model."
-            raise invalid(text, param="dimensions")
 
 
 class EmbeddingsEncoder(NeverStreamed):
@@ -98,12 +59,7 @@ class EmbeddingsEncoder(NeverStreamed):
 
     def _shown(self, vector: bytes) -> str | list[float]:
         """Returns a vector as the client wants it: cut to `dimensions` and at length 1 again, as numbers or base64."""
-        size = self._request.dimensions
-        numbers = np.frombuffer(vector, "<f4")
-        if size is not None and size < len(numbers):
-            cut = numbers[:size].astype(np.float64)
-            length = float(np.linalg.norm(cut))
-            numbers = (cut / length if length else cut).astype("<f4")
+        numbers = numbers_of(vector, self._request.dimensions)
         if self._request.encoding_format == "base64":
             return base64.b64encode(numbers.tobytes()).decode()
         return [float(number) for number in numbers]

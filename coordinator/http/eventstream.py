@@ -9,7 +9,6 @@ from typing import Self
 from aiohttp import web
 
 HEADERS = {
-    "Content-Type": "text/event-stream",
     "Cache-Control": "no-cache",
     # nginx passes on what it gets, instead of waiting until a buffer is full.
     "X-Accel-Buffering": "no",
@@ -19,17 +18,27 @@ HEADERS = {
 class EventStream:
     """A response of server-sent events. news: set where there is more to write, and when the silence has been too long.
 
-    comment_s: the longest silence. comment: what is sent where there is nothing to say.
+    comment_s: the longest silence. comment: what is sent where there is nothing to say. content_type: that of other
+    streams, whose events are no server-sent ones.
 
     Used as a context manager, which watches the silence with one timer: to limit each wait for news by itself would
     cost a timer for every token.
     """
 
-    def __init__(self, http: web.Request, news: asyncio.Event, *, comment_s: float, comment: bytes) -> None:
+    def __init__(
+        self,
+        http: web.Request,
+        news: asyncio.Event,
+        *,
+        comment_s: float,
+        comment: bytes,
+        content_type: str = "text/event-stream",
+    ) -> None:
         self._http = http
         self._news = news
         self._comment_s = comment_s
         self._comment = comment
+        self._content_type = content_type
         self._loop = asyncio.get_running_loop()
         self._response: web.StreamResponse | None = None
         self._spoke_s: float | None = None
@@ -44,7 +53,7 @@ class EventStream:
 
     async def open(self, headers: Mapping[str, str]) -> None:
         """Sends the status line and the headers."""
-        self._response = web.StreamResponse(headers={**HEADERS, **headers})
+        self._response = web.StreamResponse(headers={**HEADERS, "Content-Type": self._content_type, **headers})
         await self._response.prepare(self._http)
 
     async def write(self, events: bytes) -> None:

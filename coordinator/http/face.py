@@ -61,7 +61,7 @@ class End:
 
 
 class Encoder(Protocol):
-    """Writes one answer in the shape of a face: either whole, or as a stream of server-sent events.
+    """Writes one answer in the shape of a face: either whole, or as a stream, mostly of server-sent events.
 
     A stream is `begin`, any number of `parts`, and then `end` or `error`. Each returns bytes to send, maybe none.
     """
@@ -124,6 +124,7 @@ class Choices(Protocol):
         """Returns the JSON document of all answers, given as their parts and the reason why each ended."""
 
 
+EVENTS = "text/event-stream"
 COMMENT = b": moe2 is working on it\n\n"
 """A line of an event stream that clients pass over (WHATWG HTML, section 9.2.6)."""
 
@@ -133,13 +134,14 @@ class Asked:
     """What a body asks for, and who writes the answer.
 
     choices: who writes the answers where the body may ask for several; None for a face that has only one. idle_event:
-    what a stream says where there is nothing to say.
+    what a stream says where there is nothing to say. content_type: of a stream.
     """
 
     call: Call
     encoder: Encoder
     choices: Choices | None = None
     idle_event: bytes = COMMENT
+    content_type: str = EVENTS
 
 
 @dataclass(frozen=True)

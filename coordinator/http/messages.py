@@ -17,6 +17,7 @@ from moe2.coordinator.choosing.request import ROUTE_ONLY
 from moe2.coordinator.http.body.decode import json_object
 from moe2.coordinator.http.body.messages import CHAT_NAMES, CountRequest, MessagesRequest, chat_fields
 from moe2.coordinator.http.body.parse import Call, read_chat, read_struct
+from moe2.coordinator.http.callshapes import arguments_object
 from moe2.coordinator.http.errors import ApiError, renamed
 from moe2.coordinator.http.face import Asked, End, Incoming, NeverStreamed, Origin, Part, Text
 from moe2.coordinator.http.toolcalls import CallArguments, CallBegun
@@ -105,7 +106,7 @@ class MessageEncoder:
         content: list[dict[str, Any]] = []
         for part in parts:
             if isinstance(part, ToolCall):
-                content.append({**_tool_use(part), "input": _input(part)})
+                content.append({**_tool_use(part), "input": arguments_object(part)})
             elif isinstance(part, Text) and (text := str(part)):
                 kind = "thinking" if part.is_reasoning else "text"
                 if not content or content[-1]["type"] != kind:
@@ -193,14 +194,6 @@ def _message(origin: Origin) -> dict[str, Any]:
 def _block(kind: str) -> dict[str, Any]:
     """Returns an empty block of text or thinking. Nothing is signed here, so that a signature is empty."""
     return {"type": kind, kind: "", **({"signature": ""} if kind == "thinking" else {})}
-
-
-def _input(call: ToolCall) -> dict[str, Any]:
-    """Returns a call's arguments as an object; those that are none, as the answer was cut off in them, as a text."""
-    try:
-        return msgspec.json.decode(call.arguments, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return {"arguments": call.arguments}
 
 
 def _tool_use(call: ToolCall | CallBegun) -> dict[str, Any]:

@@ -8,7 +8,6 @@ answers of a live coordinator against all of it.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -25,6 +24,22 @@ from moe2.coordinator.http.body.requests import ChatRequest, FeedbackRequest, Te
 from moe2.coordinator.http.body.responses import ResponsesRequest
 from moe2.coordinator.http.books import FeedbackAnswer
 from moe2.coordinator.http.fleet_query import MAX_HOSTS
+from moe2.coordinator.http.ollama_openapi import OLLAMA_BODIES, OLLAMA_OPERATIONS, OLLAMA_SCHEMAS
+from moe2.coordinator.http.operations import (
+    ACCESS_ERRORS,
+    BODY_ERRORS,
+    EVENTS,
+    INFERENCE_ERRORS,
+    INTEGER,
+    JSON,
+    STRING,
+    TEXT,
+    Operation,
+    Schema,
+    json_object,
+    or_null,
+    ref,
+)
 from moe2.coordinator.http.plan import PlanAnswer
 from moe2.coordinator.ledger.report import By, SumRow
 from moe2.coordinator.observing.fleet_view import AgentState
@@ -32,29 +47,10 @@ from moe2.coordinator.serving.receipt import Receipt
 from moe2.coordinator.supply.orders import Wanted
 from moe2.coordinator.supply.pushes import PushWanted
 
-Schema = dict[str, Any]
-_JSON, _TEXT, _EVENTS = "application/json", "text/plain", "text/event-stream"
-
-_STRING: Schema = {"type": "string"}
-_INTEGER: Schema = {"type": "integer"}
-
-
-def _ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _or_null(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-def _object(required: Schema, optional: Schema | None = None) -> Schema:
-    return {"type": "object", "properties": {**required, **(optional or {})}, "required": list(required)}
-
-
-_ERROR = _object(
+_ERROR = json_object(
     {
-        "error": _object(
-            {"message": _STRING, "type": _STRING, "param": _or_null(_STRING), "code": _or_null(_STRING)},
+        "error": json_object(
+            {"message": STRING, "type": STRING, "param": or_null(STRING), "code": or_null(STRING)},
             {
                 "offers": {
                     "type": "object",
@@ -63,153 +59,125 @@ _ERROR = _object(
             },
         )
     },
-    {"moe2": _ref("Receipt")},
+    {"moe2": ref("Receipt")},
 )
-_USAGE = _object(
+_USAGE = json_object(
     {
-        "prompt_tokens": _INTEGER,
-        "completion_tokens": _INTEGER,
-        "total_tokens": _INTEGER,
-        "prompt_tokens_details": _object({"cached_tokens": _INTEGER}),
+        "prompt_tokens": INTEGER,
+        "completion_tokens": INTEGER,
+        "total_tokens": INTEGER,
+        "prompt_tokens_details": json_object({"cached_tokens": INTEGER}),
     }
 )
-_MESSAGE = _object(
-    {"role": {"const": "assistant"}, "content": _or_null(_STRING), "refusal": {"type": "null"}},
+_MESSAGE = json_object(
+    {"role": {"const": "assistant"}, "content": or_null(STRING), "refusal": {"type": "null"}},
     {"tool_calls": {"type": "array", "items": {"type": "object"}}},
 )
 
 
 def _answer(kind: str, choice: Schema) -> Schema:
-    shared = {"index": _INTEGER, "finish_reason": _STRING, "logprobs": _or_null({"type": "object"})}
-    return _object(
+    shared = {"index": INTEGER, "finish_reason": STRING, "logprobs": or_null({"type": "object"})}
+    return json_object(
         {
-            "id": _STRING,
+            "id": STRING,
             "object": {"const": kind},
-            "created": _INTEGER,
-            "model": _STRING,
-            "choices": {"type": "array", "items": _object({**shared, **choice})},
-            "usage": _or_null(_USAGE),
-            "moe2": _ref("Receipt"),
+            "created": INTEGER,
+            "model": STRING,
+            "choices": {"type": "array", "items": json_object({**shared, **choice})},
+            "usage": or_null(_USAGE),
+            "moe2": ref("Receipt"),
         }
     )
 
 
-_TURN = _object(
+_TURN = json_object(
     {
-        "id": _STRING,
+        "id": STRING,
         "type": {"const": "message"},
         "role": {"const": "assistant"},
-        "model": _STRING,
+        "model": STRING,
         "content": {"type": "array", "items": {"type": "object"}},
         "stop_reason": {"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
-        "stop_sequence": _or_null(_STRING),
+        "stop_sequence": or_null(STRING),
         "usage": {"type": "object"},
-        "moe2": _ref("Receipt"),
+        "moe2": ref("Receipt"),
     }
 )
-_TURN_ERROR = _object(
-    {"type": {"const": "error"}, "error": _object({"type": _STRING, "message": _STRING})}, {"moe2": _ref("Receipt")}
+_TURN_ERROR = json_object(
+    {"type": {"const": "error"}, "error": json_object({"type": STRING, "message": STRING})}, {"moe2": ref("Receipt")}
 )
-_EMBEDDINGS = _object(
+_EMBEDDINGS = json_object(
     {
         "object": {"const": "list"},
         "data": {
             "type": "array",
-            "items": _object(
+            "items": json_object(
                 {
                     "object": {"const": "embedding"},
-                    "index": _INTEGER,
-                    "embedding": {"anyOf": [_STRING, {"type": "array", "items": {"type": "number"}}]},
+                    "index": INTEGER,
+                    "embedding": {"anyOf": [STRING, {"type": "array", "items": {"type": "number"}}]},
                 }
             ),
         },
-        "model": _STRING,
-        "usage": _or_null(_object({"prompt_tokens": _INTEGER, "total_tokens": _INTEGER})),
-        "moe2": _ref("Receipt"),
+        "model": STRING,
+        "usage": or_null(json_object({"prompt_tokens": INTEGER, "total_tokens": INTEGER})),
+        "moe2": ref("Receipt"),
     }
 )
-_RESPONSE = _object(
+_RESPONSE = json_object(
     {
-        "id": _STRING,
+        "id": STRING,
         "object": {"const": "response"},
-        "created_at": _INTEGER,
+        "created_at": INTEGER,
         "status": {"enum": ["completed", "incomplete"]},
-        "model": _STRING,
+        "model": STRING,
         "output": {"type": "array", "items": {"type": "object"}},
-        "usage": _or_null({"type": "object"}),
-        "moe2": _ref("Receipt"),
+        "usage": or_null({"type": "object"}),
+        "moe2": ref("Receipt"),
     }
 )
-_MODEL = _object(
+_MODEL = json_object(
     {
-        "id": _STRING,
+        "id": STRING,
         "object": {"const": "model"},
-        "created": _INTEGER,
-        "owned_by": _STRING,
-        "root": _STRING,
+        "created": INTEGER,
+        "owned_by": STRING,
+        "root": STRING,
         **{
-            name: _or_null(_INTEGER)
+            name: or_null(INTEGER)
             for name in ("context_length", "max_model_len", "max_input_tokens", "max_output_tokens")
         },
-        "capabilities": {"type": "object", "additionalProperties": _or_null({"type": "boolean"})},
-        "meta": {"type": "object", "additionalProperties": _or_null(_INTEGER)},
-        "sampling": _or_null({"type": "object"}),
+        "capabilities": {"type": "object", "additionalProperties": or_null({"type": "boolean"})},
+        "meta": {"type": "object", "additionalProperties": or_null(INTEGER)},
+        "sampling": or_null({"type": "object"}),
     }
 )
-_HEALTH = _object({"status": _STRING}, {"reason": _STRING, "preferred": {"type": "boolean"}})
+_HEALTH = json_object({"status": STRING}, {"reason": STRING, "preferred": {"type": "boolean"}})
 _SCHEMAS: dict[str, Schema] = {
-    "Pushes": _object({"pushes": {"type": "array", "items": _ref("PushRow")}}),
-    "ModelOrders": _object({"orders": {"type": "array", "items": _ref("ModelOrderRow")}}),
+    **OLLAMA_SCHEMAS,
+    "Pushes": json_object({"pushes": {"type": "array", "items": ref("PushRow")}}),
+    "ModelOrders": json_object({"orders": {"type": "array", "items": ref("ModelOrderRow")}}),
     "Error": _ERROR,
     "ChatAnswer": _answer("chat.completion", {"message": _MESSAGE}),
-    "TextAnswer": _answer("text_completion", {"text": _STRING}),
+    "TextAnswer": _answer("text_completion", {"text": STRING}),
     "Embeddings": _EMBEDDINGS,
     "Response": _RESPONSE,
     "MessageAnswer": _TURN,
     "MessageError": _TURN_ERROR,
     "Model": _MODEL,
-    "Models": _object({"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}}),
+    "Models": json_object({"object": {"const": "list"}, "data": {"type": "array", "items": ref("Model")}}),
     "Health": _HEALTH,
-    "Ledger": _object(
+    "Ledger": json_object(
         {
-            "by": _STRING,
+            "by": STRING,
             "since_unix_s": {"type": "number"},
-            "sums": {"type": "array", "items": _ref("SumRow")},
+            "sums": {"type": "array", "items": ref("SumRow")},
             "today": {"type": "array", "items": {"type": "object"}},
         }
     ),
 }
-_PLAN_BODY: Schema = {"anyOf": [_ref("ChatRequest"), _ref("TextRequest")]}
+_PLAN_BODY: Schema = {"anyOf": [ref("ChatRequest"), ref("TextRequest")]}
 
-_ACCESS_ERRORS = (401, 403, 429)
-"""Statuses that the check of a key, or of a browser's origin, may answer."""
-_BODY_ERRORS = (400, 408, 413, 415, 417)
-"""Statuses that a body may be refused with."""
-
-
-@dataclass(frozen=True)
-class _Operation:
-    """An operation of the API: one method of one path."""
-
-    method: str
-    path: str
-    summary: str
-    answers: dict[str, Schema | None]
-    """The schema of a successful answer for each content type; None for content that is not JSON."""
-    errors: tuple[int, ...] = ()
-    """Statuses that are answered in OpenAI's error shape."""
-    body: Schema | None = None
-    parameters: tuple[str, ...] = ()
-    """The names of the path's parameters."""
-    query: Schema = field(default_factory=dict)
-    """The schema of each query parameter."""
-    error: str = "Error"
-    """The name of the schema of errors."""
-    not_ready: Schema | None = None
-    """The schema of a 503 that does not have OpenAI's error shape; None where there is none."""
-
-
-_INFERENCE_ERRORS = (404, 422, 500, 502, 503, 504)
 _HOSTS: Schema = {
     "limit": {"type": "integer", "minimum": 0, "maximum": MAX_HOSTS},
     "offset": {"type": "integer", "minimum": 0, "maximum": MAX_HOSTS},
@@ -220,154 +188,153 @@ _HOSTS: Schema = {
 """The query parameters that say which hosts are shown."""
 
 _OPERATIONS = (
-    _Operation(
+    Operation(
         "post",
         paths.CHAT_PATH,
         "Answer a conversation.",
-        {_JSON: _ref("ChatAnswer"), _EVENTS: None},
-        (*_BODY_ERRORS, *_INFERENCE_ERRORS),
-        _ref("ChatRequest"),
+        {JSON: ref("ChatAnswer"), EVENTS: None},
+        (*BODY_ERRORS, *INFERENCE_ERRORS),
+        ref("ChatRequest"),
     ),
-    _Operation(
+    Operation(
         "post",
         paths.COMPLETIONS_PATH,
         "Continue a text.",
-        {_JSON: _ref("TextAnswer"), _EVENTS: None},
-        (*_BODY_ERRORS, *_INFERENCE_ERRORS),
-        _ref("TextRequest"),
+        {JSON: ref("TextAnswer"), EVENTS: None},
+        (*BODY_ERRORS, *INFERENCE_ERRORS),
+        ref("TextRequest"),
     ),
-    _Operation(
+    Operation(
         "post",
         paths.EMBEDDINGS_PATH,
         "Make a vector of each text.",
-        {_JSON: _ref("Embeddings")},
-        (*_BODY_ERRORS, *_INFERENCE_ERRORS),
-        _ref("EmbeddingsRequest"),
+        {JSON: ref("Embeddings")},
+        (*BODY_ERRORS, *INFERENCE_ERRORS),
+        ref("EmbeddingsRequest"),
     ),
-    _Operation(
+    Operation(
         "post",
         paths.RESPONSES_PATH,
         "Answer a conversation, as OpenAI's Responses API has it.",
-        {_JSON: _ref("Response"), _EVENTS: None},
-        (*_BODY_ERRORS, *_INFERENCE_ERRORS),
-        _ref("ResponsesRequest"),
+        {JSON: ref("Response"), EVENTS: None},
+        (*BODY_ERRORS, *INFERENCE_ERRORS),
+        ref("ResponsesRequest"),
     ),
-    _Operation(
+    Operation(
         "get",
         paths.RESPONSE_PATH,
         "Return a response that is still kept.",
-        {_JSON: _ref("Response")},
+        {JSON: ref("Response")},
         (400, 404),
         parameters=("response_id",),
     ),
-    _Operation(
+    Operation(
         "delete",
         paths.RESPONSE_PATH,
         "Forget a response.",
-        {_JSON: {"type": "object"}},
+        {JSON: {"type": "object"}},
         (404,),
         parameters=("response_id",),
     ),
-    _Operation(
+    Operation(
         "get",
         paths.RESPONSE_ITEMS_PATH,
         "List what a response was an answer to.",
-        {_JSON: {"type": "object"}},
+        {JSON: {"type": "object"}},
         (404,),
         parameters=("response_id",),
     ),
-    _Operation(
+    Operation(
         "post",
         paths.MESSAGES_PATH,
         "Answer a conversation, as Anthropic's Messages API has it.",
-        {_JSON: _ref("MessageAnswer"), _EVENTS: None},
-        (*_BODY_ERRORS, *_INFERENCE_ERRORS),
-        _ref("MessagesRequest"),
+        {JSON: ref("MessageAnswer"), EVENTS: None},
+        (*BODY_ERRORS, *INFERENCE_ERRORS),
+        ref("MessagesRequest"),
         error="MessageError",
     ),
-    _Operation(
+    Operation(
         "post",
         paths.COUNT_PATH,
         "Count the tokens of a conversation, as Anthropic's API has it. The model reads nothing.",
-        {_JSON: _object({"input_tokens": _INTEGER}, {"moe2": _ref("Receipt")})},
-        (*_BODY_ERRORS, *_INFERENCE_ERRORS),
-        _ref("CountRequest"),
+        {JSON: json_object({"input_tokens": INTEGER}, {"moe2": ref("Receipt")})},
+        (*BODY_ERRORS, *INFERENCE_ERRORS),
+        ref("CountRequest"),
         error="MessageError",
     ),
-    _Operation("get", paths.MODELS_PATH, "List the models that can be asked for.", {_JSON: _ref("Models")}),
-    _Operation("get", paths.MODEL_PATH, "Describe one model.", {_JSON: _ref("Model")}, (404,), parameters=("model",)),
-    _Operation(
+    *OLLAMA_OPERATIONS,
+    Operation("get", paths.MODELS_PATH, "List the models that can be asked for.", {JSON: ref("Models")}),
+    Operation("get", paths.MODEL_PATH, "Describe one model.", {JSON: ref("Model")}, (404,), parameters=("model",)),
+    Operation(
         "post",
         paths.PLAN_PATH,
         "Tell what would be decided for a request, and what other budgets would buy. Runs nothing.",
-        {_JSON: _ref("PlanAnswer")},
-        _BODY_ERRORS,
+        {JSON: ref("PlanAnswer")},
+        BODY_ERRORS,
         _PLAN_BODY,
     ),
-    _Operation(
+    Operation(
         "post",
         paths.FEEDBACK_PATH,
         "Score an answer, once.",
-        {_JSON: _ref("FeedbackAnswer")},
-        (*_BODY_ERRORS, 404, 409, 500),
-        _ref("FeedbackRequest"),
+        {JSON: ref("FeedbackAnswer")},
+        (*BODY_ERRORS, 404, 409, 500),
+        ref("FeedbackRequest"),
     ),
-    _Operation("get", paths.PUSHES_PATH, "Models on their way to hosts.", {_JSON: _ref("Pushes")}),
-    _Operation(
+    Operation("get", paths.PUSHES_PATH, "Models on their way to hosts.", {JSON: ref("Pushes")}),
+    Operation(
         "post",
         paths.PUSHES_PATH,
         "Send a model of the coordinator's folder to hosts.",
-        {_JSON: _ref("Pushes")},
-        _BODY_ERRORS,
-        _ref("PushWanted"),
+        {JSON: ref("Pushes")},
+        BODY_ERRORS,
+        ref("PushWanted"),
     ),
-    _Operation("get", paths.ORDERS_PATH, "Orders of late about models and hosts.", {_JSON: _ref("ModelOrders")}),
-    _Operation(
+    Operation("get", paths.ORDERS_PATH, "Orders of late about models and hosts.", {JSON: ref("ModelOrders")}),
+    Operation(
         "post",
         paths.ORDERS_PATH,
         "Say which host serves which model.",
-        {_JSON: _ref("ModelOrders")},
-        _BODY_ERRORS,
-        _ref("Wanted"),
+        {JSON: ref("ModelOrders")},
+        BODY_ERRORS,
+        ref("Wanted"),
     ),
-    _Operation(
+    Operation(
         "get",
         paths.FLEET_PATH,
         "The fleet's present status.",
-        {_JSON: _ref("CoordinatorStatus")},
+        {JSON: ref("CoordinatorStatus")},
         (400,),
         query=_HOSTS,
     ),
-    _Operation(
+    Operation(
         "get",
         paths.LEDGER_PATH,
         "What requests have cost, and what each key has used and left today.",
-        {_JSON: _ref("Ledger")},
+        {JSON: ref("Ledger")},
         (400, 503),
         query={"by": {"enum": [by.value for by in By]}, "days": {"type": "integer", "minimum": 1, "maximum": 36_500}},
     ),
-    _Operation(
+    Operation(
         "get",
         paths.EVENTS_PATH,
         "The fleet and its requests, live.",
-        {_EVENTS: None},
+        {EVENTS: None},
         (400, 503),
         query={**_HOSTS, "after": {"type": "integer", "minimum": 0}},
     ),
-    _Operation("get", paths.HEALTH_PATH, "Tell if the process lives.", {_JSON: _ref("Health")}),
-    _Operation(
+    Operation("get", paths.HEALTH_PATH, "Tell if the process lives.", {JSON: ref("Health")}),
+    Operation(
         "get",
         paths.READINESS_PATH,
         "Tell if an expert is ready.",
-        {_JSON: _ref("Health")},
-        not_ready=_ref("Health"),
+        {JSON: ref("Health")},
+        not_ready=ref("Health"),
     ),
-    _Operation(
-        "get", paths.METRICS_PATH, "Metrics for Prometheus.", {_TEXT: None, "application/openmetrics-text": None}
-    ),
-    _Operation("get", paths.OPENAPI_PATH, "This OpenAPI document.", {_JSON: {"type": "object"}}),
-    _Operation("get", paths.INDEX_PATH, "The web page.", {"text/html": None}),
-    _Operation(
+    Operation("get", paths.METRICS_PATH, "Metrics for Prometheus.", {TEXT: None, "application/openmetrics-text": None}),
+    Operation("get", paths.OPENAPI_PATH, "This OpenAPI document.", {JSON: {"type": "object"}}),
+    Operation("get", paths.INDEX_PATH, "The web page.", {"text/html": None}),
+    Operation(
         "get",
         paths.ASSETS_PATH + "{name}",
         "A file of the web page.",
@@ -412,6 +379,7 @@ def _components() -> dict[str, Schema]:
         CountRequest,
         EmbeddingsRequest,
         FeedbackRequest,
+        *OLLAMA_BODIES,
     )
     structs = (*bodies, Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow, Wanted, PushWanted)
     _, found = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
@@ -425,7 +393,7 @@ def _components() -> dict[str, Schema]:
 def _nullable(schema: Schema) -> Schema:
     """Returns the schema extended by null, which OpenAI's clients send for "not set"."""
     takes_null = None in schema.get("enum", ()) or {"type": "null"} in schema.get("anyOf", ())
-    return schema if takes_null else _or_null(schema)
+    return schema if takes_null else or_null(schema)
 
 
 def _wish() -> dict[str, Schema]:
@@ -435,7 +403,7 @@ def _wish() -> dict[str, Schema]:
     return {**others, "Wish": schema}
 
 
-def _described(operation: _Operation, *, is_open: bool) -> dict[str, Any]:
+def _described(operation: Operation, *, is_open: bool) -> dict[str, Any]:
     responses: dict[str, Any] = {
         "200": {
             "description": operation.summary,
@@ -444,15 +412,15 @@ def _described(operation: _Operation, *, is_open: bool) -> dict[str, Any]:
             },
         }
     }
-    for status in sorted({*operation.errors, *(() if is_open else _ACCESS_ERRORS)}):
+    for status in sorted({*operation.errors, *(() if is_open else ACCESS_ERRORS)}):
         responses[str(status)] = _error(status, operation.error)
     if operation.not_ready:
-        responses["503"] = {"description": "Not ready.", "content": {_JSON: {"schema": operation.not_ready}}}
+        responses["503"] = {"description": "Not ready.", "content": {JSON: {"schema": operation.not_ready}}}
     described: dict[str, Any] = {"summary": operation.summary, "responses": responses}
     # Without keys configured, none is asked for.
     described["security"] = [] if is_open else [{"key": []}, {}]
     if operation.body:
-        described["requestBody"] = {"required": True, "content": {_JSON: {"schema": operation.body}}}
+        described["requestBody"] = {"required": True, "content": {JSON: {"schema": operation.body}}}
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for name in operation.parameters
@@ -465,7 +433,7 @@ def _described(operation: _Operation, *, is_open: bool) -> dict[str, Any]:
 def _error(status: int, schema: str) -> dict[str, Any]:
     error: dict[str, Any] = {
         "description": HTTPStatus(status).phrase,
-        "content": {_JSON: {"schema": _ref(schema)}},
+        "content": {JSON: {"schema": ref(schema)}},
     }
     if status in (429, 503):
         error["headers"] = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from aiohttp.web_server import Server
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.listening import open_listener
+from moe2.common.tls.contexts import ServerTls
 from moe2.common.token_bucket import TokenBucket
 from moe2.coordinator.http.errors import ApiError, refused
 
@@ -282,7 +282,7 @@ def protocol_logger() -> logging.Logger:
 
 @dataclass(frozen=True)
 class Listening:
-    """Where a listener is opened. section: of the configuration. context: None for plain connections.
+    """Where a listener is opened. section: of the configuration. tls: None for plain connections.
 
     send_timeout_s: a client that takes nothing of an answer for so long is cut off; None for never.
     """
@@ -291,7 +291,7 @@ class Listening:
     host: str
     port: int
     header_timeout_s: float
-    context: ssl.SSLContext | None
+    tls: ServerTls | None
     send_timeout_s: float | None = None
 
 
@@ -327,4 +327,5 @@ async def listen(
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    return await open_listener(runner, where.host, where.port, section=where.section, context=where.context)
+    context = where.tls.context if where.tls else None
+    return await open_listener(runner, where.host, where.port, section=where.section, context=context)

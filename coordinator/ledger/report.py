@@ -233,15 +233,22 @@ def request_row(row: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -
     )
 
 
-def lengths(connection: sqlite3.Connection, span: Span) -> Iterator[tuple[float, str, str, int, int]]:
-    """Yields when each answered request came, its category, the model asked for, and tokens of prompt and answer."""
+def lengths(connection: sqlite3.Connection, span: Span) -> Iterator[tuple[float, str, str, int | None, int | None]]:
+    """Yields when each answered request came, its category, the model asked for, and tokens of prompt and answer.
+
+    Tokens are None where nobody knew them.
+    """
     where, values = span.where()
     statement = f"""
-        SELECT at_unix_s, coalesce(category, ''), model, coalesce(prompt_tokens, 0), coalesce(decoded_tokens, 0)
+        SELECT at_unix_s, coalesce(category, ''), model, prompt_tokens, decoded_tokens
         FROM requests WHERE {where} AND outcome = 'completed' ORDER BY at_unix_s
     """  # noqa: S608
     for at_unix_s, category, model, prompt_tokens, answer_tokens in connection.execute(statement, values):
-        yield float(at_unix_s), str(category), str(model), int(prompt_tokens), int(answer_tokens)
+        yield float(at_unix_s), str(category), str(model), _known_int(prompt_tokens), _known_int(answer_tokens)
+
+
+def _known_int(figure: object) -> int | None:
+    return None if figure is None else int(str(figure))
 
 
 class StandingRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,10 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
+CHARACTERS_PER_TOKEN = 4.0
+"""Characters per token, assumed: what outcomes say of an answer's length is its characters."""
+_OVERALL_ROWS = 20.0
+"""Rows that an expert's mean length over all kinds counts as much as, in its mean on one kind."""
 _MIN_VARIANCE = 1e-4
 """Least variance of a score: a few equal scores do not make an expert's next one certain."""
 _MARGIN = 0.5
@@ -86,6 +90,26 @@ def scoring_profile(
     found = np.array(profile, dtype=np.float64)
     found[:, asked] = shrunk_profile(by_scoring[:, asked], labels, kinds)
     return found
+
+
+def length_profile(chars: FloatArray, labels: Sequence[str], kinds: Sequence[str]) -> FloatArray | None:
+    """Returns the expected length in tokens of each expert's answer to each kind of prompt: (K, N).
+
+    chars: (rows, N) characters of the answers, NaN where unknown. An expert of which no length is known has NaN. None
+    where that holds for all of them.
+    """
+    known = ~np.isnan(chars)
+    if not known.any():
+        return None
+    tokens = np.where(known, chars, 0.0) / CHARACTERS_PER_TOKEN
+    with np.errstate(invalid="ignore"):
+        overall = tokens.sum(axis=0) / known.sum(axis=0)
+    place = {kind: k for k, kind in enumerate(kinds)}
+    of_row = np.array([place[label] for label in labels], dtype=np.intp)
+    counts, totals = np.zeros((len(kinds), chars.shape[1])), np.zeros((len(kinds), chars.shape[1]))
+    np.add.at(counts, of_row, known)
+    np.add.at(totals, of_row, tokens)
+    return np.asarray((totals + _OVERALL_ROWS * overall) / (counts + _OVERALL_ROWS))
 
 
 def _overall(scores: FloatArray, known: npt.NDArray[np.bool_]) -> FloatArray:

@@ -39,7 +39,7 @@ from moe2.coordinator.training.gain import Gain, best_single, chosen_scores, gai
 from moe2.coordinator.training.network import Batch, GateNetwork, entropy_regularised_loss, expert_log_odds
 from moe2.coordinator.training.outcomes import Outcomes
 from moe2.coordinator.training.preparation import PreparedRows, kinds_of
-from moe2.coordinator.training.profile import scoring_profile
+from moe2.coordinator.training.profile import length_profile, scoring_profile
 from moe2.coordinator.training.votes import vote_record
 
 FloatArray = npt.NDArray[np.float64]
@@ -86,7 +86,7 @@ def train_gate(
         networks.append(_fit(rows, config, seed, report))
     gate = Gate(folded(networks, rows), features, outcomes.experts, config.tau)
     gate, metrics, gain = chosen_on_validation(gate, val, best_single(train.scores))
-    gate = _with_votes(gate, train, rows)
+    gate = _with_more(gate, train, rows)
     manifest = Manifest(
         version=CHECKPOINT_VERSION,
         moe2_version=__version__,
@@ -104,12 +104,13 @@ def train_gate(
     return TrainedGate(gate, manifest, gain)
 
 
-def _with_votes(gate: Gate, train: Outcomes, rows: PreparedRows) -> Gate:
-    """The gate with what the train rows say of its experts' votes: final answers, and options that they scored."""
+def _with_more(gate: Gate, train: Outcomes, rows: PreparedRows) -> Gate:
+    """The gate with what else the train rows say: final answers, options that experts scored, lengths of answers."""
     profile = gate.parameters.profile.astype(np.float64)
     votes = vote_record(train, rows.kinds, kinds_of(train), profile)
     by_scoring = scoring_profile(train.by_scoring, kinds_of(train), rows.kinds, profile)
-    return Gate(gate.parameters, gate.feature_config, gate.experts, gate.tau, votes, by_scoring)
+    lengths = length_profile(train.chars, kinds_of(train), rows.kinds)
+    return Gate(gate.parameters, gate.feature_config, gate.experts, gate.tau, votes, by_scoring, answer_tokens=lengths)
 
 
 @dataclass(frozen=True)

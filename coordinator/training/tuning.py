@@ -19,6 +19,11 @@ FloatArray = npt.NDArray[np.float64]
 EXPECTED_TOKENS = 48
 """Length that an answer to a short question is reckoned with before it is known."""
 FOLDS = 5
+DEARER = 2.0
+"""An answer that is being asked for is reckoned with as many times the joules of the dearest one that is known.
+
+What an answer takes varies with its length and with what else its host does, so that the dearest one so far is seldom
+the dearest of all."""
 SAME_PRIOR = 1e-9
 """Scores of the running coordinator that differ by less are the same, such as those of models of one size."""
 
@@ -33,6 +38,13 @@ class ExpertLoad:
     """Joules of one request; None where they have never been measured."""
     seconds: float | None
     """Seconds of one request; None where they have never been measured."""
+    dearest_j: float = 0.0
+    """Joules of the dearest answer to one question so far; 0 where there is none."""
+
+
+def dearest_j(answers: Iterable[Answered]) -> float:
+    """The joules of the dearest of these answers, as far as they were measured; 0 for none."""
+    return max((sum(joules or 0.0 for joules in answer.joules_of_requests) for answer in answers), default=0.0)
 
 
 def costs_of(answers: Iterable[Answered]) -> tuple[float | None, float | None]:
@@ -40,10 +52,9 @@ def costs_of(answers: Iterable[Answered]) -> tuple[float | None, float | None]:
     joules: list[float | None] = []
     seconds: list[float | None] = []
     for answer in answers:
-        joules.append(answer.joules)
+        joules += answer.joules_of_requests
         seconds.append(answer.seconds)
         if answer.by_scoring is not None:
-            joules.append(answer.by_scoring.joules)
             seconds.append(answer.by_scoring.seconds)
     return _known_mean(joules), _known_mean(seconds)
 
@@ -93,12 +104,13 @@ class Limits:
     spent_j: float = 0.0
     """Joules that were spent before the survey, and count as well."""
     expected_j: float = 0.0
-    """Joules that an answer is reckoned with before the first one is known."""
+    """Joules of the dearest answer that is known, or expected, before the survey."""
 
     def reached(self, report: Report, elapsed_s: float) -> str | None:
         """Why no more is to be asked, in words; None where there is room for another answer.
 
-        What is being asked now counts as much as the dearest answer so far, so that the limit on joules is kept.
+        The limit on joules has to leave room for one more answer and all that are being asked for now, each of them
+        `DEARER` times as dear as the dearest answer so far.
         """
         if self.max_s is not None and elapsed_s >= self.max_s:
             return f"the limit of {self.max_s / 60:g} minutes is reached"
@@ -106,7 +118,8 @@ class Limits:
             return None
         if report.unmeasured:
             return "joules are limited, but an expert's joules are not measured; use --max-minutes instead"
-        if self.spent_j + report.joules + (report.asking + 1) * max(report.dearest_j, self.expected_j) > self.max_j:
+        each_j = DEARER * max(report.dearest_j, self.expected_j)
+        if self.spent_j + report.joules + (report.asking + 1) * each_j > self.max_j:
             return f"the limit of {self.max_j:g} J is reached"
         return None
 

@@ -9,7 +9,7 @@ CHECKS = ("chat", "stream", "tools", "structured", "responses", "embeddings", "e
 """What is tried, in the order of the table in docs/clients.md."""
 
 PYTHON: Mapping[str, tuple[str, ...]] = {
-    "newest": ("openai==3.57.0", "anthropic==2.14.0"),
+    "newest": ("openai==3.57.0", "anthropic==2.14.0", "ollama==0.6.3"),
     "older": ("openai==1.109.1",),
     "frameworks": (
         "litellm==1.110.2",
@@ -60,6 +60,13 @@ CLIENTS = (
     Client("OpenAI SDK, Python, an older major", "openai", "openai_sdk.py", "older"),
     Client("OpenAI SDK, JavaScript", "openai", "openai_node.mjs", "node"),
     Client("Anthropic SDK, Python", "anthropic", "anthropic_sdk.py", "newest", ("chat", "stream", "tools", "errors")),
+    Client(
+        "Ollama, Python",
+        "ollama",
+        "ollama_sdk.py",
+        "newest",
+        ("chat", "stream", "tools", "structured", "embeddings", "errors"),
+    ),
     Client("LiteLLM", "litellm", "litellm_lib.py", "frameworks"),
     Client("LangChain", "langchain-openai", "langchain_lib.py", "frameworks"),
     Client(

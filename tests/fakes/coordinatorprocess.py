@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import sys
@@ -17,7 +18,8 @@ from tests.fakes.fleet import POLL_S
 class CoordinatorProcess:
     """Use as an async context manager. Its ports stay the same over restarts.
 
-    api, agents: more lines of [api] and [agents]. module: what is run in place of the command.
+    api, agents: more lines of [api] and [agents]. module: what is run in place of the command. release: the folder of
+    another release's code, from the next start on; None for this one.
     """
 
     def __init__(
@@ -29,9 +31,11 @@ class CoordinatorProcess:
         api: str = "",
         agents: str = "",
         module: str = "moe2.coordinator",
+        release: Path | None = None,
     ) -> None:
         self._root = root
         self._module = module
+        self.release = release
         self._reserved = _reserved_port(), _reserved_port()
         self._api_port, self._agents_port = (held.getsockname()[1] for held in self._reserved)
         (root / "coordinator.token").write_text(token)
@@ -59,14 +63,17 @@ class CoordinatorProcess:
         """Returns once the API takes connections."""
         argv = (sys.executable, "-m", self._module, "run", "--config", str(self._config))
         with (self._root / "coordinator.log").open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log)
+            self._process = await asyncio.create_subprocess_exec(
+                *argv, stdout=log, stderr=log, env=code_of(self.release)
+            )
         while True:
             with suppress(OSError):
                 _, writer = await asyncio.open_connection("127.0.0.1", self._api_port)
                 writer.close()
                 await writer.wait_closed()
                 return
-            assert self._process.returncode is None, (self._root / "coordinator.log").read_text()
+            code = self._process.returncode
+            assert code is None, f"{ended(code)}; its log: {(self._root / 'coordinator.log').read_text() or 'empty'}"
             await asyncio.sleep(POLL_S)
 
     @property
@@ -98,6 +105,19 @@ class CoordinatorProcess:
             await self.end(signal.SIGKILL)
         for held in self._reserved:
             held.close()
+
+
+def ended(code: int) -> str:
+    """How a process ended, by its exit status."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"it exited with status {code}"
+
+
+def code_of(release: Path | None) -> dict[str, str]:
+    """The environment of a process that runs the code in a folder; None for this code."""
+    if release is None:
+        return dict(os.environ)
+    # Without the working directory, which has this code.
+    return os.environ | {"PYTHONPATH": f"{release / 'dev'}:{release}", "PYTHONSAFEPATH": "1"}
 
 
 def _reserved_port() -> socket.socket:

@@ -52,7 +52,8 @@ async def test_a_limit_beyond_the_context_is_shortened_and_said(tmp_path: Path) 
             assert (await answer.json())["moe2"]["max_tokens_within_context"] is None
         plan = {"model": "moe2", "messages": [{"role": "user", "content": "a b"}], "max_tokens": 100_000}
         async with running.http.post("/v1/moe2/plan", json=plan) as answer:
-            assert (await answer.json())["answer_tokens"] == 256
+            planned = await answer.json()
+            assert planned["answer_tokens"] <= planned["longest_answer_tokens"] <= 62
 
 
 async def test_an_alias_answers_for_its_model(tmp_path: Path) -> None:

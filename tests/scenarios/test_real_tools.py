@@ -164,3 +164,5 @@ async def test_calls_in_other_forms_reach_the_client_as_calls(tmp_path: Path, na
         assert parts[0]["name"] == call["function"]["name"]
         assert "".join(part["arguments"] for part in parts) == call["function"]["arguments"]
         assert not "".join(delta.get("content") or "" for delta in deltas)
+        # They come while they are written.
+        assert sum(bool(part["arguments"]) for part in parts) > (call["function"]["name"] == "weather")

@@ -25,13 +25,19 @@ _MEMORY = 0.9
 """Weight that a guess keeps for its request with every further one on the same ground."""
 _LONG_MEMORY = 0.99
 """The same for a model's requests together."""
+_PLACE_WEIGHT = 1.5
+"""What is known of a guess's ground counts as so many guesses behind its token."""
 _LEAST_GAIN = 0.02
-"""Guesses are made for a gain of at least this, as what a step takes is not known better."""
-_FIRST_STEPS = 1.75
+"""Guesses are made for a gain of at least this for each sequence that waits for the step: what guessing itself takes,
+and what is not known better."""
+_FIRST_STEPS = 1.25
 """Steps' worth of time that a request may lose by guesses before they have gained anything."""
+_FORESEEN_RIGHT, _FORESEEN_WRONG, _MAX_FORESEEN = 0.15, 0.5, 3.0
+"""By how many steps' worth that grows with a token that was suggested rightly, shrinks with a wrong one, and at most:
+where a batch of a few tokens takes several steps' time, guesses of a text that is copied must be allowed to begin."""
 _LOOK_BEYOND = 1.5
 """More tokens are looked at that cost up to this times the allowance, as a few more may cost less."""
-_LOSS_SHARE = 0.01
+_LOSS_SHARE = 0.0075
 """The share of its time that a request may lose besides."""
 
 
@@ -65,6 +71,25 @@ def shared_rates() -> Rates:
     return Rates(memory=_LONG_MEMORY)
 
 
+class Places:
+    """How often an answer's guesses were right behind each token: a text that is copied differs again where it differed
+    before, as in its numbers."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[float, float]] = {}
+        """(right guesses, all guesses) behind a token, the older ones in part."""
+
+    def rate(self, before: int, rate: float) -> float:
+        """The rate, 0..1, of a guess behind a token, from that of all guesses on its ground."""
+        right, seen = self._seen.get(before, (0.0, 0.0))
+        return (right + _PLACE_WEIGHT * rate) / (seen + _PLACE_WEIGHT)
+
+    def learn(self, before: int, is_right: bool) -> None:
+        """A guess behind a token turned out right or wrong."""
+        right, seen = self._seen.get(before, (0.0, 0.0))
+        self._seen[before] = right * _MEMORY + is_right, seen * _MEMORY + 1
+
+
 class Account:
     """What a request's guesses have gained and cost it, in seconds: what they may lose has a bound."""
 
@@ -74,6 +99,13 @@ class Account:
         self.saved_s = 0.0
         """By how much this request's own decoding was shorter for all guesses of its steps."""
         self._decoded_s = 0.0
+        self._foreseen = 0.0
+        """Steps' worth of time that guesses may lose besides, as they held whether they were put into a step or not."""
+
+    def foresaw(self, is_right: bool) -> None:
+        """What was suggested for the next token turned out right or wrong, without having cost anything."""
+        change = _FORESEEN_RIGHT if is_right else -_FORESEEN_WRONG
+        self._foreseen = min(max(self._foreseen + change, 0.0), _MAX_FORESEEN)
 
     def settle(self, *, accepted: int, plain_s: float, taken_s: float, longer_s: float) -> None:
         """A step brought `accepted` guessed tokens, each of which saved a step of `plain_s`.
@@ -92,7 +124,7 @@ class Account:
     def allowance_s(self, plain_s: float) -> float:
         """How much the next step's guesses of this request may take from all sequences together. plain_s: what the step
         takes without any."""
-        return self.gained_s + _FIRST_STEPS * plain_s + _LOSS_SHARE * self._decoded_s
+        return self.gained_s + (_FIRST_STEPS + self._foreseen) * plain_s + _LOSS_SHARE * self._decoded_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +135,32 @@ class Offer:
     allowance_s: float
 
 
-def guess_lengths(
-    offers: Sequence[Offer], *, seconds: Callable[[int], float], sequences: int, beside_s: float, room: int
-) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a step has to do beside guesses.
+
+    sequences: those that take a token of it. waiting: those whose prompts are still being read. beside_s: what these
+    prompts take of the step.
+    """
+
+    sequences: int
+    waiting: int = 0
+    beside_s: float = 0.0
+
+    @property
+    def all_sequences(self) -> int:
+        """Those that wait for the step's end."""
+        return self.sequences + self.waiting
+
+
+def guess_lengths(offers: Sequence[Offer], load: Load, *, seconds: Callable[[int], float], room: int) -> list[int]:
     """Returns how many guesses of each offer to put into the next step.
 
-    seconds: of a step by its tokens. sequences: those that take a token of this step, with guesses or without.
-    beside_s: what else the step takes, such as a prompt. room: the most guesses of all together.
+    seconds: of a step by its tokens. room: the most guesses of all together.
     """
+    sequences, everybody = load.sequences, load.all_sequences
     counts = [0] * len(offers)
-    best, best_value, plain_s = list(counts), _LEAST_GAIN, seconds(sequences)
+    best, best_value, plain_s = list(counts), _LEAST_GAIN * everybody, seconds(sequences)
     chances = [1.0] * len(offers)
     is_over = [False] * len(offers)
     expected = [1.0] * len(offers)
@@ -124,7 +172,7 @@ def guess_lengths(
             break
         offer = offers[at]
         # All sequences wait for it.
-        extra_s = sequences * (seconds(sequences + counts[at] + 1) - plain_s)
+        extra_s = everybody * (seconds(sequences + counts[at] + 1) - plain_s)
         if extra_s > _LOOK_BEYOND * offer.allowance_s:
             gains[at] = 0.0
             continue
@@ -134,8 +182,8 @@ def guess_lengths(
         counts[at] += 1
         value += gains[at]
         gains[at] = _next_gain(offer, counts[at], chances[at], expected[at])
-        longer = (seconds(sequences + sum(counts)) + beside_s) / (plain_s + beside_s)
-        net = value - sequences * log(longer)
+        longer = (seconds(sequences + sum(counts)) + load.beside_s) / (plain_s + load.beside_s)
+        net = value - everybody * log(longer)
         if net > best_value and not any(is_over):
             best, best_value = list(counts), net
     return best

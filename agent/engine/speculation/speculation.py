@@ -7,10 +7,11 @@ token that was drawn. So an answer's distribution, and with a seed the answer it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
 
 from moe2.agent.engine.speculation.costs import StepCosts
-from moe2.agent.engine.speculation.lengths import Account, Offer, Rates, guess_lengths, shared_rates
+from moe2.agent.engine.speculation.lengths import Account, Load, Offer, Places, Rates, guess_lengths, shared_rates
 from moe2.agent.engine.speculation.ngrams import (
     DRAFTED,
     FORCED,
@@ -26,16 +27,29 @@ from moe2.agent.engine.speculation.ngrams import (
 
 _HOPELESS = 0.02
 """A chance below which no guess is looked at."""
+_MAX_STEPS_UNSEEN = 32
+"""After so many measured steps the one without guesses is measured again."""
+_MIN_STEPS_BETWEEN = 16
+"""Steps between two that are made without guesses to be measured."""
+_HELD_UP = 1.3
+"""A step that is further off than by this factor was held up by something else: it costs its guesses no more."""
 
 
 class _Pending:
     """A guess that what is drawn is compared with."""
 
-    def __init__(self, guess: Guess) -> None:
+    def __init__(self, guess: Guess, before: int) -> None:
+        """before: the token that the guess follows on."""
         self._guess = guess
+        self._before = before
         self._compared = 0
 
-    def compare(self, token: int, *rates: Rates) -> bool:
+    @property
+    def next(self) -> int | None:
+        """The token that comes next if the guess is right; None where it has nothing to say any more."""
+        return self._guess.tokens[self._compared] if self._compared < len(self._guess.tokens) else None
+
+    def compare(self, token: int, places: Places, *rates: Rates) -> bool:
         """Learn from the next token; False where the guess has nothing to say any more."""
         guess, at = self._guess, self._compared
         if at >= len(guess.tokens):
@@ -45,6 +59,9 @@ class _Pending:
             each.learn(guess.grounds[at], is_right)
             if is_drafted(guess.grounds[at]):
                 each.learn(DRAFTED, is_right)
+        if not is_drafted(guess.grounds[at]):
+            places.learn(self._before, is_right)
+        self._before = token
         self._compared += 1
         return is_right
 
@@ -58,6 +75,7 @@ class Speculator:
         self._shared = speculation.ngrams
         self._model_rates = speculation.rates
         self._rates = Rates(speculation.rates.of)
+        self._places = Places()
         self._pending: list[_Pending] = []
         self.account = Account()
         self.drafting_s = 0.0
@@ -88,13 +106,13 @@ class Speculator:
         elif length:
             found = history.copy(place, length, most)
         guess = Guess(*found) if found[0] else None
-        self._pending = [] if guess is None else [_Pending(guess)]
+        self._pending = [] if guess is None else [_Pending(guess, history.tokens[-1])]
         return guess
 
     def suppose(self, tokens: list[int]) -> Guess:
         """A guess of tokens, at least one, that will come in any case."""
         guess = Guess(tokens, [FORCED] * len(tokens))
-        self._pending = [_Pending(guess)]
+        self._pending = [_Pending(guess, self._known().tokens[-1])]
         return guess
 
     def rate(self, ground: int) -> float:
@@ -109,7 +127,7 @@ class Speculator:
         """A draft model's guess, of at least one token, with the probabilities that it gives to them. What the text
         suggested is still compared."""
         guess = Guess(tokens, [ground_of_draft(probability) for probability in probabilities])
-        self._pending.append(_Pending(guess))
+        self._pending.append(_Pending(guess, self._known().tokens[-1]))
         return guess
 
     def offer(self, guess: Guess, plain_s: float) -> Offer:
@@ -117,9 +135,12 @@ class Speculator:
         if guess.grounds[0] == FORCED:
             return Offer([1.0] * len(guess.tokens), inf)
         likely: list[float] = []
-        chance = 1.0
-        for ground in guess.grounds:
+        chance, before = 1.0, self._known().tokens[-1]
+        for token, ground in zip(guess.tokens, guess.grounds, strict=True):
             rate = self._rates.of(ground)
+            if not is_drafted(ground):
+                rate = self._places.rate(before, rate)
+            before = token
             chance *= rate
             if chance < _HOPELESS:
                 break
@@ -129,7 +150,11 @@ class Speculator:
     def drew(self, token: int) -> None:
         """The answer goes on with this token."""
         if self._pending:
-            self._pending = [each for each in self._pending if each.compare(token, self._rates, self._model_rates)]
+            if (suggested := self._pending[0].next) is not None:
+                self.account.foresaw(suggested == token)
+            self._pending = [
+                each for each in self._pending if each.compare(token, self._places, self._rates, self._model_rates)
+            ]
         history = self._known()
         history.append(token)
         self._shared.learn(history.tokens)
@@ -141,6 +166,20 @@ class Speculator:
         return self._history
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step that is over. sequences: those that took a token of it. waiting: those whose prompts were read meanwhile.
+
+    seconds: what it took without the draft model's part; None where prompts were read in it, as their part of the time
+    is not known. reading_s: what the draft model took for reading what was written before it was asked.
+    """
+
+    sequences: int
+    waiting: int = 0
+    seconds: float | None = None
+    reading_s: float = 0.0
+
+
 class Speculation:
     """What a model's sequences share: the table of n-grams, how often guesses are right, what steps take."""
 
@@ -150,39 +189,57 @@ class Speculation:
         self.rates = shared_rates()
         self.drafts = Account()
         """What a draft model has gained and taken, over all requests: it may lose no more than one of them."""
+        self._steps = 0
+        """Those that were measured."""
+        self._plain_at: dict[int, int] = {}
+        """The latest measured step without guesses, by its sequences."""
+        self._trial_at = -_MIN_STEPS_BETWEEN
+        """The latest step without guesses that was made to be measured."""
 
     def speculator(self, prompt: Sequence[int]) -> Speculator:
         """The speculator of one answer."""
         return Speculator(prompt, self)
 
-    def lengths(
-        self,
-        guesses: Sequence[tuple[Speculator, Guess]],
-        *,
-        sequences: int,
-        beside_s: float,
-        room: int,
-    ) -> list[int]:
+    def lengths(self, guesses: Sequence[tuple[Speculator, Guess]], load: Load, *, room: int) -> list[int]:
         """How many tokens of each guess to put into the next step (see `guess_lengths`)."""
-        plain_s = self.costs.of(sequences)
+        if not load.waiting and self._is_plain_due(load.sequences):
+            self._trial_at = self._steps
+            return [0] * len(guesses)
+        plain_s = self.costs.of(load.sequences)
         offers = [speculator.offer(guess, plain_s) for speculator, guess in guesses]
-        return guess_lengths(offers, seconds=self.costs.of, sequences=sequences, beside_s=beside_s, room=room)
+        return guess_lengths(offers, load, seconds=self.costs.cautious(load.sequences), room=room)
 
-    def settle(self, made: Sequence[tuple[Speculator, int, int]], *, sequences: int, reading_s: float = 0.0) -> None:
-        """A step is over. made: of each sequence that may guess, how many tokens it guessed and how many were right.
+    def _is_plain_due(self, sequences: int) -> bool:
+        """True where it is long ago that a step of so many sequences without guesses was measured: without one, nobody
+        knows what guesses are compared with. Such steps are few, however often the number of sequences changes."""
+        plain_at = self._plain_at.get(sequences, -_MAX_STEPS_UNSEEN)
+        return self._steps - plain_at >= _MAX_STEPS_UNSEEN and self._steps - self._trial_at >= _MIN_STEPS_BETWEEN
 
-        reading_s: what the draft model took for reading what was written before it was asked.
-        """
-        plain_s = self.costs.of(max(sequences, 1))
+    def settle(self, made: Sequence[tuple[Speculator, int, int]], step: Step) -> None:
+        """Take in a step. made: of each sequence that may guess, how many tokens it guessed and how many were right."""
         guessed = sum(count for _, count, _ in made)
-        extra_s = self.costs.of(sequences + guessed) - plain_s if guessed else 0.0
-        longer_s = extra_s + reading_s + sum(speculator.drafting_s for speculator, _, _ in made)
+        sequences, everybody = max(step.sequences, 1), step.sequences + step.waiting
+        if step.seconds is not None:
+            self._steps += 1
+            self.costs.learn(sequences + guessed, step.seconds)
+            if not guessed:
+                self._plain_at[sequences] = self._steps
+        plain_s = self.costs.of(sequences)
+        extra_s = self._taken_s(sequences + guessed, step.seconds) - plain_s if guessed else 0.0
+        longer_s = extra_s + step.reading_s + sum(speculator.drafting_s for speculator, _, _ in made)
         right, taken_s = 0, 0.0
         for speculator, count, accepted in made:
             # All sequences wait for it.
-            own_s = sequences * ((extra_s * count / guessed if guessed else 0.0) + speculator.drafting_s)
+            own_s = everybody * ((extra_s * count / guessed if guessed else 0.0) + speculator.drafting_s)
             speculator.account.settle(accepted=accepted, plain_s=plain_s, taken_s=own_s, longer_s=longer_s)
             if speculator.drafting_s:
                 right, taken_s = right + accepted, taken_s + own_s
                 speculator.drafting_s = 0.0
-        self.drafts.settle(accepted=right, plain_s=plain_s, taken_s=taken_s + reading_s * sequences, longer_s=longer_s)
+        self.drafts.settle(
+            accepted=right, plain_s=plain_s, taken_s=taken_s + step.reading_s * everybody, longer_s=longer_s
+        )
+
+    def _taken_s(self, tokens: int, seconds: float | None) -> float:
+        """What a step took, where nothing else held it up."""
+        known_s = self.costs.of(tokens)
+        return known_s if seconds is None else min(max(seconds, known_s / _HELD_UP), known_s * _HELD_UP)

@@ -173,7 +173,12 @@ def read_chat(fields: dict[str, Any], headers: Mapping[str, str] = NO_HEADERS, r
 
 def parse_completion(body: bytes, headers: Mapping[str, str] = NO_HEADERS, reading: Reading = STRICT) -> Call:
     """Parses the body of `POST /v1/completions`. Raises `ApiError` (400), which names the parameter."""
-    fields = json_object(body, but_for="max_tokens")
+    return read_completion(json_object(body, but_for="max_tokens"), headers, reading)
+
+
+def read_completion(fields: dict[str, Any], headers: Mapping[str, str] = NO_HEADERS, reading: Reading = STRICT) -> Call:
+    """Parses the fields of a text completion, of which only `max_tokens` may be null, for no limit. Raises `ApiError`
+    (400), as `parse_completion`."""
     text, ignored = read_struct(fields, TextRequest, reading)
     prompt, *more = prompts_of(text.prompt)
     if (1 + len(more)) * text.n > MAX_PROMPTS:

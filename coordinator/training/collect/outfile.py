@@ -60,6 +60,11 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
     file_sha256: str | None = None
     """What the model's file was; None where nobody knew it yet."""
 
+    @property
+    def joules_of_requests(self) -> list[float | None]:
+        """Joules of each request that was made for the answer: to write it, and to score options where there are."""
+        return [self.joules, *([self.by_scoring.joules] if self.by_scoring else [])]
+
 
 class Outfile:
     """The answers that were collected so far, by question, and the file that holds them.

@@ -192,7 +192,7 @@ class _Jobs:
         job.open.news = True
         report = self.report
         report.answered += 1
-        joules = [answer.joules, *([answer.by_scoring.joules] if answer.by_scoring else [])]
+        joules = answer.joules_of_requests
         spent_j = sum(spent or 0.0 for spent in joules)
         report.joules += spent_j
         report.dearest_j = max(report.dearest_j, spent_j)

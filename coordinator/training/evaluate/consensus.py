@@ -68,7 +68,7 @@ class _Rows:
     actual_j: FloatArray
     """(rows, N) joules by the recorded lengths."""
     predicted_j: FloatArray
-    """(rows, N) joules by the mean lengths of the rows that were learnt from."""
+    """(rows, N) joules by the lengths that the gate expects of answers to such prompts."""
     scores: FloatArray
     """(rows, N) the gate's probabilities."""
     kind_shares: FloatArray
@@ -105,19 +105,20 @@ def evaluate_votes(
     training: TrainingConfig | None = None,
     trained: TrainedGate | None = None,
     progress: Progress | None = None,
+    fifth: int = 0,
 ) -> VoteReport:
     """Compare votes of each pool with one expert alone, within each target of mean joules.
 
     pools: experts by the pool's name; None for `default_pools`. hosts: host profile by expert, `HOST` for the others.
-    trained: a gate of exactly the learnt rows, if there is one already. Raises Moe2Error where the file holds no
-    answers or too few rows.
+    trained: a gate of exactly the learnt rows, if there is one already. fifth: as in `split_for_report`. Raises
+    Moe2Error where the file holds no answers or too few rows.
     """
     if answer_codes(table) is None:
         raise VoteEvaluationError(
             "The file holds no answers, only scores.",
             remedy="Columns 'answer__NAME' hold them; `moe2-coordinator collect` writes them.",
         )
-    parts = split_for_report(table)
+    parts = split_for_report(table, fifth)
     trained = trained or train_gate(parts.learn, config=training, progress=progress)
     named = {name: tuple(experts) for name, experts in (pools or default_pools(parts.learn)).items()}
     figures: list[PolicyFigures] = []
@@ -239,12 +240,14 @@ class _Study:
         assert codes is not None  # noqa: S101 - the whole file has answers
         number = {name: place for place, name in enumerate(self._kinds)}
         labels = np.array([number.get(name, -1) for name in kinds_of(table)])
-        costs = fleet_costs(table, train, hosts, 128.0)
         predictions = [
             fleet.predict(prompt, int(label) if told and label >= 0 else None)
             for prompt, label in zip(table.prompts, labels, strict=True)
         ]
         even = np.full(len(self._kinds), 1 / len(self._kinds))
+        unknown = np.full(len(table.experts), np.nan)
+        lengths = [unknown if found.answer_tokens is None else found.answer_tokens for found in predictions]
+        costs = fleet_costs(table, train, hosts, 128.0, np.stack(lengths))
         return _Rows(
             codes=codes,
             right=(codes == RIGHT).astype(np.float64),

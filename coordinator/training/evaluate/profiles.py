@@ -18,11 +18,10 @@ import numpy.typing as npt
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.gate.prior import facts_from_name
 from moe2.coordinator.training.outcomes import Outcomes
+from moe2.coordinator.training.profile import CHARACTERS_PER_TOKEN
 
 FloatArray = npt.NDArray[np.float64]
 
-CHARACTERS_PER_TOKEN: Final = 4.0
-"""Characters per token, assumed."""
 REFERENCE_PARAMETERS: Final = 8e9
 """Parameters of the model that the profiles hold for; a token's cost is assumed to grow linearly with them."""
 
@@ -86,11 +85,18 @@ def default_hosts(experts: Sequence[str]) -> dict[str, str]:
     return {expert: names[n % len(names)] for n, expert in enumerate(experts)}
 
 
-def fleet_costs(table: Outcomes, train: Outcomes, hosts: Mapping[str, str], answer_tokens: float) -> Costs:
+def fleet_costs(
+    table: Outcomes,
+    train: Outcomes,
+    hosts: Mapping[str, str],
+    answer_tokens: float,
+    expected_tokens: FloatArray | None = None,
+) -> Costs:
     """The costs of each answer of `table` on its expert's host.
 
     Predictions use the prompt's length and the expert's mean answer length on the train rows, or `answer_tokens` where
-    that is unknown. Raises ProfileError for an expert without a host, or an unknown host.
+    that is unknown. expected_tokens: (rows, experts) lengths that were predicted for each prompt, which count before
+    those; NaN where unknown. Raises ProfileError for an expert without a host, or an unknown host.
     """
     if answer_tokens <= 0:
         raise ProfileError(f"Answers of {answer_tokens} tokens make no sense.", remedy="Give a positive number.")
@@ -106,7 +112,10 @@ def fleet_costs(table: Outcomes, train: Outcomes, hosts: Mapping[str, str], answ
         host = PROFILES[hosts[expert]]
         size = (facts_from_name(expert).parameters or REFERENCE_PARAMETERS) / REFERENCE_PARAMETERS
         lengths = train.chars[:, n]
-        expected = answer_tokens if np.isnan(lengths).all() else float(np.nanmean(lengths)) / CHARACTERS_PER_TOKEN
+        mean = answer_tokens if np.isnan(lengths).all() else float(np.nanmean(lengths)) / CHARACTERS_PER_TOKEN
+        expected = np.full(len(table), mean)
+        if expected_tokens is not None:
+            expected = np.where(np.isnan(expected_tokens[:, n]), mean, expected_tokens[:, n])
         actual = np.where(known[:, n], np.nan_to_num(table.chars[:, n]) / CHARACTERS_PER_TOKEN, expected)
         for tokens, joules, seconds in ((expected, energy, delay), (actual, actual_energy, actual_delay)):
             joules[:, n] = size * (prompt_tokens * host.prefill_j_per_token + tokens * host.decode_j_per_token)

@@ -45,6 +45,7 @@ MOE2_TOLD = "moe2, category given"
 ALL_EXPERTS = "all experts (median)"
 """All experts run; the median of their scores stands for a vote, which scores alone cannot replay."""
 _NEIGHBOURS = 40
+FIFTHS = 5
 
 
 class EvaluationError(Moe2Error):
@@ -63,17 +64,23 @@ class Parts:
     """Where the reported rows come from, in words."""
 
 
-def split_for_report(pool: Outcomes) -> Parts:
+def split_for_report(pool: Outcomes, fifth: int = 0) -> Parts:
     """Split the pool into rows to learn from and rows to report on.
 
-    Test rows are reported on; without any, a fifth of the train rows is held out by a hash of the id. Train and val
-    rows whose prompt also occurs in the reported rows are dropped. Raises EvaluationError for too few rows.
+    Test rows are reported on; without any, a fifth of the train rows is held out by a hash of the id: the one with the
+    number `fifth`, 0 to 4. Train and val rows whose prompt also occurs in the reported rows are dropped. Raises
+    EvaluationError for too few rows, and for a fifth of a file that has test rows.
     """
+    if fifth not in range(FIFTHS):
+        raise EvaluationError(f"There is no fifth number {fifth}.", remedy=f"They are 0 to {FIFTHS - 1}.")
     test = [int(row) for row in pool.rows_of("test")]
     reported_on = "test"
+    if test and fifth:
+        raise EvaluationError(f"The file has {len(test)} test rows, so that no other rows are held out.")
     if not test:
-        test = [int(row) for row in pool.rows_of("train") if zlib.crc32(f"held out {pool.ids[row]}".encode()) % 5 == 0]
-        reported_on = "held-out fifth of the train rows (by hash of id)"
+        place = [zlib.crc32(f"held out {row_id}".encode()) % FIFTHS for row_id in pool.ids]
+        test = [int(row) for row in pool.rows_of("train") if place[row] == fifth]
+        reported_on = f"held-out fifth {fifth} of the train rows (by hash of id)"
     scored = [row for row in test if not np.isnan(pool.scores[row]).all()]
     if len(scored) < 10:
         raise EvaluationError(
@@ -101,13 +108,14 @@ def evaluate(
     selector: PanelSelector | None = None,
     source: str | None = None,
     progress: Progress | None = None,
+    fifth: int = 0,
 ) -> EvaluationReport:
     """Train a gate and compare it with the baselines on the budget grid.
 
     hosts: host profile by expert; by default the profiles in turn. answer_tokens: assumed length of answers whose
-    length is unknown. Raises EvaluationError, TrainingError or ProfileError.
+    length is unknown. fifth: as in `split_for_report`. Raises EvaluationError, TrainingError or ProfileError.
     """
-    parts = split_for_report(pool)
+    parts = split_for_report(pool, fifth)
     hosts = dict(hosts or default_hosts(pool.experts))
     train = parts.learn.take(parts.learn.rows_of("train"))
     costs = fleet_costs(parts.report, train, hosts, answer_tokens)

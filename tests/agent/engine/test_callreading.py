@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.agent.engine.callform import BARE, BY_NAME, FORMS, HERMES, Caller, CallForm, form_of
-from moe2.agent.engine.callreading import CallTranslator
+from moe2.agent.engine.callform import BARE, BY_NAME, FORMS, HERMES, Caller, CallForm, Style, form_of
+from moe2.agent.engine.calltranslator import CallTranslator
 from moe2.agent.engine.structure.constraint import Constraint, constraint_of
 from moe2.agent.engine.structure.matcher import Compiler, Vocabulary
 from moe2.common.generation import ToolRules
@@ -351,3 +351,119 @@ def test_a_template_tells_the_form(source: str, name: str) -> None:
     """By the marks that it writes."""
     assert form_of(source).name == name
     assert form_of("<tool_call>") is HERMES
+
+
+CODE = 'def f(x):\n    return "<b>" + \'é\\n\' + """{x}"""  # </p> [1, {2: 3}]\n'
+"""A text with what the forms write around arguments."""
+PLACES = {"city": CODE, "days": 3, "note": None, "places": [1, -2.5], "unit": "C"}
+
+
+def several(name: str) -> str:
+    """An answer with text, a call with a long text, and a second call, as a form writes them."""
+    form, made = BY_NAME[name], json.dumps(PLACES, ensure_ascii=False)
+    match form.style:
+        case Style.OBJECTS:
+            calls = [
+                f'{{"{form.name_key}": "{tool}", "{form.arguments_key}": {arguments}, "id": "call<1>"}}'
+                for tool, arguments in (("weather", made), ("time", "{}"))
+            ]
+            body = f"[{', '.join(calls)}]" if form.is_list else "; ".join(calls)
+        case Style.NAMED | Style.RECIPIENTS:
+            body = f"{form.head}weather{form.neck}{made}{form.tail}\n{form.head}time{form.neck}{{}}{form.tail}"
+        case Style.PARAMETERS:
+            before, between, behind = form.parameter
+            # A line's end around a value belongs to the form, whether or not its marks have one.
+            code = CODE if between == ">\n" else f"\n{CODE}\n"
+            values = [code, "3", "null", "[1, -2.5]", "C"]
+            written = "".join(
+                f"{before}{key}{between}{value}{behind}" for key, value in zip(PLACES, values, strict=True)
+            )
+            more = form.closing + form.opening if form.each else ""
+            body = f"{form.head}weather{form.neck}{written}{form.tail}{more}{form.head}time{form.neck}{form.tail}"
+        case _:
+            words = ", ".join(f"{key}={value!r}" for key, value in PLACES.items())
+            body = f"[weather({words}), time()]"
+    if form.each and form.style is Style.OBJECTS:
+        body = f"{form.closing}{form.opening}".join(calls)
+    text = "all\nOn it. " if form.style is Style.RECIPIENTS else "On it. " if form.begins else ""
+    return f"{text}{form.opening}{body}{form.closing}"
+
+
+TRANSLATED = [name for name in ONE if is_translated(BY_NAME[name])]
+
+
+def translated(form: CallForm, *tokens: str) -> list[list[TokenPiece]]:
+    """What comes of each token, and of the answer's end."""
+    translator = CallTranslator(form, TOOLS)
+    return [*(translator.feed(TokenPiece(token)) for token in tokens), translator.finish()]
+
+
+def joined(found: list[list[TokenPiece]]) -> str:
+    return "".join(piece.text for pieces in found for piece in pieces)
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_calls_are_the_same_wherever_an_answer_is_cut_in_two(name: str) -> None:
+    """Every place is tried, in an answer with text, quotes, brackets and marks in its arguments."""
+    form, answer = BY_NAME[name], several(name)
+    whole = joined(translated(form, answer))
+    text, calls = read(form, answer)
+    assert (text, calls) == ("On it." if form.begins else "", [("weather", PLACES), ("time", {})])
+    for at in range(len(answer)):
+        found = translated(form, answer[:at], answer[at:])
+        assert joined(found) == whole, answer[:at]
+        assert sum(map(len, found)) <= 3
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_calls_are_the_same_character_by_character(name: str) -> None:
+    """However many tokens write it, and no more pieces come than there are tokens."""
+    form, answer = BY_NAME[name], several(name)
+    found = translated(form, *answer)
+    assert joined(found) == joined(translated(form, answer))
+    assert sum(map(len, found)) <= len(answer)
+    assert read(form, *answer) == read(form, answer)
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_arguments_come_while_they_are_written(name: str) -> None:
+    """Half of a call's arguments are there when half of them are written; in Python's form, those that are whole."""
+    form, answer = BY_NAME[name], several(name)
+    written = answer[: answer.index("null" if form.style is not Style.PYTHON else "None")]
+    said = "".join(piece.text for pieces in translated(form, *written)[:-1] for piece in pieces)
+    _, _, arguments = said.partition('"arguments": ')
+    assert json.loads(arguments.rstrip().removesuffix('"note":').rstrip(", ") + "}") == {"city": CODE, "days": 3}
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_a_call_that_is_cut_off_stays_open(name: str) -> None:
+    """Half a text is no argument: what a client gets is no whole JSON, wherever the answer ends within it."""
+    form, answer = BY_NAME[name], several(name)
+    inside = answer.index("return")
+    reader = CallReader({"weather", "time"}, ids="x")
+    pieces = [piece for pieces in translated(form, *answer[:inside]) for piece in pieces]
+    found = [*reader.feed(pieces), *reader.finish()]
+    calls = [part for part in found if isinstance(part, ToolCall)]
+    assert [call.name for call in calls] == (["weather"] if calls else [])
+    for call in calls:
+        with pytest.raises(json.JSONDecodeError):
+            json.loads(call.arguments)
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+@given(data=st.data())
+def test_cuts_change_nothing_in_noise(name: str, data: st.DataObject) -> None:
+    """Parts of calls in any order, cut anywhere, with and without log-probabilities, are read alike."""
+    form, answer = BY_NAME[name], several(name)
+    places = st.integers(0, len(answer))
+    spans = data.draw(st.lists(st.tuples(places, places), max_size=5))
+    noise = "".join(answer[min(span) : max(span)] for span in spans)
+    edges = [0, *sorted(data.draw(st.lists(st.integers(0, len(noise)), max_size=8))), len(noise)]
+    tokens = [noise[start:end] for start, end in itertools.pairwise(edges)]
+    found = translated(form, *tokens)
+    assert joined(found) == joined(translated(form, noise))
+    assert sum(map(len, found)) <= len(tokens) + 1
+    translator = CallTranslator(form, TOOLS)
+    scored = [translator.feed(TokenPiece(token, -0.5)) for token in tokens] + [translator.finish()]
+    assert joined(scored) == joined(found)
+    assert sum(map(len, scored)) <= len(tokens) + 1

@@ -15,10 +15,10 @@ def text_of(events: list[Event], job_id: str = "a") -> str:
 
 
 def test_tokens_of_short_steps_share_a_frame_and_lose_nothing() -> None:
-    """A step of 7 ms: the first token goes out at once, then those of three steps go together."""
+    """A step of 7 ms: the first token goes out at once, then those of six steps go together."""
     merging = Merging()
-    sent = [merging.put(tokens(text), 0.007 * step) for step, text in enumerate("abcdefg")]
-    assert [text_of(list(each)) for each in sent] == ["a", "", "", "bcd", "", "", "efg"]
+    sent = [merging.put(tokens(text), 0.007 * step) for step, text in enumerate("abcdefghijklm")]
+    assert [text_of(list(each)) for each in sent] == ["a", *5 * [""], "bcdefg", *5 * [""], "hijklm"]
 
 
 def test_tokens_of_slow_steps_go_out_at_once() -> None:

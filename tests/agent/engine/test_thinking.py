@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.agent.engine.thinking import HARMONY, Marks, Thinker, marks_of
+from moe2.agent.engine.thinking import HARMONY, PAIRS, Marks, Thinker, marks_of
 from moe2.common.link.messages import TokenPiece
 
 THINK = Marks("<think>", "</think>", ("<think>", "</think>"), "\n</think>\n\n")
@@ -126,6 +126,36 @@ def test_a_message_to_a_function_becomes_a_call() -> None:
     call = '<|channel|>commentary to=functions.rain <|constrain|>json<|message|>{"day": 1}'
     expected = '<tool_call>\n{"name": "rain", "arguments": {"day": 1}\n</tool_call>'.replace("1}\n", "1}}\n")
     assert read(HARMONY, [call]) == read(HARMONY, [call + "<|call|>"]) == ("", expected)
+
+
+def test_a_message_to_a_function_that_is_cut_off_stays_open() -> None:
+    """So that half a text does not look like a whole one."""
+    call = '<|channel|>commentary to=functions.rain <|constrain|>json<|message|>{"day": "Mon'
+    assert read(HARMONY, list(call)) == ("", '<tool_call>\n{"name": "rain", "arguments": {"day": "Mon')
+
+
+MARKS = [
+    Marks(opening, closing, (opening, closing), f"\n{closing}\n\n")
+    for opening, closing in (*PAIRS, ("<mm:think>", "</mm:think>"))
+]
+
+
+@pytest.mark.parametrize("marks", MARKS, ids=lambda marks: marks.opening)
+def test_marks_are_found_wherever_two_cuts_are(marks: Marks) -> None:
+    """In every family's marks, opened by the model or by its template, closed once, twice or never."""
+    opening, closing = marks.opening, marks.closing
+    cases = [
+        ("", f"{opening}\né < x\n{closing}\n\nIt is {closing}.", ("é < x", f"It is {closing}.")),
+        ("", f"{opening}a{closing}{opening}b{closing}c", ("ab", "c")),
+        ("", f"{opening}a{closing[:-1]}", (f"a{closing[:-1]}", "")),
+        ("", f"Yes, {opening}a{closing}", ("", f"Yes, {opening}a{closing}")),
+        (f"{opening}\n", f"a\n{closing}\n\nb", ("a", "b")),
+        (f"{opening}\n", f"{closing}b", ("", "b")),
+        (f"{opening}\n\n{closing}\n\n", f"b{closing}", ("", f"b{closing}")),
+    ]
+    for begun, text, expected in cases:
+        for first, second in itertools.combinations_with_replacement(range(len(text) + 1), 2):
+            assert read(marks, [text[:first], text[first:second], text[second:]], begun) == expected, text[:first]
 
 
 def test_a_thinkers_marks_are_spelled_where_they_are_one_token() -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from moe2.agent.engine.batch import Chunk, Lanes
 from moe2.agent.engine.callform import Caller
-from moe2.agent.engine.callreading import CallTranslator
+from moe2.agent.engine.calltranslator import CallTranslator
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.drawing import Calling, Draw, Drawing, Reasoning
 from moe2.agent.engine.matched import MatchedDraw

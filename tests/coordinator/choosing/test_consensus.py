@@ -33,8 +33,8 @@ def served(model: str, j_per_token: float, agent: str | None = None) -> Expert:
 FLEET = (served("one", 3.0), served("two", 1.0), served("three", 2.0))
 
 
-def gated(tmp_path: Path, *scores: float, rows: int = 600) -> Selector:
-    """A gate that knows models one, two, … and the votes of their independent answers."""
+def gated(tmp_path: Path, *scores: float, rows: int = 600, tokens: tuple[float, ...] | None = None) -> Selector:
+    """A gate that knows models one, two, … and the votes of their independent answers. tokens: lengths of these."""
     names = ["one", "two", "three", "large"][: len(scores)]
     random = np.random.default_rng(5)
     wrong = random.integers(1, len(scores) + 1, (rows, len(scores)))
@@ -44,7 +44,8 @@ def gated(tmp_path: Path, *scores: float, rows: int = 600) -> Selector:
     path = write_gate(tmp_path / "gate.safetensors", names, ["all"], [list(scores)])
     gate, manifest = load_checkpoint(path)
     votes = VoteRecord(base=base, slope=slope, other=other, codes=codes, kinds=np.zeros(rows, dtype=np.int16))
-    save_checkpoint(path, gate.parameters, manifest, votes)
+    lengths = None if tokens is None else np.array([tokens])
+    save_checkpoint(path, gate.parameters, manifest, votes, answer_tokens=lengths)
     gate, manifest = load_checkpoint(path)
     return Selector(Scorer(gate, manifest.kinds), {}, clock=lambda: 0.0)
 
@@ -179,3 +180,58 @@ def test_no_choice_breaks_a_limit(budget_j: float, price_per_j: float, most: int
     spent = [member.prediction.energy_j.p95 for member in decided.members if member.prediction.energy_j]
     assert sum(spent) <= budget_j * (1 + 1e-9)
     assert len(spent) == len(decided.members) <= most
+
+
+def on_priors(*named: str, **wish: Any) -> list[str]:
+    """The models that are asked on a fleet of which only the models' names are known."""
+    chooser = Selector(Scorer(None), {}, clock=lambda: 0.0)
+    return models(choose(chooser, *(served(name, 1.0 + n) for n, name in enumerate(named)), **wish))
+
+
+def test_several_are_asked_on_priors_where_the_client_names_the_mode() -> None:
+    """A vote that a client asks for has three members of about one size, of which a second one is always asked."""
+    for named in (("q-0.5b", "g-270m", "s-135m"), ("a-7b", "b-8b", "c-4b"), ("x", "y", "z")):
+        assert len(on_priors(*named)) == 3
+        assert len(on_priors(*named, confidence=0.9)) == 3
+    assert len(on_priors("a", "b", "c", "d", "e", max_experts=5)) > 3
+
+
+def test_a_large_model_is_not_outvoted_by_small_ones_on_priors() -> None:
+    """Sizes that far apart do say who knows better."""
+    assert on_priors("large-70b", "small-3b", "tiny-1b") == ["large-70b"]
+
+
+def test_budgets_and_counts_stand_above_the_wish_for_a_vote() -> None:
+    """Where two members at most are allowed, one is asked: the second could decide nothing."""
+    for limits in ({"max_experts": 2}, {"max_experts": 1}, {"energy_budget_j": 350.0}):
+        assert len(on_priors("x", "y", "z", **limits)) == 1
+    assert len(on_priors("x", "y", "z", energy_budget_j=601.0)) == 3
+    assert len(on_priors("x", "y")) == 1
+
+
+def test_joules_to_expect_follow_from_the_usual_lengths(tmp_path: Path) -> None:
+    """A model of dear tokens that says little is asked first; limits hold for the longest answers that are planned."""
+    chooser = gated(tmp_path, *SMALL, tokens=(5.0, 90.0, 90.0))
+    decided = choose(chooser, *FLEET)
+    assert models(decided) == ["one", "two", "three"]
+    assert isinstance(decided, Selection)
+    assert decided.vote is not None
+    assert 5 * 3.0 + 90 * 1.0 < decided.vote.expected_j < 5 * 3.0 + 90 * 1.0 + 90 * 2.0
+    assert decided.predicted.energy_j is not None
+    assert decided.predicted.energy_j.p50 == pytest.approx(decided.vote.expected_j)
+    assert decided.predicted.energy_j.p95 == pytest.approx(600.0)
+    assert len(models(choose(chooser, *FLEET, energy_budget_j=599.0))) == 2
+
+
+def test_a_price_is_paid_for_the_usual_length(tmp_path: Path) -> None:
+    """Of two experts that are about as good the one whose usual answer takes fewer joules answers alone."""
+
+    def alone(*tokens: float, **about: Any) -> list[str]:
+        chooser = gated(tmp_path, 0.62, 0.6, tokens=tokens)
+        return models(choose(chooser, *FLEET[:2], mode=Mode.ROUTE, price_per_j=1e-3, **about))
+
+    assert alone(90.0, 90.0) == ["two"]
+    assert alone(5.0, 90.0) == ["one"]
+    # Neither is expected to write more than the client allows.
+    assert alone(1e6, 1e6) == alone(100.0, 100.0) == ["two"]
+    assert alone(float("nan"), 90.0) == ["two"]

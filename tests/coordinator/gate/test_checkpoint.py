@@ -32,6 +32,29 @@ def test_a_gate_survives_the_file(made: MadeGate, checkpoint: Path) -> None:
         assert np.array_equal(gate.predict(prompt).probabilities, made.gate.predict(prompt).probabilities)
 
 
+def test_lengths_of_answers_survive_the_file(made: MadeGate, tmp_path: Path) -> None:
+    """Each prompt is told the lengths of its kind; of an expert without any it stays unknown."""
+    path, shape = tmp_path / "gate.safetensors", made.gate.parameters.profile.shape
+    lengths = np.arange(1.0, 1.0 + np.prod(shape)).reshape(shape)
+    lengths[:, 0] = np.nan
+    save_checkpoint(path, made.gate.parameters, made.manifest, answer_tokens=lengths)
+    gate, _ = load_checkpoint(path)
+    found = gate.predict("who is king?", 1).answer_tokens
+    assert found is not None
+    assert np.isnan(found[0])
+    assert np.array_equal(found[1:], lengths[1, 1:])
+
+
+@pytest.mark.parametrize("length", [-1.0, np.inf])
+def test_impossible_lengths_are_refused(made: MadeGate, tmp_path: Path, length: float) -> None:
+    """A file that says so is no checkpoint to choose by."""
+    path = tmp_path / "gate.safetensors"
+    lengths = np.full(made.gate.parameters.profile.shape, length)
+    save_checkpoint(path, made.gate.parameters, made.manifest, answer_tokens=lengths)
+    with pytest.raises(CheckpointError, match="lengths of answers"):
+        load_checkpoint(path)
+
+
 def test_what_file_an_expert_was_survives(made: MadeGate, tmp_path: Path) -> None:
     """The manifest tells checksums by name; the gate has them in the order of its experts."""
     path = tmp_path / "gate.safetensors"

@@ -147,3 +147,14 @@ def test_impossible_facts_are_refused(wrong: dict[str, float]) -> None:
 def test_plain_names_differ_for_different_models() -> None:
     """Sizes and versions are kept apart."""
     assert len({plain_name(n) for n in ("qwen2-7b", "qwen2.5-7b", "qwen2.5-14b", "qwen2.5-7b-instruct")}) == 4
+
+
+def test_lengths_of_answers_come_in_the_fleets_order(made: MadeGate) -> None:
+    """Each expert has its own length; one that was never trained on has none, and without lengths nobody has."""
+    lengths = np.tile([10.0, 20.0, 30.0], (len(made.manifest.kinds), 1))
+    gate = Gate(made.gate.parameters, made.gate.feature_config, made.gate.experts, 0.1, answer_tokens=lengths)
+    facts = [ExpertFacts("expert-2"), ExpertFacts("newcomer-7B"), ExpertFacts("expert-0")]
+    found = FleetGate(gate, facts).predict("python loop").answer_tokens
+    assert found is not None
+    assert found == pytest.approx([30.0, np.nan, 10.0], nan_ok=True)
+    assert FleetGate(made.gate, facts).predict("python loop").answer_tokens is None

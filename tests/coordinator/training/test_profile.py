@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from moe2.coordinator.training.profile import FloatArray, scoring_profile, shrunk_profile
+from moe2.coordinator.training.profile import FloatArray, length_profile, scoring_profile, shrunk_profile
 
 KINDS = tuple(f"kind-{k}" for k in range(10))
 ALIKE = np.broadcast_to([0.30, 0.42, 0.36, 0.25], (10, 4))
@@ -104,3 +104,19 @@ def test_a_profile_is_always_made_of_probabilities(scores: FloatArray, data: st.
     profile = shrunk_profile(scores, labels, KINDS)
     assert profile.shape == (len(KINDS), scores.shape[1])
     assert ((profile >= 0) & (profile <= 1)).all()
+
+
+def test_lengths_are_told_by_kind_and_expert() -> None:
+    """With many rows they are the means in tokens; a kind without rows has the expert's mean over all."""
+    chars = np.array([[400.0, 80.0]] * 2000 + [[1200.0, 80.0]] * 2000)
+    found = length_profile(chars, ["a"] * 2000 + ["b"] * 2000, ("a", "b", "new"))
+    assert found == pytest.approx(np.array([[100.0, 20.0], [300.0, 20.0], [200.0, 20.0]]), rel=0.02)
+
+
+def test_unknown_lengths_stay_unknown() -> None:
+    """An expert without any length has NaN; where nobody has one there is no profile."""
+    chars = np.array([[400.0, np.nan], [np.nan, np.nan]])
+    found = length_profile(chars, ["a", "b"], ("a", "b"))
+    assert found == pytest.approx(np.array([[100.0, np.nan], [100.0, np.nan]]), nan_ok=True)
+    assert length_profile(chars[:, 1:], ["a", "b"], ("a", "b")) is None
+    assert length_profile(chars[:0], [], ("a",)) is None

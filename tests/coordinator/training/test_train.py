@@ -71,8 +71,9 @@ def test_a_gate_learns_who_scores_options_well(tmp_path: Path) -> None:
     config = replace(SMALL_TRAINING, epochs=1)
     trained = train_gate(replace(outcomes, by_scoring=by_scoring), config=config, features=SMALL_FEATURES)
     path, gate = tmp_path / "gate.safetensors", trained.gate
-    save_checkpoint(path, gate.parameters, trained.manifest, gate.votes, gate.by_scoring)
+    save_checkpoint(path, gate.parameters, trained.manifest, gate.votes, gate.by_scoring, gate.answer_tokens)
     found = load_checkpoint(path)[0].predict("who is king?")
+    assert found.answer_tokens == pytest.approx([10.0] * len(gate.experts))
     assert found.by_scoring is not None
     assert found.by_scoring[1] == pytest.approx(0.95, abs=0.01)
     assert found.probabilities[1] < 0.9

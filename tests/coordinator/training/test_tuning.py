@@ -84,9 +84,11 @@ def test_one_unmeasured_answer_makes_the_mean_unknown() -> None:
     ("limits", "report", "elapsed_s", "told"),
     [
         (Limits(), Report(joules=1e9), 1e9, None),
-        (Limits(max_j=100.0), Report(joules=80.0, asking=1, dearest_j=10.0), 0.0, None),
-        (Limits(max_j=100.0), Report(joules=80.0, asking=2, dearest_j=10.0), 0.0, "100 J"),
-        (Limits(max_j=100.0, spent_j=15.0), Report(joules=80.0, asking=0, dearest_j=10.0), 0.0, "100 J"),
+        (Limits(max_j=100.0), Report(joules=60.0, asking=1, dearest_j=10.0), 0.0, None),
+        (Limits(max_j=100.0), Report(joules=60.0, asking=2, dearest_j=10.0), 0.0, "100 J"),
+        (Limits(max_j=100.0), Report(joules=60.0, asking=1, dearest_j=9.0), 0.0, None),
+        (Limits(max_j=100.0, expected_j=11.0), Report(joules=60.0, asking=1, dearest_j=9.0), 0.0, "100 J"),
+        (Limits(max_j=100.0, spent_j=25.0), Report(joules=60.0, asking=0, dearest_j=10.0), 0.0, "100 J"),
         (Limits(max_j=5.0, expected_j=10.0), Report(), 0.0, "5 J"),
         (Limits(max_j=100.0), Report(unmeasured=1), 0.0, "--max-minutes"),
         (Limits(max_s=60.0), Report(unmeasured=1), 59.0, None),
@@ -94,7 +96,7 @@ def test_one_unmeasured_answer_makes_the_mean_unknown() -> None:
     ],
 )
 def test_limits_count_what_is_under_way(limits: Limits, report: Report, elapsed_s: float, told: str | None) -> None:
-    """The next answer is asked for only if it and all that are being asked fit, each as dear as the dearest so far."""
+    """The next answer is asked for only if it and all that are being asked fit at twice the dearest one known."""
     why = limits.reached(report, elapsed_s)
     assert (why is None) if told is None else (why is not None and told in why)
 

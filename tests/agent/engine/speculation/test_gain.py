@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from random import Random
 
 import numpy as np
 import pytest
@@ -22,6 +23,11 @@ ON_CPU, BETWEEN, ON_GPU = 0.55, 0.2, 0.02
 
 def _seconds(token_s: float) -> Callable[[int], float]:
     return lambda tokens: 0.01 * (1 + token_s * (tokens - 1))
+
+
+def _interpolated(known: dict[int, float]) -> Callable[[int], float]:
+    """Seconds of a step by its tokens, from those of some sizes in hundredths of a second."""
+    return lambda tokens: 0.01 * float(np.interp(tokens, list(known), list(known.values())))
 
 
 def _chosen(token: int) -> Logits:
@@ -47,11 +53,32 @@ def _breaks_off(tokens: Sequence[int]) -> Logits:
     return _chosen(tokens[-13]) if len(tokens) < 50 or len(tokens) % 2 else _never_holds(tokens)
 
 
-def _took_s(says: Callable[[Sequence[int]], Logits], token_s: float, *, guesses: bool, jobs: int, most: int) -> float:
-    seconds = _seconds(token_s)
-    speculation = Speculation(StepCosts(step_s=0.01, token_s=0.01 * token_s)) if guesses else None
+def _took_s(
+    says: Callable[[Sequence[int]], Logits],
+    token_s: float,
+    *,
+    guesses: bool,
+    jobs: int,
+    most: int,
+    assumed: float | None = None,
+    noise: float = 0.0,
+    seconds: Callable[[int], float] | None = None,
+) -> float:
+    """Seconds of so many answers. assumed: what was measured at load, where that was something else than `token_s`.
+    noise: standard deviation of the logarithm of a step's seconds. seconds: of a step by its tokens, in place of
+    `token_s`."""
+    real, random = seconds or _seconds(token_s), Random(1)
+    known = real if assumed is None else _seconds(assumed)
+    measured_s = {size: known(size) for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)}
+    costs = StepCosts(step_s=known(1), token_s=known(2) - known(1), measured_s=measured_s)
     engine = Engine(
-        slots=jobs, cells=400 * jobs, batch_tokens=64, says=says, endless=True, speculation=speculation, seconds=seconds
+        slots=jobs,
+        cells=400 * jobs,
+        batch_tokens=64,
+        says=says,
+        endless=True,
+        speculation=Speculation(costs) if guesses else None,
+        seconds=lambda tokens: real(tokens) * random.lognormvariate(0, noise),
     )
     for at in range(jobs):
         engine.decoder.submit(
@@ -87,3 +114,33 @@ def test_guesses_that_hold_gain(token_s: float, jobs: int, least: float) -> None
     """As much as the batch leaves room for."""
     plain_s = _took_s(_repeats, token_s, guesses=False, jobs=jobs, most=200)
     assert plain_s / _took_s(_repeats, token_s, guesses=True, jobs=jobs, most=200) >= least
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 4, 8])
+@pytest.mark.parametrize("says", [_repeats, _breaks_off, _never_holds])
+def test_where_batches_are_dearer_than_was_measured_guesses_lose_next_to_nothing(
+    says: Callable[[Sequence[int]], Logits], jobs: int
+) -> None:
+    """As beside a full cache: each further token takes as long as a step, so that nothing can be gained."""
+    took_s = [
+        _took_s(says, 1.0, guesses=guesses, jobs=jobs, most=200, assumed=0.4, noise=0.05) for guesses in (False, True)
+    ]
+    assert took_s[1] <= 1.02 * took_s[0]
+
+
+@pytest.mark.parametrize(("jobs", "least"), [(1, 8.0), (8, 2.5)])
+def test_where_batches_are_cheaper_than_was_measured_guesses_gain(jobs: int, least: float) -> None:
+    """Of what was measured in a bad moment more is found out by guessing."""
+    took_s = [
+        _took_s(_repeats, ON_GPU, guesses=guesses, jobs=jobs, most=200, assumed=0.3, noise=0.05)
+        for guesses in (False, True)
+    ]
+    assert took_s[0] / took_s[1] >= least
+
+
+def test_a_copy_is_guessed_where_a_few_tokens_take_several_steps() -> None:
+    """As with a 0.5B model on two cores: 2 tokens take 2 steps' time, 4 tokens 2.7 and 16 tokens 6.3."""
+    known = {1: 1.0, 2: 2.0, 3: 2.5, 4: 2.7, 6: 3.8, 8: 4.2, 12: 5.3, 16: 6.3, 24: 8.3, 32: 10.3}
+    seconds = _interpolated(known)
+    took_s = [_took_s(_repeats, 0.0, guesses=each, jobs=1, most=96, seconds=seconds) for each in (False, True)]
+    assert took_s[0] / took_s[1] >= 1.9

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.agent.engine.speculation.lengths import Account, Offer, Rates, guess_lengths
+from moe2.agent.engine.speculation.lengths import Account, Load, Offer, Places, Rates, guess_lengths
 from moe2.agent.engine.speculation.ngrams import GROUNDS
 
 
@@ -18,8 +18,10 @@ def _linear(step_s: float, token_s: float) -> Callable[[int], float]:
     return lambda tokens: step_s + token_s * (tokens - 1)
 
 
-def _lengths(*offers: Offer, token_s: float, sequences: int = 1, room: int = 60, beside_s: float = 0.0) -> list[int]:
-    return guess_lengths(offers, seconds=_linear(1.0, token_s), sequences=sequences, beside_s=beside_s, room=room)
+def _lengths(
+    *offers: Offer, token_s: float, sequences: int = 1, room: int = 60, waiting: int = 0, beside_s: float = 0.0
+) -> list[int]:
+    return guess_lengths(offers, Load(sequences, waiting, beside_s), seconds=_linear(1.0, token_s), room=room)
 
 
 SURE, UNSURE = Offer([0.95] * 20, inf), Offer([0.3] * 20, inf)
@@ -43,6 +45,18 @@ def test_a_full_batch_guesses_less() -> None:
 def test_beside_a_long_prompt_a_guess_costs_little() -> None:
     """The step is long anyway."""
     assert _lengths(UNSURE, token_s=0.5, beside_s=50.0)[0] > 0
+
+
+def test_those_whose_prompts_are_read_wait_for_guesses_too() -> None:
+    """Beside the prompts of seven others a sequence guesses less than beside one long prompt."""
+    alone, among_others = (_lengths(SURE, token_s=0.1, beside_s=2.0, waiting=waiting)[0] for waiting in (1, 7))
+    assert 0 < among_others < alone
+
+
+def test_a_gain_that_is_small_for_each_sequence_is_none() -> None:
+    """Eight sequences that each gain 1 % do not guess: what a step takes is not known so well."""
+    one = Offer([0.51], inf)
+    assert _lengths(*[one] * 8, token_s=0.5, sequences=8) == [0] * 8
 
 
 def test_no_more_is_guessed_than_there_is_room() -> None:
@@ -79,7 +93,7 @@ def test_the_best_of_all_lengths_is_found(likely: list[list[float]], token_s: fl
 
     best = max(map(value, product(*(range(len(each) + 1) for each in likely))))
     found = tuple(_lengths(*offers, token_s=token_s, sequences=sequences))
-    assert value(found) >= best - 0.0201
+    assert value(found) >= best - 0.02 * sequences - 1e-4
 
 
 def test_a_guess_that_never_holds_is_soon_known() -> None:
@@ -93,22 +107,48 @@ def test_a_guess_that_never_holds_is_soon_known() -> None:
     assert rates.of(GROUNDS - 1) > 0.95
 
 
+def test_a_guess_behind_a_token_where_guesses_failed_is_less_likely() -> None:
+    """Whatever guesses on its ground are; behind other tokens they are as likely as before."""
+    places = Places()
+    for _ in range(3):
+        places.learn(7, False)
+        places.learn(8, True)
+    assert places.rate(7, 0.9) < 0.35
+    assert places.rate(8, 0.9) > 0.95
+    assert places.rate(9, 0.9) == pytest.approx(0.9)
+    for _ in range(20):
+        places.learn(7, True)
+    assert places.rate(7, 0.9) > 0.85
+
+
 def test_a_larger_batch_that_takes_less_is_found() -> None:
     """Four to six tokens take longer than seven here, and the allowance is enough for seven."""
     seconds = {1: 1.0, 2: 2.0, 3: 2.4, 4: 3.5, 5: 4.1, 6: 4.5, 7: 3.2, 8: 3.2}
     offer = Offer([0.98] * 7, 3.0)
-    assert guess_lengths([offer], seconds=seconds.__getitem__, sequences=1, beside_s=0.0, room=7) == [7]
+    assert guess_lengths([offer], Load(1), seconds=seconds.__getitem__, room=7) == [7]
 
 
 @given(st.integers(1, 400), st.floats(0.001, 1))
 def test_what_guesses_that_never_hold_can_cost_is_bounded(steps: int, token_s: float) -> None:
-    """1.75 steps and 1 % of the time, however the guesser is misled and whatever a guess costs."""
+    """1.25 steps and 0.75 % of the time, however the guesser is misled and whatever a guess costs."""
     account, spent_s = Account(), 0.0
     for _ in range(steps):
         count = _lengths(Offer([1.0] * 20, account.allowance_s(1.0)), token_s=token_s)[0]
         account.settle(accepted=0, plain_s=1.0, taken_s=count * token_s, longer_s=count * token_s)
         spent_s += 1.0 + count * token_s
-    assert spent_s - steps <= 1.75 + 0.01 * spent_s + 1e-9
+    assert spent_s - steps <= 1.25 + 0.0075 * spent_s + 1e-9
+
+
+def test_what_held_without_being_tried_may_be_tried() -> None:
+    """Three steps more may be lost where suggestions held on end; none where every second one did not."""
+    account = Account()
+    first_s = account.allowance_s(1.0)
+    for at in range(40):
+        account.foresaw(at % 2 == 0)
+    assert account.allowance_s(1.0) <= first_s + 0.15
+    for _ in range(100):
+        account.foresaw(True)
+    assert account.allowance_s(1.0) == pytest.approx(first_s + 3)
 
 
 def test_in_a_batch_of_eight_a_guess_takes_from_all_of_them() -> None:
@@ -123,4 +163,4 @@ def test_what_was_gained_may_be_lost_again() -> None:
     account = Account()
     before_s = account.allowance_s(1.0)
     account.settle(accepted=3, plain_s=1.0, taken_s=0.5, longer_s=0.5)
-    assert account.allowance_s(1.0) == pytest.approx(before_s + 2.5 + 0.01 * 1.5)
+    assert account.allowance_s(1.0) == pytest.approx(before_s + 2.5 + 0.0075 * 1.5)

@@ -124,6 +124,17 @@ def test_without_test_rows_a_named_part_of_train_is_held_out() -> None:
     assert set(parts.learn.splits) == {"train", "val"}
 
 
+def test_five_fifths_hold_out_every_train_row_once() -> None:
+    """Together they report on all train rows, none of them twice; there is no sixth, nor one beside test rows."""
+    whole = synthetic_outcomes()
+    pool = whole.take([row for row in range(len(whole)) if whole.splits[row] != "test"])
+    held = [row_id for fifth in range(5) for row_id in split_for_report(pool, fifth).report.ids]
+    assert sorted(held) == sorted(pool.ids[row] for row in pool.rows_of("train"))
+    for fifth, rows in ((5, pool), (-1, pool), (1, whole)):
+        with pytest.raises(EvaluationError):
+            split_for_report(rows, fifth)
+
+
 def test_prompts_that_are_reported_on_are_not_learnt_from() -> None:
     """A train row with the same prompt as a test row is dropped."""
     pool = synthetic_outcomes()

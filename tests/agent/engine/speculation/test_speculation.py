@@ -1,0 +1,107 @@
+"""What a model's sequences share: when a step without guesses is measured, and what guesses are charged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from moe2.agent.engine.speculation.costs import StepCosts
+from moe2.agent.engine.speculation.lengths import Load
+from moe2.agent.engine.speculation.speculation import Speculation, Speculator, Step
+
+_TEXT = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12] * 4
+
+
+def _speculation(token_s: float = 0.001) -> Speculation:
+    """A step takes 0.1 s, and each further token of it so much."""
+    return Speculation(StepCosts(step_s=0.1, token_s=token_s))
+
+
+def _step(speculation: Speculation, speculators: Sequence[Speculator], seconds: float = 0.1) -> list[int]:
+    """How many tokens each guesses in a step, all of them right."""
+    guesses = [speculator.guess(8) for speculator in speculators]
+    pairs = [(each, guess) for each, guess in zip(speculators, guesses, strict=True) if guess is not None]
+    counts = speculation.lengths(pairs, Load(len(speculators)), room=60)
+    for (speculator, guess), count in zip(pairs, counts, strict=True):
+        for token in [*guess.tokens[:count], guess.tokens[count] if count < len(guess.tokens) else 3]:
+            speculator.drew(token)
+    speculation.settle(
+        [(each, count, count) for (each, _), count in zip(pairs, counts, strict=True)],
+        Step(len(speculators), seconds=seconds),
+    )
+    return counts
+
+
+def test_a_step_without_guesses_is_measured_at_first_and_now_and_then() -> None:
+    """Of guesses that always hold, 32 steps are made between two without any."""
+    speculation = _speculation()
+    speculator = speculation.speculator(_TEXT)
+    plain = [at for at in range(100) if _step(speculation, [speculator]) == [0]]
+    assert plain == [0, 33, 66, 99]
+
+
+def test_with_another_number_of_sequences_a_step_without_guesses_is_measured() -> None:
+    """What it takes was not measured yet; but one step in 16 is enough, however often the number changes."""
+    speculation = _speculation()
+    speculators = [speculation.speculator(_TEXT) for _ in range(8)]
+    for _ in range(20):
+        _step(speculation, speculators[:1])
+    assert _step(speculation, speculators[:3]) == [0, 0, 0]
+    plain = sum(not any(_step(speculation, speculators[: 1 + at % 8])) for at in range(160))
+    assert 2 <= plain <= 10
+
+
+def test_beside_prompts_no_step_is_measured_and_none_is_without_guesses() -> None:
+    """A step's time says nothing where prompts are read in it."""
+    speculation = _speculation()
+    speculator = speculation.speculator(_TEXT)
+    guess = speculator.guess(8)
+    assert guess is not None
+    assert speculation.lengths([(speculator, guess)], Load(1, waiting=1, beside_s=0.2), room=60)[0] > 0
+    before_s = speculation.costs.of(9)
+    speculation.settle([(speculator, 8, 8)], Step(1, waiting=1, seconds=None))
+    assert speculation.costs.of(9) == before_s
+
+
+@pytest.mark.parametrize(("seconds", "gains"), [(0.15, True), (0.6, False)])
+def test_guesses_are_charged_what_steps_took(seconds: float, gains: bool) -> None:
+    """Two guesses that are right save two steps, and lose where their step takes as long as six."""
+    speculation = _speculation()
+    speculator = speculation.speculator(_TEXT)
+    for _ in range(20):
+        speculation.settle([(speculator, 0, 0)], Step(1, seconds=0.1))
+        speculation.settle([(speculator, 2, 2)], Step(1, seconds=seconds))
+    assert (speculator.account.gained_s > 0) is gains
+
+
+def test_a_step_that_was_held_up_costs_its_guesses_little() -> None:
+    """Another process may stop the engine for a second."""
+    speculation = _speculation()
+    speculator = speculation.speculator(_TEXT)
+    for _ in range(20):
+        speculation.settle([(speculator, 0, 0)], Step(1, seconds=0.1))
+        speculation.settle([(speculator, 2, 2)], Step(1, seconds=0.1))
+    before_s = speculator.account.gained_s
+    speculation.settle([(speculator, 2, 2)], Step(1, seconds=1.0))
+    assert speculator.account.gained_s > before_s
+
+
+def test_what_is_never_copied_is_not_guessed() -> None:
+    """Behind a token where each line of a copy differed from the one before, guesses are taken for wrong."""
+    speculation = _speculation()
+    lines = [[3, 4, 5, 6, 20 + at, 7, 8, 9, 10] for at in range(6)]
+    speculator = speculation.speculator(lines[0])
+    for line in lines[1:]:
+        for token in line:
+            speculator.guess(8)
+            speculator.drew(token)
+    for token in lines[1][:2]:
+        speculator.guess(8)
+        speculator.drew(token)
+    guess = speculator.guess(8)
+    assert guess is not None
+    assert guess.tokens[:2] == [5, 6]
+    likely = speculator.offer(guess, 0.1).likely
+    assert likely[0] > 0.8
+    assert likely[2] < 0.5
