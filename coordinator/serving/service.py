@@ -190,8 +190,9 @@ class Service:
 
     def fleet_changed(self) -> None:
         """Take in that an agent has joined or reported: there may be room where there was none."""
-        if self._judge.breakers.has_hung:
-            self._judge.breakers.seen(self._table.choosable(asyncio.get_running_loop().time()))
+        if self._judge.breakers.wants_news:
+            now_s = asyncio.get_running_loop().time()
+            self._judge.breakers.seen(self._table.choosable(now_s), now_s)
         self._queue.expect_room()
 
     def agent_lost(self, agent_id: str) -> None:

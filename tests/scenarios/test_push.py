@@ -21,6 +21,8 @@ from tests.fakes.fleet import Fleet, fleet
 from tests.gguf import write_gguf
 from tests.scenarios.test_supply import TAKES, order, row_of, served
 
+pytestmark = pytest.mark.slow
+
 OPEN = {"port": 0}
 
 

@@ -34,6 +34,7 @@ def record(codes: list[list[int]], base: list[float]) -> VoteRecord:
 CODES = st.lists(st.lists(st.integers(-1, 3), min_size=3, max_size=3), min_size=1, max_size=8)
 
 
+@pytest.mark.slow
 @given(CODES, st.lists(st.floats(0.1, 3), min_size=3, max_size=3), st.permutations([0, 1, 2]))
 @settings(max_examples=60, deadline=None)
 def test_a_replay_is_the_vote_itself(codes: list[list[int]], base: list[float], order: list[int]) -> None:

@@ -168,6 +168,7 @@ def test_a_dear_answer_counts_by_its_price() -> None:
     assert (slow.value[:, 0] < 0.7).all()
 
 
+@pytest.mark.slow
 def test_the_price_of_a_week_keeps_the_tolerances() -> None:
     """Over a week of busy days and quiet nights the chosen sets lose no more than allowed, for the nights."""
     seen = Traffic()

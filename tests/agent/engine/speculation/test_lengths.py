@@ -71,6 +71,7 @@ def test_no_more_is_guessed_than_may_be_lost() -> None:
     assert _lengths(Offer([0.99] * 20, -0.1), token_s=0.1) == [0]
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.lists(st.floats(0, 1), max_size=3), min_size=1, max_size=3),
     st.floats(0.01, 0.6),
@@ -128,6 +129,7 @@ def test_a_larger_batch_that_takes_less_is_found() -> None:
     assert guess_lengths([offer], Load(1), seconds=seconds.__getitem__, room=7) == [7]
 
 
+@pytest.mark.slow
 @given(st.integers(1, 400), st.floats(0.001, 1))
 def test_what_guesses_that_never_hold_can_cost_is_bounded(steps: int, token_s: float) -> None:
     """1.25 steps and 0.75 % of the time, however the guesser is misled and whatever a guess costs."""
