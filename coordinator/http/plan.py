@@ -5,7 +5,7 @@ It also tells what other budgets would buy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -15,8 +15,9 @@ from moe2.common.link.prompts import ChatPrompt
 from moe2.coordinator.choosing.explain import Decision, FrontierRow, decision_of, frontier_rows, offers_of, refusal_of
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection
-from moe2.coordinator.http.auth import BODY, PRINCIPAL
+from moe2.coordinator.http.auth import PRINCIPAL
 from moe2.coordinator.http.body.parse import Call, Reading, parse_chat, parse_completion
+from moe2.coordinator.http.parsing import BODY
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.keys.keys import ANYBODY, Principal
 from moe2.coordinator.serving.request import gate_text, uses_tools
@@ -57,9 +58,8 @@ class PlanRoutes:
         app.router.add_post(PLAN_PATH, self._plan)
 
     async def _plan(self, http: web.Request) -> web.Response:
-        body = http[BODY]
-        parse = parse_completion if b'"prompt"' in body and b'"messages"' not in body else parse_chat
-        call = parse(body, http.headers, self._reading())
+        reading = self._reading()
+        call = await http[BODY].parsed(lambda body: _parsed(body, http.headers, reading))
         answer = self.answer(call, http.get(PRINCIPAL, ANYBODY))
         return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
@@ -90,6 +90,11 @@ class PlanRoutes:
             offers=offers_of(decided) if isinstance(decided, NoExpert) else None,
             frontier=frontier,
         )
+
+
+def _parsed(body: bytes, headers: Mapping[str, str], reading: Reading) -> Call:
+    parse = parse_completion if b'"prompt"' in body and b'"messages"' not in body else parse_chat
+    return parse(body, headers, reading)
 
 
 def _planned_tokens(decided: Selection | NoExpert, demand: Demand) -> tuple[int, int | None]:

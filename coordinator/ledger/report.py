@@ -344,6 +344,13 @@ def standing_report(hosts: tuple[StandingRow, ...], ledgers: Sequence[Answered])
     )
 
 
+def first_written_unix_s(connection: sqlite3.Connection, first_day: str, last_day: str) -> float | None:
+    """Returns the moment of a request of the first of these days that has any; None where none has."""
+    statement = "SELECT at_unix_s FROM requests WHERE day BETWEEN ? AND ? ORDER BY day LIMIT 1"
+    row = connection.execute(statement, (first_day, last_day)).fetchone()
+    return None if row is None else float(row[0])
+
+
 def booked_counters(connection: sqlite3.Connection) -> dict[str, StandingEnergy]:
     """Returns the agents' counters of joules whose values are in the ledger, by agent."""
     rows = _dicts(connection, "SELECT * FROM standing_counters", [])
