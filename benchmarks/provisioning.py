@@ -31,12 +31,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.provisioning_bound import bound_j, hindsight_j
-from benchmarks.provisioning_fleet import DAY_S, HOURLY, MIDNIGHT_UNIX_S, Trace, days, read_trace
+from benchmarks.provisioning_fleet import DAY_S, HOURLY, MIDNIGHT_UNIX_S, Arrival, Trace, days, read_trace
 from benchmarks.provisioning_policies import MAX_TRANSITIONS, AlwaysOn, Ours, fixed_times
 from benchmarks.provisioning_sim import Day, Result
 from moe2.coordinator.provisioning.decision import Tolerances
 from moe2.coordinator.provisioning.problem import Limits
-from moe2.coordinator.provisioning.traffic import Asked, Traffic
+from moe2.coordinator.provisioning.traffic import Traffic
 
 LOADS = (60.0, 180.0)
 LEARNED_DAYS = 7
@@ -87,7 +87,7 @@ def compare(
     )
 
 
-def _learned(learned: list[list[Asked]]) -> Traffic:
+def _learned(learned: list[list[Arrival]]) -> Traffic:
     traffic = Traffic()
     traffic.passed(MIDNIGHT_UNIX_S - LEARNED_DAYS * DAY_S)
     for day in learned:

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.provisioning_fleet import AGX_ORIN, DAY_S, HOSTS, MIDNIGHT_UNIX_S, RTX_4090, Kind
+from benchmarks.provisioning_fleet import AGX_ORIN, DAY_S, HOSTS, MIDNIGHT_UNIX_S, RTX_4090, Arrival, Kind
 from benchmarks.provisioning_policies import MAX_TRANSITIONS
 from benchmarks.provisioning_sim import PATIENCE_S
 from moe2.coordinator.planning.values import FloatArray
-from moe2.coordinator.provisioning.traffic import Asked
 
 KINDS = (RTX_4090, AGX_ORIN)
 STATES = ((True, False), (False, True), (True, True))
@@ -36,7 +35,7 @@ class _Arrivals:
     service_s: FloatArray
 
 
-def _arrivals(asked: Sequence[Asked]) -> _Arrivals:
+def _arrivals(asked: Sequence[Arrival]) -> _Arrivals:
     score = np.array([[kind.scores.get(one.category, kind.scores[""]) for kind in KINDS] for one in asked])
     prompt = np.array([[one.prompt_tokens] for one in asked], dtype=float)
     answer = np.array([[one.answer_tokens] for one in asked], dtype=float)
@@ -53,7 +52,7 @@ def _arrivals(asked: Sequence[Asked]) -> _Arrivals:
     )
 
 
-def bound_j(asked: Sequence[Asked], *, quality_loss: float, late_share: float) -> float:
+def bound_j(asked: Sequence[Arrival], *, quality_loss: float, late_share: float) -> float:
     """Joules that no schedule of the day's hosts stays below, waiting, changes of state and answers included."""
     if not asked:
         return sum(kind.asleep_w for kind in HOSTS) * DAY_S
@@ -127,7 +126,7 @@ def _gaps(kind: Kind, gap_s: FloatArray, service_s: FloatArray) -> tuple[FloatAr
     return above_w * idle_s, sleep, np.maximum(leave, 0.0), np.maximum(come, 0.0)
 
 
-def hindsight_j(asked: Sequence[Asked], takers: Sequence[int]) -> float:
+def hindsight_j(asked: Sequence[Arrival], takers: Sequence[int]) -> float:
     """Joules of a day whose requests go to these hosts, each idle gap of each host decided with hindsight.
 
     takers: the place of the host that answers each request. A host sleeps through those gaps that save most, as many

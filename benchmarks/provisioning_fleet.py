@@ -183,7 +183,15 @@ def read_trace(path: Path) -> Trace:
     )
 
 
-def days(traces: list[Trace], busiest: float, n_days: int, seed: int) -> list[list[Asked]]:
+@dataclass(frozen=True)
+class Arrival(Asked):
+    """A request of the simulated day, whose lengths are known."""
+
+    prompt_tokens: int
+    answer_tokens: int
+
+
+def days(traces: list[Trace], busiest: float, n_days: int, seed: int) -> list[list[Arrival]]:
     """The requests of some days, the last from `MIDNIGHT_UNIX_S` on.
 
     Each hour is the traces' hour, thinned to the rate that the hour of the day has.
@@ -203,6 +211,6 @@ def days(traces: list[Trace], busiest: float, n_days: int, seed: int) -> list[li
                     if trace.at_s[place] < 3600.0:
                         at_s = MIDNIGHT_UNIX_S + (day + 1 - n_days) * DAY_S + hour * 3600.0 + trace.at_s[place]
                         prompt, answer = trace.prompt_tokens[place], max(1, trace.answer_tokens[place])
-                        asked.append(Asked(at_s, trace.category, None, prompt, answer))
+                        asked.append(Arrival(at_s, trace.category, None, prompt, answer))
         found.append(sorted(asked, key=lambda one: one.at_unix_s))
     return found

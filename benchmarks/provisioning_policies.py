@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import process_time
 
-from benchmarks.provisioning_fleet import AGX_ORIN, RTX_4090, Kind, fleet
+from benchmarks.provisioning_fleet import AGX_ORIN, RTX_4090, Arrival, Kind, fleet
 from benchmarks.provisioning_sim import PATIENCE_S, Day, Doing, Host, best_ready
 from moe2.coordinator.planning.search import Effort
 from moe2.coordinator.provisioning.decision import (
@@ -23,7 +23,7 @@ from moe2.coordinator.provisioning.decision import (
 from moe2.coordinator.provisioning.figures import Readiness
 from moe2.coordinator.provisioning.hysteresis import Activity, Change, Rules, transitions
 from moe2.coordinator.provisioning.problem import Limits
-from moe2.coordinator.provisioning.traffic import HOUR_S, Asked, Traffic
+from moe2.coordinator.provisioning.traffic import HOUR_S, Traffic
 
 MAX_TRANSITIONS = 24
 LEAD_S = 60.0
@@ -35,7 +35,7 @@ class AlwaysOn:
 
     name = "always on"
 
-    def arrived(self, day: Day, asked: Asked, now_s: float) -> Host:
+    def arrived(self, day: Day, asked: Arrival, now_s: float) -> Host:
         """The host of the most value, and of equals the first."""
         host = best_ready(day, asked, now_s)
         return host if host is not None else day.hosts[0]
@@ -54,7 +54,7 @@ class FixedTime:
         self.name = f"sleep after {idle_s / 60:g} min, {first.name} first"
         self._idle_s, self._first = idle_s, first
 
-    def arrived(self, day: Day, asked: Asked, now_s: float) -> Host:
+    def arrived(self, day: Day, asked: Arrival, now_s: float) -> Host:
         """The best host in memory, else the first of the kind that is woken, one on its way before one asleep."""
         host = best_ready(day, asked, now_s)
         if host is not None:
@@ -86,7 +86,7 @@ class Ours:
     def __post_init__(self) -> None:
         self._leeway = Leeway(self.tolerances)
 
-    def arrived(self, day: Day, asked: Asked, now_s: float) -> Host:
+    def arrived(self, day: Day, asked: Arrival, now_s: float) -> Host:
         """The best host in memory; where none is, the one that is ready first."""
         self.traffic.note(asked)
         host = best_ready(day, asked, now_s) or min(

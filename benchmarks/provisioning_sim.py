@@ -10,10 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
-from benchmarks.provisioning_fleet import DAY_S, HOSTS, MIDNIGHT_UNIX_S, Kind
+from benchmarks.provisioning_fleet import DAY_S, HOSTS, MIDNIGHT_UNIX_S, Arrival, Kind
 from moe2.coordinator.provisioning.figures import Readiness
 from moe2.coordinator.provisioning.problem import LATE_COSTS
-from moe2.coordinator.provisioning.traffic import Asked
 
 PATIENCE_S = 4.0
 TICK_S = 60.0
@@ -64,7 +63,7 @@ class Policy(Protocol):
 
     name: str
 
-    def arrived(self, day: Day, asked: Asked, now_s: float) -> Host:
+    def arrived(self, day: Day, asked: Arrival, now_s: float) -> Host:
         """The host that answers a request that has just come."""
 
     def tick(self, day: Day, now_s: float) -> None:
@@ -94,7 +93,7 @@ class Result:
 class Day:
     """One day under a policy."""
 
-    def __init__(self, asked: Sequence[Asked]) -> None:
+    def __init__(self, asked: Sequence[Arrival]) -> None:
         self.asked = asked
         self.hosts = [Host(place, kind) for place, kind in enumerate(HOSTS)]
         self.events: list[tuple[float, int, str, int]] = []
@@ -170,7 +169,7 @@ class Day:
         self._spend(host, host.kind.suspend_j, now_s, host.ready_at_s)
         self.at(host.ready_at_s, "asleep", host.place)
 
-    def first_token_s(self, host: Host, asked: Asked, now_s: float) -> float:
+    def first_token_s(self, host: Host, asked: Arrival, now_s: float) -> float:
         """Seconds to the first token on a host, its waking included."""
         starts_s = max(now_s, min(host.slots))
         if host.doing is Doing.ASLEEP:
@@ -182,14 +181,14 @@ class Day:
             starts_s = max(starts_s, host.ready_at_s)
         return starts_s - now_s + 0.02 + asked.prompt_tokens / host.kind.prefill_tokens_per_s
 
-    def value(self, host: Host, asked: Asked, now_s: float) -> float:
+    def value(self, host: Host, asked: Arrival, now_s: float) -> float:
         """The score to expect of a host, less what a late first token takes from it."""
         score = host.kind.scores.get(asked.category, host.kind.scores[""])
         return score - LATE_COSTS * (self.first_token_s(host, asked, now_s) > PATIENCE_S)
 
     # --- What happens -------------------------------------------------------------------------------------------------
 
-    def _answer(self, host: Host, asked: Asked, now_s: float) -> None:
+    def _answer(self, host: Host, asked: Arrival, now_s: float) -> None:
         first_s = self.first_token_s(host, asked, now_s)
         if host.doing is not Doing.READY:
             self.wake(host, now_s)
@@ -245,7 +244,7 @@ class Day:
             self.minutes_j[minute] += joules * max(0.0, high - low) / (ends_s - begins_s)
 
 
-def best_ready(day: Day, asked: Asked, now_s: float) -> Host | None:
+def best_ready(day: Day, asked: Arrival, now_s: float) -> Host | None:
     """The host in memory with the largest value for a request, the sooner one of equals; None where nobody is."""
     ready = [host for host in day.hosts if host.doing is Doing.READY]
     if not ready:

@@ -13,8 +13,14 @@ from moe2.common.terminal.figures import moment
 EARLIEST_UNIX_S = 1_735_689_600.0
 """2025-01-01: every release of moe2 is younger, so that it cannot run earlier. A constant, to be raised with releases:
 a build made anew stays the same, and the installed files' own dates come from the very clock that is in doubt."""
+LATEST_UNIX_S = 2_524_608_000.0
+"""2050-01-01: no release of moe2 runs that long. A clock whose battery has died may say any year."""
 MAX_STEP_BACK_S = 3600.0
 """How far a clock that is right may be behind a moment that this host has written down before."""
+MAX_AWAY_S = 31 * 86_400.0
+"""What is older says nothing of the clock: it may have jumped since."""
+TRUST_S = 86_400.0
+"""The time in which somebody notices, or the network mends, a clock that is wrong."""
 
 _SET_IT = "Let it take the time from the network (`timedatectl set-ntp true`), or set it (`timedatectl set-time`)."
 
@@ -24,7 +30,7 @@ def is_clock_wrong(now_unix_s: float, *, written_unix_s: float = 0.0) -> bool:
 
     written_unix_s: a moment that has passed for certain, such as when what is to expire was made.
     """
-    return now_unix_s < max(EARLIEST_UNIX_S, written_unix_s - MAX_STEP_BACK_S)
+    return now_unix_s < max(EARLIEST_UNIX_S, written_unix_s - MAX_STEP_BACK_S) or now_unix_s >= LATEST_UNIX_S
 
 
 def require_right_clock(now_unix_s: float) -> None:
@@ -43,8 +49,33 @@ def clock_warnings(now_unix_s: float) -> tuple[HealthWarning, ...]:
         HealthWarning(
             code="clock_wrong",
             severity=Severity.DEGRADED,
-            message=f"This host's clock says {moment(now_unix_s)}, when moe2 was not made yet. API keys and "
-            "enrolment tokens that expire are refused, and certificates look as if they were not valid yet.",
+            message=f"This host's clock says {moment(now_unix_s)}, which cannot be. API keys and "
+            "enrolment tokens that expire are refused, certificates look as if they were not valid, and the ledger "
+            "forgets nothing.",
             remedy=_SET_IT,
         ),
     )
+
+
+class SteadyClock:
+    """Whether the system's clock can be trusted so far that what is too old may be deleted.
+
+    It must be possible, and have gone on evenly for `TRUST_S`: by what was written before the start, or since then.
+    written_unix_s: the earliest of the moments that were written down in the last `MAX_AWAY_S`; None for none.
+    """
+
+    def __init__(self, written_unix_s: float | None) -> None:
+        self._written_unix_s = written_unix_s
+        self._ahead_s: float | None = None
+        self._trusted_from_s = 0.0
+
+    def is_trusted(self, now_unix_s: float, now_s: float) -> bool:
+        """Whether it can be trusted now. now_s: monotonic seconds."""
+        ahead_s = now_unix_s - now_s
+        if self._ahead_s is None:
+            is_old = self._written_unix_s is not None and 0 <= now_unix_s - self._written_unix_s - TRUST_S <= MAX_AWAY_S
+            self._trusted_from_s = now_s + (0.0 if is_old else TRUST_S)
+        elif abs(ahead_s - self._ahead_s) > MAX_STEP_BACK_S:
+            self._trusted_from_s = now_s + TRUST_S
+        self._ahead_s = ahead_s
+        return not is_clock_wrong(now_unix_s) and now_s >= self._trusted_from_s

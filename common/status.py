@@ -225,6 +225,8 @@ class ProvisioningStatus(msgspec.Struct, frozen=True, kw_only=True):
     waited_j: float | None = None
     returns: int = 0
     would_sleep: tuple[str, ...] = ()
+    returning: tuple[str, ...] = ()
+    """Hosts and models that mode act has put to sleep and that are being brought back, now that it is over."""
     n_awake: int | None = None
     n_stays: int | None = None
     """How many there are, where `awake` and `stays` were cut short; None where they were not."""

@@ -8,6 +8,8 @@ from time import time
 
 import structlog
 
+from moe2.coordinator.choosing.lengths import Lengths
+from moe2.coordinator.choosing.lengths_file import LengthsFile
 from moe2.coordinator.fleet.hub import Hub
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.ledger.standing import BOOK_EVERY_S, StandingBook
@@ -22,7 +24,7 @@ log = structlog.get_logger()
 EVICT_EVERY_S = 5.0
 KEEP_TRUST_EVERY_S = 1.0
 SAMPLE_POWER_EVERY_S = 2.0
-KEEP_PRICES_EVERY_S = 10.0
+KEEP_LEARNED_EVERY_S = 10.0
 
 
 class Chores:
@@ -43,6 +45,8 @@ class Chores:
         ledger: Ledger,
         prices: PriceBook,
         price_file: PriceFile,
+        lengths: Lengths,
+        lengths_file: LengthsFile,
     ) -> None:
         self._table = table
         self._service = service
@@ -53,11 +57,14 @@ class Chores:
         self._ledger = ledger
         self._prices = prices
         self._price_file = price_file
+        self._lengths = lengths
+        self._lengths_file = lengths_file
+        self._n_prices_kept = self._n_lengths_kept = 0
 
     async def run(self) -> None:
         """Does all chores until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            for chore in (self._evict, self._keep_trust, self._sample_power, self._keep_standing, self._keep_prices):
+            for chore in (self._evict, self._keep_trust, self._sample_power, self._keep_standing, self._keep_learned):
                 tasks.create_task(chore())
 
     def book_standing(self) -> None:
@@ -69,9 +76,14 @@ class Chores:
             if entry is not None:
                 self._ledger.record(entry)
 
-    async def store_prices(self) -> None:
-        """Writes what the prices have learned to their file."""
-        await asyncio.to_thread(self._price_file.write, self._prices.saved())
+    async def store_learned(self, *, at_end: bool = False) -> None:
+        """Writes prices and lengths to their files where there is anything new; at the end what failed before, too."""
+        if self._prices.n_settled != (0 if at_end else self._n_prices_kept):
+            self._n_prices_kept = self._prices.n_settled
+            await asyncio.to_thread(self._price_file.write, self._prices.saved())
+        if self._lengths.n_learned != (0 if at_end else self._n_lengths_kept):
+            self._n_lengths_kept = self._lengths.n_learned
+            await asyncio.to_thread(self._lengths_file.write, self._lengths.saved)
 
     async def _evict(self) -> None:
         while True:
@@ -97,11 +109,8 @@ class Chores:
             await asyncio.sleep(BOOK_EVERY_S / 3)
             self.book_standing()
 
-    async def _keep_prices(self) -> None:
+    async def _keep_learned(self) -> None:
         """Now and then, so that a crash costs little of what was learned."""
-        kept = self._prices.n_settled
         while True:
-            await asyncio.sleep(KEEP_PRICES_EVERY_S)
-            if self._prices.n_settled != kept:
-                kept = self._prices.n_settled
-                await self.store_prices()
+            await asyncio.sleep(KEEP_LEARNED_EVERY_S)
+            await self.store_learned()

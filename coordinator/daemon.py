@@ -19,9 +19,12 @@ from moe2.common.clock import clock_warnings
 from moe2.common.daemon import Daemon
 from moe2.common.errors import Moe2Error
 from moe2.common.link.messages import CommandAnswer
+from moe2.common.listening import Listening, OpenConnections, listen
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.choosing.lengths import Lengths
+from moe2.coordinator.choosing.lengths_file import LengthsFile
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.selector import Selector
 from moe2.coordinator.chores import Chores
@@ -36,7 +39,7 @@ from moe2.coordinator.gate.feedback_file import FEEDBACK_FILE, FeedbackFile
 from moe2.coordinator.http.answering import Answering
 from moe2.coordinator.http.auth import Guard
 from moe2.coordinator.http.books import FeedbackRoutes, LedgerRoute
-from moe2.coordinator.http.boundary import add_request_id, answer_errors
+from moe2.coordinator.http.boundary import JSON_ERRORS, add_request_id, answer_errors
 from moe2.coordinator.http.browsers import Browsers
 from moe2.coordinator.http.embeddings import EmbeddingsRoutes
 from moe2.coordinator.http.events import EventsRoute
@@ -49,7 +52,6 @@ from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.plan import PlanRoutes
 from moe2.coordinator.http.response_routes import ResponsesRoutes
 from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute, WishRoute
-from moe2.coordinator.http.transport import Listening, OpenConnections, listen
 from moe2.coordinator.http.upload import BodyReader
 from moe2.coordinator.keys.keys import DailyLimits
 from moe2.coordinator.keys.store import KeyFile, KeyRing
@@ -108,6 +110,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._feedback_file = FeedbackFile(settings.coordinator.state_dir / FEEDBACK_FILE)
         scores = self._feedback_file.known()
         self._feedback = FeedbackBook(scores, keep_prompts=settings.selection.keep_prompts)
+        lengths_file = LengthsFile(settings.coordinator.state_dir)
         self._selector = Selector(
             _scorer(settings, self._feedback),
             settings.selection.limits_by_category,
@@ -115,6 +118,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             longest_queue_s=MAX_AGENT_QUEUE_S if settings.dispatch.has_queue else math.inf,
             fleet_watts_cap_w=settings.selection.fleet_watts_cap_w,
             sharers=settings.database.coordinators if settings.database.url else 1,
+            lengths=Lengths(lengths_file.read()),
         )
         self._past = RecentPast()
         self._calibration = CalibrationWindow()
@@ -208,6 +212,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             ledger=self._ledger,
             prices=self._prices,
             price_file=self._price_file,
+            lengths=self._selector.lengths,
+            lengths_file=lengths_file,
         )
         self._pushes = Pushes(
             rows=lambda: self._table.rows(asyncio.get_running_loop().time()),
@@ -247,14 +253,29 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             agents_port = await listen(
                 stack,
                 self._hub.app(),
-                Listening("agents", agents.host, agents.port, agents.handshake_s, self._tls.agents),
+                Listening(
+                    "agents.",
+                    agents.host,
+                    agents.port,
+                    agents.handshake_s,
+                    self._tls.agents,
+                ),
                 self._agents_connections,
+                errors=JSON_ERRORS,
             )
             api_port = await listen(
                 stack,
                 self._api_app(),
-                Listening("api", api.host, api.port, api.header_timeout_s, self._tls.api, api.send_timeout_s),
+                Listening(
+                    "api.",
+                    api.host,
+                    api.port,
+                    api.header_timeout_s,
+                    self._tls.api,
+                    api.send_timeout_s,
+                ),
                 self._api_connections,
+                errors=JSON_ERRORS,
                 meant_path=meant_path,
             )
             push = self._settings.push
@@ -262,8 +283,9 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 self._pushes.port = await listen(
                     stack,
                     self._files.app(),
-                    Listening("push", push.host, push.port, agents.handshake_s, self._tls.agents),
+                    Listening("push.", push.host, push.port, agents.handshake_s, self._tls.agents),
                     self._files_connections,
+                    errors=JSON_ERRORS,
                 )
             self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{agents_port}"
             self.api_url = f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{api_port}"
@@ -288,8 +310,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 self._hub.close("the coordinator is shutting down")
                 for task in steady:
                     task.cancel()
-        if self._prices.n_settled:
-            await self._chores.store_prices()
+        await self._chores.store_learned(at_end=True)
         if self._traces:
             await asyncio.to_thread(self._traces.close)
         log.info("coordinator_stopped")

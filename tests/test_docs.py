@@ -38,6 +38,7 @@ def _constants(node: ast.expr) -> Iterator[str]:
         yield from _constants(node.orelse)
 
 
+@pytest.mark.slow
 def test_every_warning_has_its_section() -> None:
     """Who looks up a code finds it."""
     described = set(re.findall(r"^### `(\w+)`", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE))

@@ -41,6 +41,7 @@ PURE = (
 )
 SHELLS = {
     # Of the rooms above, what acts on the decisions, with what it acts on.
+    "coordinator/choosing/lengths_file.py": "reads and writes a file",
     "coordinator/gate/checkpoint.py": "reads and writes files",
     "coordinator/gate/feedback_file.py": "reads and writes a file",
     "coordinator/provisioning/keeper.py": "keeps time, sends commands, starts threads",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 from aiohttp import web
 
 from moe2.agent.observing.metrics import AgentMetrics
-from moe2.common.listening import open_listener
+from moe2.common.listening import CONNECTIONS_PER_ADDRESS, HEADER_S, SEND_S, Listening, OpenConnections, listen
 from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import AgentStatus
 
@@ -39,18 +39,15 @@ def metrics_app(metrics: AgentMetrics) -> web.Application:
     return app
 
 
-@contextlib.asynccontextmanager
+@asynccontextmanager
 async def listening(app: web.Application, host: str, port: int | None) -> AsyncIterator[int | None]:
-    """Serve `app` on TCP for the length of the block; yields the port. Without a port nothing is opened.
+    """Serves `app` on TCP for the length of the block, and yields the port. Without a port nothing is opened.
 
     Raises `Moe2Error` if the address cannot be had.
     """
     if port is None:
         yield None
         return
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
-    await runner.setup()
-    try:
-        yield await open_listener(runner, host, port, section="metrics")
-    finally:
-        await runner.cleanup()
+    where = Listening("metrics.", host, port, HEADER_S, None, SEND_S)
+    async with AsyncExitStack() as stack:
+        yield await listen(stack, app, where, OpenConnections(CONNECTIONS_PER_ADDRESS))

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from ipaddress import IPv4Interface, ip_address
 from pathlib import Path
@@ -23,13 +23,11 @@ from moe2.agent.standby.addresses import own_interfaces
 from moe2.common.errors import Moe2Error
 from moe2.common.filestream import Pace, check_plain, send_file
 from moe2.common.link.supply import FILES_PATH, TICKET_HEADER, LendFile, SharePoint
-from moe2.common.listening import open_listener
+from moe2.common.listening import CONNECTIONS_PER_ADDRESS, HEADER_S, SEND_S, Listening, OpenConnections, listen
 from moe2.common.tickets import TicketFault, Tickets
 
 log = structlog.get_logger()
 
-HEADER_S = 10.0
-"""A neighbour that has not sent the whole header of its request by then is cut off."""
 MAX_REQUESTS = 8
 """Files that are given at once, whoever asks; a further request is refused, and goes to the coordinator."""
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - only where models_from.share says so
@@ -94,22 +92,14 @@ class Sharing:
             context, self._fingerprint = await asyncio.to_thread(_server_context, *self._pair)
         app = web.Application()
         app.router.add_get(FILES_PATH, self._give, allow_head=False)
-        runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, handler_cancellation=True, keepalive_timeout=HEADER_S
-        )
-        await runner.setup()
-        try:
-            self.port = await open_listener(
-                runner,
-                self._host,
-                self._settings.share_port,
-                section="models_from.share",
-                context=context,
-            )
+        where = Listening("models_from.share_", self._host, self._settings.share_port, HEADER_S, context, SEND_S)
+        async with AsyncExitStack() as stack:
+            self.port = await listen(stack, app, where, OpenConnections(CONNECTIONS_PER_ADDRESS))
+            stack.callback(self._close)
             yield
-        finally:
-            self.port = None
-            await runner.cleanup()
+
+    def _close(self) -> None:
+        self.port = None
 
     async def lend(self, order: LendFile, now_s: float) -> None:
         """Expects a neighbour with this ticket. Raises `SharingError` for a file that is not here as it should be."""

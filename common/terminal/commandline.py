@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import errno
+import faulthandler
 import io
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from moe2.common import __version__
@@ -129,7 +132,7 @@ def add_run_and_check(commands: Commands[Command], daemon: str, config: Path, *,
         examples=(f"{program} run --config {daemon}.toml",),
     )
     add_config(running, config)
-    running.set_defaults(act=run)
+    running.set_defaults(act=run, is_daemon=True)
 
     checking = commands.add_parser(
         "check-config",
@@ -161,16 +164,22 @@ def execute(parser: argparse.ArgumentParser) -> int:
 
 def _act(parser: argparse.ArgumentParser) -> int:
     arguments = parser.parse_args()
+    is_daemon = getattr(arguments, "is_daemon", False)
+    if is_daemon:
+        _leave_no_end_unsaid(parser.prog)
     try:
         return int(arguments.act(arguments))
     except KeyboardInterrupt:
+        if is_daemon:
+            _tell(parser, "interrupted before it was up.")
         return EXIT_INTERRUPTED
     except Exception as error:
         cause = _only(error)
         if isinstance(cause, ConfigError):
             sys.stderr.write(f"{parser.prog}: the configuration cannot be used:\n{cause}\n")
             return EXIT_CONFIG
-        if isinstance(cause, BrokenPipeError) or _is_of_the_output(cause):
+        # A daemon's pipes and connections are not its output, and its end is never a matter of course.
+        if not is_daemon and (isinstance(cause, BrokenPipeError) or _is_of_the_output(cause)):
             raise cause from None
         told = _told(cause)
         if told is None:
@@ -201,6 +210,21 @@ def _told(error: BaseException) -> str | None:
         remedy = _REMEDIES.get(error.errno or 0, "")
         return f"{place}{error.strerror or str(error) or type(error).__name__}.{' ' if remedy else ''}{remedy}"
     return None
+
+
+def _leave_no_end_unsaid(program: str) -> None:
+    """Has a daemon say what ends it: a crash below Python, or a signal before it handles signals itself.
+
+    Until then there is no configuration to read again, so that SIGHUP means nothing.
+    """
+    faulthandler.enable()
+
+    def end(number: int, _: FrameType | None) -> None:
+        sys.stderr.write(f"{program}: ended by {signal.Signals(number).name} before it was up.\n")
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _tell(parser: argparse.ArgumentParser, sentence: str) -> int:

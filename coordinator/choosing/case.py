@@ -64,8 +64,7 @@ class Case:
     def outlooks(self, mode: Mode) -> list[Outlook]:
         """The outlooks of a mode: one for each set of experts that could be a panel, and for each relevant size."""
         if mode is Mode.ROUTE:
-            load = self.load
-            forecast = self.roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy, load.cached_tokens)
+            forecast = self.load.writing(self.roster)
             # A limited set of candidates is chosen by what they are worth for this very prompt, not on average.
             worth = self.worth if self.budgets.max_experts is None else self.prompt_worth
             return [replace(self._outlook(forecast, worth, self.ruled_out), answer_tokens=self._usual_tokens)]

@@ -46,7 +46,7 @@ class Prediction:
     """What one request takes on one expert, or on a panel. None is not measured."""
 
     shape: RequestShape
-    """The request as the prediction took it to be."""
+    """The request as the prediction took it to be; of an answer without a limit half are no longer."""
     ttft_s: Quantiles | None
     """Seconds until the first token."""
     per_token_s: Quantiles | None
@@ -59,6 +59,8 @@ class Prediction:
     """Quality of the measurements that the joules rest on."""
     transmit_s: float = 0.0
     """Seconds of a round trip to the host; 0 before one was measured."""
+    longest_tokens: int | None = None
+    """The length that 95 of 100 answers without a limit keep below; None where the length is given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,8 @@ class Forecast:
     """Joules of the request."""
     cached_tokens: IntArray | int = 0
     """(N,) tokens of the prompt that each expert has in its cache, before those that it has to read."""
+    longest_tokens: IntArray | None = None
+    """(N,) the length that 95 of 100 answers keep below; None where `answer_tokens` is given and not learned."""
 
     @cached_property
     def added_w(self) -> FloatArray:
@@ -126,6 +130,7 @@ class Forecast:
             energy_j=self.energy_j.at(place),
             energy_quality=report.energy.quality if report.energy else None,
             transmit_s=float(self.roster.transmit_s[place]) if report.latency else 0.0,
+            longest_tokens=None if self.longest_tokens is None else int(self.longest_tokens[place]),
         )
 
 
@@ -276,11 +281,13 @@ class Roster:
         answer_tokens: int | IntArray,
         busy: IntArray,
         cached_tokens: IntArray | int = 0,
+        longest_tokens: IntArray | None = None,
     ) -> Forecast:
         """What a request takes on each expert that has `busy` (N,) requests already.
 
         prompt_tokens: (N,) tokens of the prompt that each expert has to read, without `cached_tokens` (N,) before them.
-        answer_tokens: length of the answer, the same for all or (N,).
+        answer_tokens: length of the answer, the same for all or (N,). longest_tokens: (N,) where the length is not
+        given, what 95 of 100 answers keep below; half of them keep below `answer_tokens`.
         """
         arriving = np.minimum(busy + 1, self.slots)
         shape = _shape(prompt_tokens, answer_tokens, arriving, cached_tokens)
@@ -291,6 +298,13 @@ class Roster:
         first_s = queue_s + _dot(self._prefill, prefill_features(shape, cast(float, busy == 0)))
         step_s = _dot(self._decode, inter_token_features(lived))
         total_s = first_s + np.maximum(0, answer_tokens - 1) * step_s
+        joules = _dot(self._energy, energy_features(lived))
+        longest_s, most_j = total_s, joules
+        if longest_tokens is not None:
+            longest = _shape(prompt_tokens, longest_tokens, company, cached_tokens)
+            longest_step_s = _dot(self._decode, inter_token_features(longest))
+            longest_s = first_s + np.maximum(0, longest_tokens - 1) * longest_step_s
+            most_j = _dot(self._energy, energy_features(longest))
         return Forecast(
             roster=self,
             prompt_tokens=prompt_tokens,
@@ -299,8 +313,9 @@ class Roster:
             cached_tokens=cached_tokens,
             ttft_s=_around(first_s, self._ttft, self.transmit_s + self.load_s),
             per_token_s=_around(step_s, self._inter_token),
-            total_s=_around(total_s, self._total, self.transmit_s + self.load_s),
-            energy_j=_around(_dot(self._energy, energy_features(lived)), self._joules),
+            total_s=_around(total_s, _wider(self._total, total_s, longest_s), self.transmit_s + self.load_s),
+            energy_j=_around(joules, _wider(self._joules, joules, most_j)),
+            longest_tokens=longest_tokens,
         )
 
 
@@ -349,6 +364,20 @@ def _dot(coefficients: FloatArray, features: Sequence[float]) -> FloatArray:
     """(N,) the sum of coefficients times features. coefficients: one row (N,) each. features: numbers, or (N,) each."""
     first, *others = (row * feature for row, feature in zip(coefficients, features, strict=True))
     return np.asarray(sum(others, first))
+
+
+def _wider(factors: FloatArray, mean: FloatArray, longest: FloatArray) -> FloatArray:
+    """(2, N) the factors of a cost whose mean (N,) is that of a usual answer, and `longest` (N,) that of a long one.
+
+    How long an answer becomes and how far a prediction is off are independent and about lognormal, so that the
+    deviations of both logarithms add up like the sides of a right-angled triangle.
+    """
+    if longest is mean:
+        return factors
+    with np.errstate(divide="ignore", invalid="ignore"):
+        by_length = np.log(np.where(mean > 0.0, longest / mean, 1.0))
+        by_error = np.log(factors[1] / factors[0])
+    return np.array([factors[0], factors[0] * np.exp(np.hypot(by_length, by_error))])
 
 
 def _around(mean: FloatArray, factors: FloatArray, later_s: FloatArray | float = 0.0) -> Range:

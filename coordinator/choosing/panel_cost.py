@@ -44,8 +44,8 @@ class Load:
 
     prompt_tokens: IntArray
     """(N,) tokens of the prompt that each expert has to read."""
-    answer_tokens: int
-    """Longest answer that is planned for."""
+    answer_tokens: int | IntArray
+    """Longest answer that the client allows; (N,) the usual length on each expert where it sets no limit."""
     choice_tokens: int
     """Length of all given choices together; 0 without choices."""
     busy: IntArray
@@ -54,6 +54,14 @@ class Load:
     """(N,) tokens of the prompt that each expert has in its cache."""
     max_tokens: int | None = None
     """Longest answer that the client allows; None where it sets no limit."""
+    longest_tokens: IntArray | None = None
+    """(N,) the length that 95 of 100 answers keep below where the client sets no limit; None where it does."""
+
+    def writing(self, roster: Roster) -> Forecast:
+        """What it takes each expert of the roster to write a whole answer."""
+        return roster.forecast(
+            self.prompt_tokens, self.answer_tokens, self.busy, self.cached_tokens, self.longest_tokens
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +93,7 @@ def work_in(mode: Mode, roster: Roster, load: Load, size: int, eligible: BoolArr
     if mode is Mode.RANK:
         return _rank(roster, load, size, eligible)
     if mode is Mode.CONSENSUS:
-        writing = roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy, load.cached_tokens)
+        writing = load.writing(roster)
         return Work(mode, size, replace(writing, ttft_s=writing.total_s))
     forecast = _mix(roster, load, eligible)
     return Work(mode, size, forecast, _spread(forecast.ttft_s, eligible))
@@ -156,34 +164,48 @@ def _vote(roster: Roster, load: Load) -> Forecast:
 
 def _rank(roster: Roster, load: Load, size: int, eligible: BoolArray) -> Work:
     """The work of writing an answer, then reading and scoring those of all `size` members."""
-    writing = roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy, load.cached_tokens)
+    writing = load.writing(roster)
     if size < 2:
         return Work(Mode.RANK, size, replace(writing, ttft_s=writing.total_s))
-    scoring = roster.forecast(load.prompt_tokens + size * load.answer_tokens, 1, load.busy, load.cached_tokens)
+    scoring = _scoring(roster, load, size, load.answer_tokens)
+    if load.longest_tokens is not None:
+        longest = _scoring(roster, load, size, load.longest_tokens)
+        scoring = replace(
+            scoring,
+            ttft_s=Range(scoring.ttft_s.p50, longest.ttft_s.p95),
+            total_s=Range(scoring.total_s.p50, longest.total_s.p95),
+            energy_j=Range(scoring.energy_j.p50, longest.energy_j.p95),
+        )
     total_s = _sum(writing.total_s, scoring.total_s)
     energy_j = _sum(writing.energy_j, scoring.energy_j)
     whole = replace(writing, ttft_s=total_s, total_s=total_s, energy_j=energy_j)
     return Work(Mode.RANK, size, whole, _spread(scoring.total_s, eligible), (writing, scoring))
 
 
+def _scoring(roster: Roster, load: Load, size: int, answer_tokens: int | IntArray) -> Forecast:
+    """What it takes each expert to read the prompt and `size` answers of so many tokens."""
+    return roster.forecast(load.prompt_tokens + size * answer_tokens, 1, load.busy, load.cached_tokens)
+
+
 def _mix(roster: Roster, load: Load, eligible: BoolArray) -> Forecast:
     """What it takes each expert to write an answer at the pace of the slowest eligible one."""
-    alone = roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy, load.cached_tokens)
-    steps = max(0, load.answer_tokens - 1)
+    alone = load.writing(roster)
+    steps = np.maximum(0, np.asarray(load.answer_tokens) - 1)
+    most_steps = steps if load.longest_tokens is None else np.maximum(0, load.longest_tokens - 1)
     step_s = Range(*(figures + roster.transmit_s for figures in (alone.per_token_s.p50, alone.per_token_s.p95)))
     pace_s = np.where(eligible, np.nan_to_num(step_s.p50), 0.0).max()
-    waiting_s = steps * np.maximum(pace_s - alone.per_token_s.p50, 0.0)
-    idle_j = np.nan_to_num(roster.idle_w * waiting_s)
+    waits_s = np.maximum(pace_s - alone.per_token_s.p50, 0.0)
+    waits_j = np.nan_to_num(roster.idle_w * waits_s)
     return replace(
         alone,
         per_token_s=step_s,
-        total_s=_shifted(alone.total_s, steps * roster.transmit_s),
-        energy_j=_shifted(alone.energy_j, idle_j),
+        total_s=_shifted(alone.total_s, steps * roster.transmit_s, most_steps * roster.transmit_s),
+        energy_j=_shifted(alone.energy_j, steps * waits_j, most_steps * waits_j),
     )
 
 
-def _shifted(costs: Range, by: FloatArray) -> Range:
-    return Range(costs.p50 + by, costs.p95 + by)
+def _shifted(costs: Range, by: FloatArray, by_most: FloatArray) -> Range:
+    return Range(costs.p50 + by, costs.p95 + by_most)
 
 
 def _sum(left: Range, right: Range) -> Range:

@@ -20,6 +20,7 @@ from moe2.coordinator.choosing.case import Case, stated_problem
 from moe2.coordinator.choosing.consensus import Electorate, predicted_of_vote
 from moe2.coordinator.choosing.fine_level import best_expert, best_members, net_value
 from moe2.coordinator.choosing.forecast import IntArray, Roster
+from moe2.coordinator.choosing.lengths import Lengths
 from moe2.coordinator.choosing.mixture import renormalised
 from moe2.coordinator.choosing.mode_choice import is_better_vote, is_worth_it
 from moe2.coordinator.choosing.panel_cost import (
@@ -31,7 +32,6 @@ from moe2.coordinator.choosing.panel_cost import (
     weighted_members,
 )
 from moe2.coordinator.choosing.power_cap import FleetDraw, cap_refusal, draw_of
-from moe2.coordinator.choosing.prompt_lengths import PromptLengths
 from moe2.coordinator.choosing.quality import PromptScores, Scorer
 from moe2.coordinator.choosing.refusal import (
     LessLoad,
@@ -73,7 +73,7 @@ class Selector:
 
     categories: default budgets by name. clock: monotonic seconds, for the planner's time limit. longest_queue_s: most
     seconds until a request that is queued at an agent starts (see `Roster`). fleet_watts_cap_w: most watts that all
-    hosts together may draw; None for no cap.
+    hosts together may draw; None for no cap. lengths: what was learned of them; nothing if not given.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class Selector:
         longest_queue_s: float = math.inf,
         fleet_watts_cap_w: float | None = None,
         sharers: int = 1,
+        lengths: Lengths | None = None,
     ) -> None:
         self._sharers = sharers
         self.scorer = scorer
@@ -92,7 +93,7 @@ class Selector:
         self.fleet_watts_cap_w = fleet_watts_cap_w
         self._clock = clock
         self._longest_queue_s = longest_queue_s
-        self.prompts = PromptLengths()
+        self.lengths = lengths or Lengths()
         self._memo: OrderedDict[object, Plan] = OrderedDict()
         self._experts: Sequence[Expert] = ()
         self._rosters: dict[str, Roster | None] = {}
@@ -138,17 +139,19 @@ class Selector:
         whole = budgets_for(request.wish, category, self.categories, request.budgets)
         prices = request.prices_in(category)
         budgets = whole.after(request.elapsed_s, request.spent_j)
-        prompt_tokens = self._prompt_tokens(roster, request.demand)
+        prompt_tokens = self.lengths.prompt_tokens(roster, request.demand)
         cached_tokens = np.zeros_like(prompt_tokens)
         affinity = request.affinity if request.affinity and request.affinity.holds_in(roster.experts) else None
         if affinity is not None:
             cached_tokens = affinity.cached(roster.keys, prompt_tokens)
+        answer_tokens, longest_tokens = self.lengths.answer_tokens(roster, request.demand, category, prompt_tokens)
         case = Case(
             roster=roster,
             load=Load(
                 prompt_tokens=prompt_tokens - cached_tokens,
                 cached_tokens=cached_tokens,
-                answer_tokens=request.demand.answer_tokens,
+                answer_tokens=answer_tokens,
+                longest_tokens=longest_tokens,
                 max_tokens=request.demand.max_tokens,
                 choice_tokens=request.choice_tokens or 0,
                 busy=busy,
@@ -325,7 +328,7 @@ class Selector:
         everybody = None if self.fleet_watts_cap_w is None else self._roster(ANY_MODEL[0], experts)
         if self.fleet_watts_cap_w is None or everybody is None:
             return None
-        prompt_tokens = self._prompt_tokens(everybody, demand)
+        prompt_tokens = self.lengths.prompt_tokens(everybody, demand)
         busy = everybody.busy(in_flight)
         # Requests in progress count as if they were like this one: a host's watts hardly depend on a request's length.
         running_w = everybody.host_w(prompt_tokens, demand.answer_tokens, busy)
@@ -358,11 +361,6 @@ class Selector:
         """The gate's kind of prompt where the configuration has budgets for it, else the default category."""
         return prompt_scores.kind if prompt_scores.kind in self.categories and prompt_scores.kind else DEFAULT_CATEGORY
 
-    def _prompt_tokens(self, roster: Roster, demand: Demand) -> IntArray:
-        """(N,) predicted length of the prompt to each expert's model."""
-        lengths = [self.prompts.demand_on(model, demand).prompt_tokens for model in roster.different_models]
-        return np.array(lengths)[roster.model_place]
-
     def _plan(self, outlook: Outlook, epoch: int) -> Plan:
         """The coarse plan for an outlook, from memory where its inputs are the same."""
         forecast, worth, work = outlook.forecast, outlook.worth, outlook.work
@@ -374,7 +372,8 @@ class Selector:
             forecast.roster.keys,
             forecast.busy.tobytes(),
             forecast.prompt_tokens.tobytes(),
-            forecast.answer_tokens,
+            _hashed(forecast.answer_tokens),
+            None if forecast.longest_tokens is None else forecast.longest_tokens.tobytes(),
             outlook.budgets,
             tuple(outlook.ruled_out.items()),
             outlook.draw,
@@ -387,6 +386,10 @@ class Selector:
         else:
             self._memo.move_to_end(key)
         return plan
+
+
+def _hashed(tokens: int | IntArray) -> int | bytes:
+    return tokens if isinstance(tokens, int) else tokens.tobytes()
 
 
 def _mode(request: SelectionRequest, budgets: Budgets) -> Mode:

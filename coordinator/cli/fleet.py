@@ -74,13 +74,15 @@ def told(status: CoordinatorStatus) -> list[str]:
     lines = [f"Asleep: {', '.join(asleep[:MAX_NAMED]) or 'nobody'}{more}."]
     provisioning = status.provisioning
     if provisioning is None or provisioning.mode == "off":
-        return [*lines, "The slow level is off: [provisioning] mode."]
+        returning = _returning(provisioning) if provisioning else []
+        return [*lines, "The slow level is off: [provisioning] mode.", *returning]
     acts = provisioning.mode == "act"
     lines.append(
         "Mode act: the coordinator wakes hosts and sends them to sleep."
         if acts
         else "Mode observe: this is what it would do; it touches nothing."
     )
+    lines += _returning(provisioning)
     if provisioning.correction is not None:
         lines.append(f"The limits contradict each other. {printable(provisioning.correction)}")
     elif provisioning.status is None:
@@ -98,6 +100,17 @@ def told(status: CoordinatorStatus) -> list[str]:
         if hosts:
             lines.append(f"{said} by an operator: {', '.join(map(printable, hosts))}.")
     return lines
+
+
+def _returning(provisioning: ProvisioningStatus) -> list[str]:
+    """What mode act had put to sleep and what to do to leave it so, in a line; none where everybody is back."""
+    if not provisioning.returning:
+        return []
+    more = f" and {len(provisioning.returning) - MAX_NAMED} more" if len(provisioning.returning) > MAX_NAMED else ""
+    who = ", ".join(map(printable, provisioning.returning[:MAX_NAMED]))
+    return [
+        f"Being brought back, as mode act is over: {who}{more}. `moe2-coordinator fleet sleep HOST` leaves one asleep."
+    ]
 
 
 def savings(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[str]:

@@ -115,6 +115,7 @@ def draw(answer: PlanAnswer, console: Console) -> None:
             console.print(Text(_price(answer.decision.price)))
         limits = ", ".join(f"{name} {limit}" for name, limit in answer.decision.budgets.items())
         console.print(f"Budgets: {limits or 'none'}; category {answer.decision.category or '–'}.")
+        console.print(Text(_lengths(answer)))
     if answer.refusal:
         console.print(Text(answer.refusal, style="yellow"))
     if answer.frontier:
@@ -122,6 +123,16 @@ def draw(answer: PlanAnswer, console: Console) -> None:
         note = " (some experts' joules are simulated)" if simulated else ""
         console.print(Text(f"What other energy budgets would buy{note}", style="italic"))
         console.print(_frontier(answer))
+
+
+def _lengths(answer: PlanAnswer) -> str:
+    """The lengths that the predictions are for, in a sentence."""
+    if answer.longest_answer_tokens is None:
+        return f"Predicted for about {answer.prompt_tokens} prompt tokens and {answer.answer_tokens} answer tokens."
+    return (
+        f"Predicted for about {answer.prompt_tokens} prompt tokens and an answer of {answer.answer_tokens} tokens "
+        f"(p50), {answer.longest_answer_tokens} (p95); the request sets no limit."
+    )
 
 
 def _panel(decision: Decision) -> Iterator[str]:

@@ -101,7 +101,7 @@ def picture(status: CoordinatorStatus, _now_unix_s: float) -> RenderableType:
         parts.append(Text(left_out, style="dim"))
     if status.averages:
         parts.append(_averages(status.averages))
-    if status.provisioning is not None and status.provisioning.status is not None:
+    if status.provisioning is not None and (status.provisioning.status is not None or status.provisioning.returning):
         parts.append(Text("\n".join(told(status)), style="dim"))
     return Group(*parts)
 

@@ -7,7 +7,7 @@ probes it; that one may still fail over, so its client does not notice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -22,6 +22,8 @@ HALF_LIFE_S = 30.0
 """The time after which an outcome counts half, so that what was long ago does not matter."""
 FIRST_OPEN_S = 5.0
 MAX_OPEN_S = 300.0
+REMOVED_S = 10.0
+"""The time within which an expert that was taken from its host is missing in the reports, too."""
 _HARMLESS = REQUEST_FAULTS | {JobErrorCode.QUEUE_FULL, JobErrorCode.DRAINING, JobErrorCode.DEADLINE_EXCEEDED}
 _SHARED = frozenset({JobErrorCode.AGENT_LOST, JobErrorCode.ENGINE_CRASHED, JobErrorCode.OUT_OF_MEMORY})
 """Error codes of events that fail all jobs of an engine together, and so count once."""
@@ -70,6 +72,8 @@ class Breakers:
 
     def __init__(self) -> None:
         self._breakers: dict[str, _Breaker] = {}
+        self._disowned_s: dict[str, float] = {}
+        """When agents last said of experts that they do not serve them, which their next reports confirm or belie."""
 
     def submitted(self, key: str, job_id: str, now_s: float) -> None:
         """Notes that the expert was given a job, which is its probe where the breaker is half-open."""
@@ -94,6 +98,8 @@ class Breakers:
         if code in _HARMLESS:
             self.ended(key, job_id)
             return
+        if code == JobErrorCode.UNKNOWN_EXPERT:
+            self._disowned_s[key] = now_s
         breaker = self._breakers.setdefault(key, _Breaker(faded_at_s=now_s))
         if breaker.probe == job_id:
             self._open(breaker, now_s)
@@ -123,12 +129,20 @@ class Breakers:
             breaker.probe = None
 
     @property
-    def has_hung(self) -> bool:
-        """Whether a breaker is open for an expert that hangs, so that news of its engine's restarts is wanted."""
-        return any(breaker.hung_restarts is not None for breaker in self._breakers.values())
+    def wants_news(self) -> bool:
+        """Whether reports may clear an expert: one that hung by a restart, one that was removed by its absence."""
+        return bool(self._disowned_s) or any(breaker.hung_restarts is not None for breaker in self._breakers.values())
 
-    def seen(self, experts: Iterable[Expert]) -> None:
-        """Takes in the experts that serve now. A breaker that opened for a hang closes after the engine's restart."""
+    def seen(self, experts: Sequence[Expert], now_s: float) -> None:
+        """Takes in the experts that serve now. A breaker that opened for a hang closes after the engine's restart.
+
+        An expert that was taken from its host, and said so to jobs on their way, has not failed: served anew, it begins
+        anew. One that is reported all the same is held to what it said.
+        """
+        for key in self._disowned_s.keys() - {expert.key for expert in experts}:
+            self._breakers.pop(key, None)
+            del self._disowned_s[key]
+        self._disowned_s = {key: at_s for key, at_s in self._disowned_s.items() if now_s - at_s < REMOVED_S}
         for expert in experts:
             breaker = self._breakers.get(expert.key)
             if breaker and breaker.hung_restarts not in (None, expert.report.restarts):

@@ -36,10 +36,10 @@ class EnrolmentToken(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.revoked_unix_s is not None:
             return Refusal.TOKEN_REVOKED
         if self.expires_unix_s is not None:
-            if now_unix_s >= self.expires_unix_s:
-                return Refusal.TOKEN_EXPIRED
             if is_clock_wrong(now_unix_s, written_unix_s=self.created_unix_s):
                 return Refusal.TOKEN_UNDECIDED
+            if now_unix_s >= self.expires_unix_s:
+                return Refusal.TOKEN_EXPIRED
         if self.most_uses is not None and self.n_used >= self.most_uses:
             return Refusal.TOKEN_USED_UP
         return None

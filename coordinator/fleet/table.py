@@ -303,6 +303,11 @@ class CapabilityTable:
             self._models = tuple(sorted(names))
         return self._models
 
+    def has_model(self, name: str) -> bool:
+        """Whether `models` has this name. It may be asked in any thread, as it keeps nothing."""
+        there = [agent for agent in tuple(self._agents.values()) if agent.connected or agent.asleep]
+        return any(expert.model == name for agent in there if agent.report for expert in agent.report.experts)
+
     def reports_by_model(self) -> dict[str, tuple[ExpertReport, ...]]:
         """Returns what connected and sleeping agents last reported of each model, by its name, sorted."""
         found: dict[str, list[ExpertReport]] = {}
@@ -355,7 +360,8 @@ class CapabilityTable:
     def _connected_experts(self) -> list[tuple[_Agent, ExpertReport]]:
         return [
             (agent, expert)
-            for agent in self._agents.values()
+            # A copy, as bodies that ask for vectors are read in a thread.
+            for agent in tuple(self._agents.values())
             if agent.connected and agent.report
             for expert in agent.report.experts
         ]

@@ -23,12 +23,13 @@ from moe2.coordinator.http.answers import (
     repeated_prompt,
     stop_of,
 )
-from moe2.coordinator.http.auth import BODY, PRINCIPAL
+from moe2.coordinator.http.auth import PRINCIPAL
 from moe2.coordinator.http.body.parse import Call, Reading
 from moe2.coordinator.http.errors import ApiError, invalid, refused
 from moe2.coordinator.http.eventstream import EventStream
 from moe2.coordinator.http.face import EVENTS, Asked, End, Face, Incoming, Part
-from moe2.coordinator.http.models import check_model
+from moe2.coordinator.http.models import check_fits, check_model
+from moe2.coordinator.http.parsing import BODY
 from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.keys.keys import ANYBODY, Principal
 from moe2.coordinator.serving.effects import Completed
@@ -63,7 +64,10 @@ class Answering:
         return self._reading
 
     def through(self, face: Face) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """Returns the handler that answers requests which have this face."""
+        """Returns the handler that answers requests which have this face.
+
+        face: is called in a thread where the body is long, see `Body.parsed`.
+        """
 
         async def handler(http: web.Request) -> web.StreamResponse:
             return await self._answer(http, face)
@@ -73,7 +77,8 @@ class Answering:
     async def _answer(self, http: web.Request, face: Face) -> web.StreamResponse:
         arrived_s = asyncio.get_running_loop().time()
         principal = http.get(PRINCIPAL, ANYBODY)
-        asked = face(Incoming(http[BODY], http.headers, principal, self._reading))
+        reading = self._reading
+        asked = await http[BODY].parsed(lambda body: face(Incoming(body, http.headers, principal, reading)))
         call = asked.call
         self._check_can_begin(call)
         calls = call.choices()
@@ -81,6 +86,9 @@ class Answering:
         exchanges: list[Exchange] = []
         try:
             for index, each in enumerate(calls):
+                if index:
+                    # Each is sent as soon as it is begun, and a long prompt takes a while to write.
+                    await asyncio.sleep(0)
                 request = self._request(http, each, index, principal=principal, arrived_s=arrived_s)
                 exchanges.append(self._service.begin(request, news))
             if news is not None:
@@ -137,6 +145,7 @@ class Answering:
                 retry_after_s=None if room_in_s is None else whole_seconds(room_in_s),
             )
         check_model(self._table, call.model, self.settings.aliases)
+        check_fits(self._table, call.model, call.least_tokens())
         has_ids = isinstance(call.prompt, TextPrompt) and bool(call.prompt.tokens) and not call.texts
         if has_ids and call.model in ANY_MODEL and len(self._table.models()) > 1:
             text = "Token ids are those of one model's vocabulary: name the model that they are for."

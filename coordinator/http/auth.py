@@ -28,8 +28,6 @@ PRINCIPAL = web.RequestKey("principal", Principal)
 """The key, or the anonymous user, that a request is charged to."""
 IS_KEY_ACTIVE: web.RequestKey[Callable[[], bool]] = web.RequestKey("is_key_active")
 """A function that tells whether the request's key would still be accepted. It is not set where no key is asked for."""
-BODY = web.RequestKey("body", bytes)
-"""The body of a POST request, whole and unpacked."""
 
 OPEN: frozenset[Scope] = frozenset()
 ANY_KEY = frozenset(Scope)

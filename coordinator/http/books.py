@@ -18,10 +18,11 @@ from moe2.coordinator.database.books import Contributor, Others, SharedBooks
 from moe2.coordinator.database.postgresql import DatabaseError
 from moe2.coordinator.gate.feedback import AlreadyScoredError, Feedback, FeedbackBook, UnknownRequestError
 from moe2.coordinator.gate.feedback_file import FeedbackFile
-from moe2.coordinator.http.auth import BODY, PRINCIPAL
+from moe2.coordinator.http.auth import PRINCIPAL
 from moe2.coordinator.http.body.decode import convert, json_object, whole_number
 from moe2.coordinator.http.body.requests import FeedbackRequest
 from moe2.coordinator.http.errors import invalid, refused
+from moe2.coordinator.http.parsing import BODY
 from moe2.coordinator.http.paths import FEEDBACK_PATH, LEDGER_PATH
 from moe2.coordinator.keys.keys import ANYBODY, DailyLimits
 from moe2.coordinator.ledger.accounts import Accounts, Statement, day_after, day_of, with_others
@@ -177,7 +178,7 @@ class FeedbackRoutes:
         app.router.add_post(FEEDBACK_PATH, self._feedback)
 
     async def _feedback(self, http: web.Request) -> web.Response:
-        body = parse_feedback(http[BODY])
+        body = await http[BODY].parsed(parse_feedback)
         given = Score(body.request_id, body.score, time.time(), http.get(PRINCIPAL, ANYBODY).key_id)
         try:
             feedback = self._kept_here(given)

@@ -14,6 +14,7 @@ import structlog
 from aiohttp import web
 
 from moe2.common.error_codes import ErrorCode
+from moe2.common.listening import ErrorShape
 from moe2.coordinator.http import messages, ollama
 from moe2.coordinator.http.answering import CLIENT_REQUEST_ID, REQUEST_ID
 from moe2.coordinator.http.encodings import ACCEPTED
@@ -117,3 +118,17 @@ def _error_response(error: ApiError, request: web.Request) -> web.Response:
 def _body_of(error: ApiError, request: web.Request) -> dict[str, Any]:
     """Returns the error's JSON body as the clients of the request's path read it."""
     return next((body(error) for prefix, body in ENVELOPES.items() if request.path.startswith(prefix)), error.body())
+
+
+def _protocol_error(status: int, text: str) -> bytes:
+    """Returns the body of an error that a listener answers itself, before any handler."""
+    if status == ErrorCode.TOO_MANY_CONNECTIONS.status:
+        error = refused(ErrorCode.TOO_MANY_CONNECTIONS, f"{text} (max_connections_per_address)")
+    else:
+        kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+        error = ApiError(status, text, kind=kind)
+    return msgspec.json.encode(error.body())
+
+
+JSON_ERRORS = ErrorShape("application/json", _protocol_error)
+"""The shape of the errors of the coordinator's listeners, before any handler."""

@@ -14,8 +14,9 @@ from moe2.common.error_codes import ErrorCode
 from moe2.common.link.reports import ExpertReport
 from moe2.coordinator.choosing.selector import ANY_MODEL
 from moe2.coordinator.fleet.table import CapabilityTable
-from moe2.coordinator.http.errors import quoted, refused
+from moe2.coordinator.http.errors import explained, quoted, refused
 from moe2.coordinator.http.paths import MODELS_PATH
+from moe2.coordinator.serving.effects import Failed
 
 
 class ModelsRoutes:
@@ -109,6 +110,20 @@ def check_model(table: CapabilityTable, model: str, aliases: Mapping[str, str]) 
     raise refused(
         ErrorCode.MODEL_NOT_FOUND, f"The model {quoted(model)} does not exist. Known: {names}.", param="model"
     )
+
+
+def check_fits(table: CapabilityTable, model: str, least_tokens: int) -> None:
+    """Raises `ApiError` (400) for a prompt that certainly fits no context of the model: no agent need read it.
+
+    least_tokens: of the prompt, whatever the vocabulary.
+    """
+    reports = table.reports_by_model()
+    name = model if model in reports else model.partition("/")[2]
+    able = [report for each in reports.values() for report in each] if model in ANY_MODEL else reports.get(name, ())
+    largest = max((report.context_tokens for report in able), default=None)
+    if largest is not None and least_tokens > largest:
+        text = f"It has at least {least_tokens} tokens."
+        raise refused(ErrorCode.CONTEXT_EXCEEDED, explained(Failed(ErrorCode.CONTEXT_EXCEEDED, text), largest).message)
 
 
 def _any(values: Any) -> bool | None:

@@ -15,7 +15,6 @@ from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.coordinator.choosing.selector import ANY_MODEL
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.http.answering import Answering
-from moe2.coordinator.http.auth import BODY
 from moe2.coordinator.http.body.decode import json_object
 from moe2.coordinator.http.body.ollama import OllamaModelRequest
 from moe2.coordinator.http.body.parse import read_struct
@@ -29,6 +28,7 @@ from moe2.coordinator.http.ollama import (
     asked_vectors,
     moment,
 )
+from moe2.coordinator.http.parsing import BODY
 from moe2.coordinator.http.paths import (
     OLLAMA_CHAT_PATH,
     OLLAMA_EMBED_PATH,
@@ -94,7 +94,7 @@ class OllamaRoutes:
         that when they are asked for the first time."""
 
         async def handler(http: web.Request) -> web.StreamResponse:
-            body = http[BODY]
+            body = http[BODY].content
             fields: dict[str, Any] = json_object(body) if len(body) <= _MAX_LOAD_BYTES else {asks: body}
             if fields.get(asks) or fields.get("system") or not isinstance(fields.get("model"), str):
                 response: web.StreamResponse = await answer(http)
@@ -109,7 +109,7 @@ class OllamaRoutes:
 
     def _known(self, name: str) -> str:
         """Returns a model's name without the tag that clients write behind it, where none has that name."""
-        if not name.endswith(_TAG) or name in self._table.models() or name in self._answering.settings.aliases:
+        if not name.endswith(_TAG) or self._table.has_model(name) or name in self._answering.settings.aliases:
             return name
         return name.removesuffix(_TAG)
 
@@ -151,14 +151,14 @@ class OllamaRoutes:
             }
         )
 
-    def _asked_about(self, http: web.Request) -> tuple[str, OllamaModelRequest]:
-        request, _ = read_struct(json_object(http[BODY]), OllamaModelRequest, self._answering.reading())
+    async def _asked_about(self, http: web.Request) -> tuple[str, OllamaModelRequest]:
+        request, _ = read_struct(await http[BODY].parsed(json_object), OllamaModelRequest, self._answering.reading())
         if not request.meant:
             raise invalid("'model' is required: a non-empty string.", param="model")
         return self._checked(request.meant), request
 
     async def _show(self, http: web.Request) -> web.Response:
-        name, _ = self._asked_about(http)
+        name, _ = await self._asked_about(http)
         aliases = self._answering.settings.aliases
         listed = self._listed()
         reports = listed.get(aliases.get(name, name)) or listed.get(name.partition("/")[2], ())
@@ -166,7 +166,7 @@ class OllamaRoutes:
 
     async def _pull(self, http: web.Request) -> web.Response:
         """Answers that a model is there, where it is; which models hosts have is said by who runs them."""
-        self._asked_about(http)
+        await self._asked_about(http)
         return _json({"status": "success"})
 
     async def _version(self, _: web.Request) -> web.Response:

@@ -8,8 +8,8 @@ import msgspec
 from aiohttp import web
 
 from moe2.common.errors import Moe2Error
-from moe2.coordinator.http.auth import BODY
 from moe2.coordinator.http.errors import ApiError, invalid
+from moe2.coordinator.http.parsing import BODY
 from moe2.coordinator.http.paths import ORDERS_PATH, PUSHES_PATH
 from moe2.coordinator.supply.orders import Orders, Wanted
 from moe2.coordinator.supply.pushes import Pushes, PushWanted
@@ -36,7 +36,7 @@ class OrdersRoute:
         app.router.add_get(PUSHES_PATH, self._tell_pushes)
 
     async def _want(self, http: web.Request) -> web.Response:
-        wanted = _read(http, Wanted)
+        wanted = await _read(http, Wanted)
         try:
             given = self._orders.want(wanted)
         except Moe2Error as error:
@@ -47,7 +47,7 @@ class OrdersRoute:
         return _answer({"orders": self._orders.rows()})
 
     async def _push(self, http: web.Request) -> web.Response:
-        wanted = _read(http, PushWanted)
+        wanted = await _read(http, PushWanted)
         try:
             begun = await self._pushes.want(wanted, is_local=self._is_local)
         except Moe2Error as error:
@@ -58,9 +58,9 @@ class OrdersRoute:
         return _answer({"pushes": self._pushes.rows()})
 
 
-def _read(http: web.Request, kind: type[WordT]) -> WordT:
+async def _read(http: web.Request, kind: type[WordT]) -> WordT:
     try:
-        return msgspec.json.decode(http[BODY], type=kind)
+        return await http[BODY].parsed(msgspec.json.Decoder(kind).decode)
     except msgspec.MsgspecError as error:
         raise invalid(f"This is no order about a model: {error}.") from error
 

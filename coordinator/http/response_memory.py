@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,10 @@ class KeptResponse:
 
 
 class ResponseMemory:
-    """Responses by id; the least recently used ones are forgotten where there are too many, or too large ones."""
+    """Responses by id; the least recently used ones are forgotten where there are too many, or too large ones.
+
+    The methods that return something may be called in another thread than those that change something.
+    """
 
     def __init__(self, *, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
         self._max_responses = max_responses
@@ -82,7 +86,9 @@ class ResponseMemory:
         if not turns or turns[-1].previous_id is not None:
             return None
         for turn in reversed(turns):
-            self._kept.move_to_end(turn.id)
+            # A body is read in a thread, while the event loop may forget this turn.
+            with suppress(KeyError):
+                self._kept.move_to_end(turn.id)
         return [item for turn in reversed(turns) for item in (*turn.input, *turn.output.values())]
 
     def _back_from(self, response_id: str, owner: str | None) -> Iterator[KeptResponse]:

@@ -64,11 +64,12 @@ class ResponsesFace:
             raise renamed(error, CHAT_NAMES) from None
         structured_by = call.structured_by and CHAT_NAMES.get(call.structured_by, call.structured_by)
         left_out = tuple(CHAT_NAMES.get(name, name) for name in call.ignored)
+        n_asked_bytes = len(incoming.body)
         call = replace(call, structured_by=structured_by, ignored=(*ignored, *left_out))
 
         def keep(answer: dict[str, Any], output: dict[str, Item]) -> None:
             if request.store:
-                n_bytes = len(incoming.body) + len(msgspec.json.encode(answer))
+                n_bytes = n_asked_bytes + len(msgspec.json.encode(answer))
                 previous_id = request.previous_response_id
                 kept = KeptResponse(answer["id"], owner, previous_id, own, output, answer, n_bytes)
                 self._memory.put(kept)

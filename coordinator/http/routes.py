@@ -11,11 +11,12 @@ from aiohttp import web
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import CoordinatorStatus
-from moe2.coordinator.http.auth import BODY, OPEN, ROUTES
+from moe2.coordinator.http.auth import OPEN, ROUTES
 from moe2.coordinator.http.body.decode import json_object, whole_number
 from moe2.coordinator.http.errors import invalid
 from moe2.coordinator.http.fleet_query import fleet_query
 from moe2.coordinator.http.openapi import document
+from moe2.coordinator.http.parsing import BODY
 from moe2.coordinator.http.paths import (
     CALIBRATION_PATH,
     FLEET_PATH,
@@ -63,7 +64,7 @@ class WishRoute:
         app.router.add_post(WISH_PATH, self._wish)
 
     async def _wish(self, http: web.Request) -> web.Response:
-        body = json_object(http[BODY])
+        body = await http[BODY].parsed(json_object)
         verb, host = body.get("verb"), body.get("host")
         if not isinstance(verb, str) or not isinstance(host, str):
             raise invalid("'verb' and 'host' must be texts.", param="verb" if not isinstance(verb, str) else "host")

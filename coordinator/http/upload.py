@@ -9,9 +9,10 @@ from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler, Middleware
 
 from moe2.common.error_codes import ErrorCode
-from moe2.coordinator.http.auth import BODY, PRINCIPAL
+from moe2.coordinator.http.auth import PRINCIPAL
 from moe2.coordinator.http.encodings import Encoding, Unpacker, encoding_of, too_large
 from moe2.coordinator.http.errors import refused
+from moe2.coordinator.http.parsing import BODY, Body, ParsingThread
 
 MIN_MEAN_CHUNK_BYTES = 16
 """The smallest mean size of chunks in a chunked body that has more than `FREE_CHUNKS` of them.
@@ -25,7 +26,7 @@ BODIES_IN_MEMORY = 32
 
 
 class BodyMemory:
-    """The memory of `max_bytes` that clients share for bodies that are not whole yet.
+    """The memory of `max_bytes` that clients share for bodies that come, or wait to be parsed.
 
     A client that is alone may use all of it. When it is full, each of n clients may still use an nth of it, so that
     nobody is kept out by whoever came first; so n clients can hold at most 1 + 1/2 + ... + 1/n times as much.
@@ -52,7 +53,7 @@ class BodyMemory:
         return True
 
     def give_back(self, client: str, n_bytes: int) -> None:
-        """Releases a client's bytes, once its body is whole or given up."""
+        """Releases a client's bytes, once its body is parsed or given up."""
         if not n_bytes:
             return
         self._total_bytes -= n_bytes
@@ -73,6 +74,7 @@ class BodyReader:
         self._memory = BodyMemory(BODIES_IN_MEMORY * max_bytes)
         # One thread: it takes its turn with the loop's own, however many bodies wait for it.
         self._unpacking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="unpack")
+        self._parsing = ParsingThread()
 
     def add_to(self, app: web.Application) -> None:
         """Prepares the application's routes for reading, and ends the reader with the application.
@@ -86,6 +88,7 @@ class BodyReader:
 
     async def _close(self, _: web.Application) -> None:
         self._unpacking.shutdown(wait=False)
+        self._parsing.close()
 
     @property
     def middleware(self) -> Middleware:
@@ -93,13 +96,19 @@ class BodyReader:
 
         @web.middleware
         async def read_body(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if request.method == "POST" and request.match_info.http_exception is None:
-                request[BODY] = await self._body(request)
-            return await handler(request)
+            if request.method != "POST" or request.match_info.http_exception is not None:
+                return await handler(request)
+            holding = _Holding(self._memory, _client(request))
+            try:
+                content = await self._content(request, holding)
+                request[BODY] = Body(content, holding.client, self._parsing, holding.end)
+                return await handler(request)
+            finally:
+                holding.end()
 
         return read_body
 
-    async def _body(self, request: web.Request) -> bytes:
+    async def _content(self, request: web.Request, holding: _Holding) -> bytes:
         """Returns the unpacked body. Raises `ApiError` if it is too large, too slow, or packed in an unknown way."""
         encoding = encoding_of(request.headers.getall("Content-Encoding", ()))
         if (request.content_length or 0) > self._max_bytes:
@@ -107,12 +116,8 @@ class BodyReader:
         await _ask_for_body(request)
         if not request.body_exists:
             return b""
-        holding = _Holding(self._memory, _client(request))
-        try:
-            packed = await self._read(request, holding)
-            return packed if encoding is None else await self._unpack(encoding, packed, holding)
-        finally:
-            holding.end()
+        packed = await self._read(request, holding)
+        return packed if encoding is None else await self._unpack(encoding, packed, holding)
 
     async def _read(self, request: web.Request, holding: _Holding) -> bytes:
         if request.content.is_eof() and request.content_length is not None:
@@ -148,22 +153,22 @@ class BodyReader:
 
 
 class _Holding:
-    """The bytes that one body holds of the shared memory."""
+    """The bytes that one body holds of the shared memory, until it has been parsed."""
 
     def __init__(self, memory: BodyMemory, client: str) -> None:
         self._memory = memory
-        self._client = client
+        self.client = client
         self._n_bytes = 0
 
     def take(self, n_bytes: int) -> None:
         """Holds more bytes. Raises `ApiError` (429) where there is no memory for them."""
-        if not self._memory.take(self._client, n_bytes):
+        if not self._memory.take(self.client, n_bytes):
             raise refused(ErrorCode.OVERLOADED, "Too many bodies are on their way at once; send fewer, or faster.")
         self._n_bytes += n_bytes
 
     def end(self) -> None:
         """Releases all of the body's bytes."""
-        self._memory.give_back(self._client, self._n_bytes)
+        self._memory.give_back(self.client, self._n_bytes)
         self._n_bytes = 0
 
 

@@ -124,10 +124,10 @@ class KeyRecord(KeyOptions):
         if self.revoked_at_unix_s is not None:
             return KeyState.REVOKED
         if self.expires_at_unix_s is not None:
-            if now_unix_s >= self.expires_at_unix_s:
-                return KeyState.EXPIRED
             if is_clock_wrong(now_unix_s, written_unix_s=self.created_at_unix_s):
                 return KeyState.UNDECIDED
+            if now_unix_s >= self.expires_at_unix_s:
+                return KeyState.EXPIRED
         return KeyState.ACTIVE
 
     @property

@@ -16,6 +16,9 @@ from datetime import UTC, datetime, timedelta
 
 from moe2.coordinator.keys.keys import DailyLimits, Principal
 
+MAX_FORMER_DAYS = 3
+"""Days whose sums an account keeps beside its own, for a clock that jumps there and back."""
+
 
 @dataclass(frozen=True)
 class Amount:
@@ -77,6 +80,8 @@ class _Account:
     reserved: dict[str, Amount] = field(default_factory=dict)
     overnight: dict[str, Amount] = field(default_factory=dict)
     """Reservations made on a former day, whose limit they count against."""
+    former: dict[str, DaySum] = field(default_factory=dict)
+    """What was spent on the other days that were seen last."""
 
     @property
     def reserved_j(self) -> float:
@@ -144,7 +149,10 @@ class Accounts:
         known_j: the known part of the request's joules, where `used` has none. crash_suspected: the request ended
         unanswered after an engine had died or hung while it worked on it.
         """
-        account = self._open(principal, day)
+        account = self._accounts.get(principal.key_id)
+        if account is None or day > account.day:
+            account = self._open(principal, day)
+        account.limits = principal.daily
         if request_id in account.overnight:
             # The ledger has it under its day; today's limit has nothing to do with it.
             return charge(account.overnight.pop(request_id), used, known_j=known_j)
@@ -171,13 +179,24 @@ class Accounts:
     def _read(self, principal: Principal, day: str) -> _Account:
         """Returns the key's account of the day, or the one that would be opened now.
 
-        The day never goes back: setting the clock back must not forgive what was spent.
+        Setting the clock back forgives nothing. The day stays where it goes back by one; a clock that was further ahead
+        was wrong, and would leave a key without its limit for years: then the day goes back with all that was spent.
         """
         account = self._accounts.get(principal.key_id)
-        if account is not None and day <= account.day:
+        nothing = DaySum(principal.key_id, principal.name)
+        if account is None:
+            return _Account(day, nothing, principal.daily)
+        if day == account.day or (day < account.day and day_after(day) >= _midnight(account.day)):
             return replace(account, limits=principal.daily)
-        overnight = {} if account is None else account.overnight | account.reserved
-        return _Account(day, DaySum(principal.key_id, principal.name), principal.daily, overnight=overnight)
+        spent = account.former.get(day, nothing)
+        former = {account.day: account.spent, **account.former}
+        return _Account(
+            day,
+            spent if day > account.day else _sum(spent, account.spent),
+            principal.daily,
+            overnight=account.overnight | account.reserved,
+            former=dict(list(former.items())[:MAX_FORMER_DAYS]),
+        )
 
 
 def with_others(
@@ -192,15 +211,7 @@ def with_others(
         own = whole.get(theirs.key_id)
         if own is None:
             own = _statement(_Account(day, DaySum(theirs.key_id, theirs.key_name), limits_of(theirs.key_id)))
-        spent = replace(
-            own.spent,
-            energy_j=own.spent.energy_j + theirs.energy_j,
-            held_j=own.spent.held_j + theirs.held_j,
-            tokens=own.spent.tokens + theirs.tokens,
-            n_requests=own.spent.n_requests + theirs.n_requests,
-            n_unmeasured=own.spent.n_unmeasured + theirs.n_unmeasured,
-            n_crash_suspected=own.spent.n_crash_suspected + theirs.n_crash_suspected,
-        )
+        spent = _sum(own.spent, theirs)
         left = _left(own.limits, spent, own.reserved_j, own.reserved_tokens)
         whole[theirs.key_id] = replace(own, spent=spent, left=left)
     return tuple(sorted(whole.values(), key=lambda statement: statement.spent.key_name))
@@ -222,7 +233,23 @@ def day_of(at_unix_s: float) -> str:
 
 def day_after(day: str) -> datetime:
     """Returns the moment at which a day's limits end: the next midnight, UTC."""
-    return datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=1)
+    return _midnight(day) + timedelta(days=1)
+
+
+def _midnight(day: str) -> datetime:
+    return datetime.fromisoformat(day).replace(tzinfo=UTC)
+
+
+def _sum(one: DaySum, other: DaySum) -> DaySum:
+    return replace(
+        one,
+        energy_j=one.energy_j + other.energy_j,
+        held_j=one.held_j + other.held_j,
+        tokens=one.tokens + other.tokens,
+        n_requests=one.n_requests + other.n_requests,
+        n_unmeasured=one.n_unmeasured + other.n_unmeasured,
+        n_crash_suspected=one.n_crash_suspected + other.n_crash_suspected,
+    )
 
 
 def _plus(spent: DaySum, used: Amount, charged: Amount, *, crash_suspected: bool) -> DaySum:

@@ -233,15 +233,22 @@ def request_row(row: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -
     )
 
 
-def lengths(connection: sqlite3.Connection, span: Span) -> Iterator[tuple[float, str, str, int, int]]:
-    """Yields when each answered request came, its category, the model asked for, and tokens of prompt and answer."""
+def lengths(connection: sqlite3.Connection, span: Span) -> Iterator[tuple[float, str, str, int | None, int | None]]:
+    """Yields when each answered request came, its category, the model asked for, and tokens of prompt and answer.
+
+    Tokens are None where nobody knew them.
+    """
     where, values = span.where()
     statement = f"""
-        SELECT at_unix_s, coalesce(category, ''), model, coalesce(prompt_tokens, 0), coalesce(decoded_tokens, 0)
+        SELECT at_unix_s, coalesce(category, ''), model, prompt_tokens, decoded_tokens
         FROM requests WHERE {where} AND outcome = 'completed' ORDER BY at_unix_s
     """  # noqa: S608
     for at_unix_s, category, model, prompt_tokens, answer_tokens in connection.execute(statement, values):
-        yield float(at_unix_s), str(category), str(model), int(prompt_tokens), int(answer_tokens)
+        yield float(at_unix_s), str(category), str(model), _known_int(prompt_tokens), _known_int(answer_tokens)
+
+
+def _known_int(figure: object) -> int | None:
+    return None if figure is None else int(str(figure))
 
 
 class StandingRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -335,6 +342,13 @@ def standing_report(hosts: tuple[StandingRow, ...], ledgers: Sequence[Answered])
         j_per_answer=((joules or 0.0) + (requests_j or 0.0)) / answers if known else None,
         hosts=hosts,
     )
+
+
+def first_written_unix_s(connection: sqlite3.Connection, first_day: str, last_day: str) -> float | None:
+    """Returns the moment of a request of the first of these days that has any; None where none has."""
+    statement = "SELECT at_unix_s FROM requests WHERE day BETWEEN ? AND ? ORDER BY day LIMIT 1"
+    row = connection.execute(statement, (first_day, last_day)).fetchone()
+    return None if row is None else float(row[0])
 
 
 def booked_counters(connection: sqlite3.Connection) -> dict[str, StandingEnergy]:

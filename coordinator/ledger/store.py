@@ -9,14 +9,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from time import time
+from time import monotonic, time
 
 import structlog
 
+from moe2.common.clock import MAX_AWAY_S, SteadyClock
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.standby import StandingEnergy
 from moe2.coordinator.ledger.accounts import DaySum, day_of
-from moe2.coordinator.ledger.report import booked_counters, day_sums
+from moe2.coordinator.ledger.report import booked_counters, day_sums, first_written_unix_s
 from moe2.coordinator.ledger.schema import open_beside, open_for_writing, unusable
 from moe2.coordinator.ledger.writer import MAX_KEPT, Batch, Entry, LedgerWriter, Progress, Prune, Stop
 
@@ -63,6 +64,9 @@ class Ledger:
             self.today = day_sums(connection, day_of(time()))
             self.booked_counters = booked_counters(connection)
             checkpointer = open_beside(self.path)
+            now_unix_s = time()
+            days = day_of(max(0.0, now_unix_s - MAX_AWAY_S)), day_of(now_unix_s)
+            clock = SteadyClock(first_written_unix_s(connection, *days))
         except sqlite3.Error as error:
             connection.close()
             raise unusable(self.path, error) from error
@@ -75,7 +79,7 @@ class Ledger:
 
         self._writer = LedgerWriter(connection, checkpointer, tell, is_journal=self._is_journal)
         self._writer.start()
-        steady = [asyncio.create_task(work) for work in (self._keep_pruning(self._writer), self._keep_watch())]
+        steady = [asyncio.create_task(work) for work in (self._keep_pruning(self._writer, clock), self._keep_watch())]
         try:
             yield
         finally:
@@ -170,10 +174,15 @@ class Ledger:
                 self._settle(self._n_put, is_safe=False)
             seen = self._n_put
 
-    async def _keep_pruning(self, writer: LedgerWriter) -> None:
+    async def _keep_pruning(self, writer: LedgerWriter, clock: SteadyClock) -> None:
+        """Has too old entries deleted, while the clock can be trusted to say which these are."""
         while True:
-            oldest = datetime.fromtimestamp(time(), UTC).date() - timedelta(days=self._retention_days)
-            writer.put(Prune(oldest.isoformat()))
+            now_unix_s = time()
+            if clock.is_trusted(now_unix_s, monotonic()):
+                oldest = datetime.fromtimestamp(now_unix_s, UTC).date() - timedelta(days=self._retention_days)
+                writer.put(Prune(oldest.isoformat()))
+            else:
+                log.warning("ledger_not_pruned", reason="the clock has jumped, or cannot be right")
             await asyncio.sleep(PRUNE_EVERY_S)
 
     async def _close(self, writer: LedgerWriter) -> None:

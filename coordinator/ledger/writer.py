@@ -19,6 +19,8 @@ from typing import Any
 import msgspec
 import structlog
 
+from moe2.common.clock import EARLIEST_UNIX_S
+from moe2.coordinator.ledger.accounts import day_of
 from moe2.coordinator.ledger.entry import AttemptEntry, RequestEntry, ReservationEntry, StandingEntry
 from moe2.coordinator.ledger.schema import is_full
 
@@ -42,6 +44,15 @@ _ADD_STANDING = """
 _KEEP_COUNTERS = """
     INSERT OR REPLACE INTO standing_counters (agent, epoch, idle_j, loading_j, waking_j, other_j, requests_j)
     VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+# What was written while the clock said 1970 is as old as what was written after it.
+_FIRST_DAY = day_of(EARLIEST_UNIX_S)
+_TOO_OLD = """
+    SELECT rowid, request_id FROM requests
+    WHERE day < :before AND (
+        day >= :first OR rowid < (SELECT max(rowid) FROM requests WHERE day >= :first AND day < :before)
+    )
+    LIMIT :most
 """
 _RESERVATION_COLUMNS = tuple(field.name for field in dataclasses.fields(ReservationEntry))
 
@@ -275,14 +286,15 @@ class LedgerWriter:
         """Deletes some of the requests that are too old; it is called again until none is left."""
         with _Transaction(self._connection):
             found = self._connection.execute(
-                "SELECT rowid, request_id FROM requests WHERE day < ? LIMIT ?", (before_day, PRUNED_AT_ONCE)
+                _TOO_OLD, {"first": _FIRST_DAY, "before": before_day, "most": PRUNED_AT_ONCE}
             ).fetchall()
             self._connection.executemany(
                 "DELETE FROM attempts WHERE request_id = ?", [(found_id,) for _, found_id in found]
             )
             self._connection.executemany("DELETE FROM requests WHERE rowid = ?", [(rowid,) for rowid, _ in found])
             self._connection.execute(
-                "DELETE FROM standing WHERE hour_unix_s < CAST(strftime('%s', ?) AS INTEGER)", (before_day,)
+                "DELETE FROM standing WHERE hour_unix_s >= ? AND hour_unix_s < CAST(strftime('%s', ?) AS INTEGER)",
+                (EARLIEST_UNIX_S, before_day),
             )
         self._written.set()
         if len(found) < PRUNED_AT_ONCE:

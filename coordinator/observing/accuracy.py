@@ -177,7 +177,7 @@ def _for_decoded(records: Sequence[_Record]) -> list[Prediction]:
     return [
         # One that was made for this length is kept: in a panel, it may hold more than the expert's own work.
         record.prediction
-        if record.decoded_tokens == record.prediction.shape.decoded_tokens
+        if record.decoded_tokens == record.prediction.shape.decoded_tokens and record.prediction.longest_tokens is None
         else forecast.prediction(place)
         for place, record in enumerate(records)
     ]

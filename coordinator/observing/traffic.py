@@ -18,8 +18,8 @@ def asked_of(life: Lifecycle, receipt: Receipt, now_unix_s: float) -> Asked:
         now_unix_s,
         (receipt.decision.category if receipt.decision else None) or "",
         _one_model(life.request.model),
-        receipt.tokens.prompt or 0,
-        receipt.tokens.decoded or 0,
+        receipt.tokens.prompt,
+        receipt.tokens.decoded,
     )
 
 

@@ -15,13 +15,21 @@ export function planView(plan) {
     { class: "plan" },
     el("h3", {}, "Plan"),
     chosen.length
-      ? el("p", { class: "decision" }, plan.decision.mode === "route" ? "Would be answered by " : `Would be answered (${plan.decision.mode}) by `, el("strong", {}, chosen.map((expert) => `${expert.model} on ${expert.agent}`).join(", ")), ` (about ${plan.prompt_tokens} prompt tokens, up to ${plan.answer_tokens} answer tokens).`)
+      ? el("p", { class: "decision" }, plan.decision.mode === "route" ? "Would be answered by " : `Would be answered (${plan.decision.mode}) by `, el("strong", {}, chosen.map((expert) => `${expert.model} on ${expert.agent}`).join(", ")), ` (${lengths(plan)}).`)
       : el("p", { class: "error" }, plan.refusal ?? "No expert would answer."),
     plan.offers ? offers(plan.offers) : null,
     decisionView(plan.decision),
     frontier(plan.frontier, plan.decision?.budgets.energy_budget_j),
     el("details", { class: "raw" }, el("summary", {}, "Plan as JSON"), el("pre", { tabindex: "0" }, JSON.stringify(plan, null, 2))),
   );
+}
+
+// The lengths that the predictions are for. Where the request sets no limit, they are learned from earlier answers.
+function lengths(plan) {
+  const prompt = `about ${plan.prompt_tokens} prompt tokens`;
+  return plan.longest_answer_tokens == null
+    ? `${prompt}, up to ${plan.answer_tokens} answer tokens`
+    : `${prompt}, ${plan.answer_tokens} answer tokens (p50), ${plan.longest_answer_tokens} (p95)`;
 }
 
 // What the budgets would have to be, where they rule everybody out.

@@ -8,8 +8,8 @@ const WH_J = 3600;
 
 export function drawStandby({ fleet: { agents, provisioning }, power }) {
   const section = byId("standby");
-  const decided = provisioning?.standing_w ?? null;
-  section.hidden = decided === null && !provisioning?.correction;
+  const decided = provisioning?.status ?? null;
+  section.hidden = decided === null && !provisioning?.correction && !provisioning?.returning?.length;
   if (section.hidden) return show(section);
   const mark = power.simulated || agents.some(isSimulated) ? [el("span", { class: "chip simulated", title: "watts and joules of simulated hosts are in it" }, "simulated"), " "] : [];
   const said = lines(provisioning, namesOf(agents)).map((line, i) => el("p", {}, i ? null : mark, line));
@@ -24,12 +24,14 @@ const namesOf = (agents) => (key) => {
 function lines(slow, named) {
   const acts = slow.mode === "act";
   const said = [acts ? "The coordinator wakes hosts and sends them to sleep." : "Mode observe: this is what it would do; it touches nothing."];
+  if (slow.returning?.length) said.push(`Being brought back, as mode act is over: ${slow.returning.join(", ")}.`);
+  if (slow.mode === "off") return ["The slow level is off: [provisioning] mode.", ...said.slice(1)];
   if (slow.correction) said.push(`The limits contradict each other. ${slow.correction}`);
-  if (slow.standing_w !== null) {
+  else if (slow.status !== null) {
     const more = (slow.n_awake ?? 0) - slow.awake.length;
     const awake = `${slow.awake.map(named).join(", ") || "nobody"}${more > 0 ? ` and ${count(more)} more` : ""}`;
     const proof = slow.least_w === null ? "" : `; no set of that value draws less than ${watts(slow.least_w)}`;
-    said.push(`Wanted in memory for ${digits(slow.requests_per_hour ?? 0)} requests an hour: ${awake}. The fleet then waits at ${watts(slow.standing_w)}${proof}.`);
+    said.push(`Wanted in memory for ${digits(slow.requests_per_hour ?? 0)} requests an hour: ${awake}.${slow.standing_w === null ? "" : ` The fleet then waits at ${watts(slow.standing_w)}${proof}.`}`);
   }
   const left = (slow.n_stays ?? 0) - Object.keys(slow.stays).length;
   if (left > 0) said.push(`${count(slow.n_stays)} experts are left as they are; moe2-coordinator fleet show says why.`);

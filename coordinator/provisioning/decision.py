@@ -9,18 +9,18 @@ Where patience is to be kept in every hour and category, a set that is late more
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moe2.coordinator.planning.awake import AwakeProblem
 from moe2.coordinator.planning.awake_search import AwakeSet, least_standing, most_valuable
 from moe2.coordinator.planning.proof import Status
 from moe2.coordinator.planning.search import Effort
-from moe2.coordinator.provisioning.figures import Fleet, Readiness
-from moe2.coordinator.provisioning.problem import LATE_COSTS, Limits, SlowProblem, is_settled, slow_problem
+from moe2.coordinator.provisioning.figures import ExpertFigures, Fleet, Readiness
+from moe2.coordinator.provisioning.problem import LATE_COSTS, PINNED, Limits, SlowProblem, is_settled, slow_problem
 from moe2.coordinator.provisioning.traffic import HOUR_S, Forecast, Traffic, rate_of
 
 LOSSES = (0.0, 0.001, 0.002, 0.004, 0.007, 0.012, 0.02, 0.035, 0.06, 0.1)
@@ -126,6 +126,9 @@ class Decision:
     """Experts that are left as they are, with the reason."""
     correction: str | None = None
     """Where nothing is feasible: what is wrong, and the cheapest change that mends it."""
+    is_measured: bool = True
+    """False where the speed or the joules of an expert in `members`, or a host's watts, were never measured: what the
+    figures say of watts, loss and lateness is then not known."""
     spare: frozenset[str] = frozenset()
     """Keys of the hosts without which the experts in memory elsewhere carry this traffic and meet every other need."""
 
@@ -252,8 +255,15 @@ def decide(
         rate_per_s=rate_per_s,
         status=one.status,
         stays=stays,
+        is_measured=_is_measured(fleet, [slow.experts[n] for n in one.members]),
         spare=_spare(slow, fleet),
     )
+
+
+def _is_measured(fleet: Fleet, members: Sequence[ExpertFigures]) -> bool:
+    """Whether it is known what these experts take, and what every host draws."""
+    known = all(one.latency is not None and one.energy is not None for one in members)
+    return known and all(host.awake_w is not None for host in fleet.hosts)
 
 
 def _spare(slow: SlowProblem, fleet: Fleet) -> frozenset[str]:
@@ -271,12 +281,13 @@ def correction(slow: SlowProblem, *, effort: Effort | None = None, clock: Clock 
     problem = slow.problem
     without_limit = replace(problem, most_w=None)
     least = least_standing(without_limit, 0.0, effort=effort, clock=clock)
-    if least.standing_w is not None and problem.most_w is not None:
-        text = (
-            f"What has to be awake draws at least {least.standing_w + slow.fixed_w:.0f} W while nobody asks, and "
-            f"{problem.most_w + slow.fixed_w:.0f} W are allowed. "
+    if least.standing_w is not None and problem.most_w is not None and slow.allowed_w is not None:
+        # Rounded up, so that what is asked for is enough.
+        least_w = math.ceil(least.standing_w + slow.fixed_w)
+        return (
+            f"What has to be awake draws {least_w} W while nobody asks, and {slow.allowed_w:.4g} W are allowed. "
+            f"Allow {least_w} W{_unpinning(slow, effort, clock)}."
         )
-        return text + f"Allow {least.standing_w + slow.fixed_w:.0f} W{_unpinning(problem, effort, clock)}."
     everybody = np.ones(len(problem.names), dtype=np.bool_)
     everybody[list(problem.ruled_out)] = False
     for need in problem.unmet(everybody):
@@ -292,12 +303,18 @@ def correction(slow: SlowProblem, *, effort: Effort | None = None, clock: Clock 
     return "The memory of the hosts does not hold the models that have to be there. Ask for fewer hosts for each model."
 
 
-def _unpinning(problem: AwakeProblem, effort: Effort | None, clock: Clock | None) -> str:
-    """The rest of a correction: which hosts could be unpinned instead; empty where that would not do."""
-    if not problem.pinned:
+def _unpinning(slow: SlowProblem, effort: Effort | None, clock: Clock | None) -> str:
+    """The rest of a correction: which experts could be unpinned instead; empty where that would not do."""
+    problem = slow.problem
+    # What is drawn whoever is awake is no smaller without pins.
+    if not problem.pinned or slow.fixed_w > (slow.allowed_w or 0.0):
         return ""
     least = least_standing(replace(problem, pinned=frozenset()), 0.0, effort=effort, clock=clock)
     if least.standing_w is None:
         return ""
-    names = sorted(problem.names[n] for n in problem.pinned - set(least.members))
-    return f", or unpin {', '.join(names)}" if names else ""
+    unpinned = sorted(
+        problem.names[n]
+        for n in problem.pinned - set(least.members)
+        if slow.fixed_because.get(problem.names[n]) == PINNED
+    )
+    return f", or unpin {', '.join(unpinned)}" if unpinned else ""

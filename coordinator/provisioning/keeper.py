@@ -103,6 +103,7 @@ class Keeper:
         )
         self._shadow = Shadow(max_changes_per_day=settings.max_changes_per_day)
         self._steering.restore_not_woken(memory.not_woken)
+        self._steering.restore_away(memory.away)
         self._trials_kept = memory.trials
         self._outlook = Outlook(Tolerances(settings.quality_loss, settings.late_share), perf_counter)
         self._traffic = Traffic()
@@ -220,6 +221,7 @@ class Keeper:
             pinned=self._pinned(),
             kept_asleep=self._steering.wishes.kept_asleep,
             names=self._names(),
+            returning=() if self._settings.mode == "act" else self._steering.away,
         )
 
     def warnings(self) -> tuple[HealthWarning, ...]:
@@ -266,9 +268,9 @@ class Keeper:
     def _acts(self) -> bool:
         """Whether anything of the fleet is to be watched for: a coordinator that only observes decides, and no more."""
         wishes = self._steering.wishes
-        asked = wishes.kept_asleep or wishes.pinned or self._held or self._steering.has_pending
-        asked = asked or self._steering.trials.are_open
-        return self._settings.mode == "act" or bool(asked)
+        asked = bool(wishes.kept_asleep or wishes.pinned or self._held or self._steering.has_pending)
+        unfinished = self._steering.trials.are_open or bool(self._steering.away)
+        return self._settings.mode == "act" or asked or unfinished
 
     def _watch(self) -> None:
         """Sees what has changed, gives up what takes too long, obeys wishes, and sends held jobs to who is awake."""
@@ -281,7 +283,8 @@ class Keeper:
             if late.change is Change.WAKE:
                 self._give_up(late.host, "its host was not woken in time")
         if self._may_act():
-            for order in (*self._steering.wished_orders(now_s), *self._steering.trial_ends(now_s)):
+            returns = () if self._settings.mode == "act" else self._steering.return_orders(now_s)
+            for order in (*self._steering.wished_orders(now_s), *self._steering.trial_ends(now_s), *returns):
                 self._perform(order)
         for agent_id in self._held.agents:
             self._release(agent_id)
@@ -363,13 +366,14 @@ class Keeper:
                     task.add_done_callback(self._tasks.discard)
                 return
             case Change.SUSPEND:
-                # Known before it sleeps, so that a coordinator that is killed meanwhile finds it again.
-                self._keep()
                 message: ToAgent = Suspend(command_id=order.order_id)
             case Change.LOAD:
                 message = LoadModel(command_id=order.order_id, model=model)
             case Change.UNLOAD:
                 message = UnloadModel(command_id=order.order_id, model=model)
+        if one.change in (Change.SUSPEND, Change.UNLOAD):
+            # Known before it goes, so that a coordinator that is killed meanwhile finds it again and brings it back.
+            self._keep()
         if not self._send(one.host, message):
             self._steering.answered(order.order_id, done=False, code=CommandErrorCode.BUSY, message=None)
 
@@ -448,6 +452,7 @@ class Keeper:
                 sleepers=self._table.sleepers(steering.falling),
                 trials=steering.trials.kept,
                 not_woken=steering.not_woken,
+                away=steering.away,
             )
         )
 

@@ -9,7 +9,7 @@ import structlog
 
 from moe2.common.statefile import read_plain, replace_file
 from moe2.coordinator.fleet.table import Sleeper
-from moe2.coordinator.provisioning.steering import Wishes
+from moe2.coordinator.provisioning.steering import Away, Wishes
 from moe2.coordinator.provisioning.trials import Trial
 
 log = structlog.get_logger()
@@ -23,6 +23,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     trials: tuple[Trial, ...] = ()
     not_woken: dict[str, str] = {}
     """Names of hosts that could not be woken and were not seen since, by their keys."""
+    away: tuple[Away, ...] = ()
+    """What mode act has put to sleep or unloaded and not seen back."""
 
 
 class MemoryFile:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from moe2.coordinator.choosing.request import ASSUMED_ANSWER_TOKENS
 from moe2.coordinator.planning.awake import AwakeProblem, Need, Room
 from moe2.coordinator.planning.values import BestOf, BoolArray, FloatArray, IntArray
 from moe2.coordinator.provisioning.capacity import most_offered
@@ -22,12 +23,14 @@ from moe2.coordinator.provisioning.figures import ExpertFigures, Fleet, HostFigu
 from moe2.coordinator.provisioning.settings import ProvisioningSection
 from moe2.coordinator.provisioning.traffic import ClassForecast, Forecast
 
-USUAL_LENGTHS = (256, 256)
-"""Tokens of prompt and answer where none of a class have been seen."""
+USUAL_LENGTHS = (256, ASSUMED_ANSWER_TOKENS)
+"""Tokens of prompt and answer that are assumed before any answer has been seen."""
 LATE_COSTS = 0.1
 """Score that a late first token takes from an answer. It is also the scale of values: 1 is an answer on time."""
 MAX_KINDS = 192
 """Requests that stand for the traffic, over all classes."""
+PINNED = "its host is pinned"
+"""Why an expert stays in memory whose host is pinned."""
 _PER_CLASS = 96
 
 
@@ -109,6 +112,8 @@ class SlowProblem:
     """(M,) the category of each kind, counted from 0."""
     hourly_late_share: float
     """Share of an hour's answers of each category that may come late, where some experts keep that."""
+    allowed_w: float | None = None
+    """Watts that the fleet may draw while nobody asks, as they are set; None for no limit."""
 
     def quality(self, members: Sequence[int]) -> tuple[float, float]:
         """Mean score, and share of late answers, where these experts are in memory and the others are woken for need.
@@ -183,6 +188,7 @@ def slow_problem(fleet: Fleet, forecast: Forecast, limits: Limits) -> SlowProble
         category=_categories(forecast, len(weight)),
         # Where the whole fleet may sleep, a first request waits for a wake by the operator's leave.
         hourly_late_share=limits.hourly_late_share if limits.least_awake > 0 else 1.0,
+        allowed_w=limits.average_w,
     )
 
 
@@ -209,7 +215,7 @@ def _fixed(fleet: Fleet, limits: Limits) -> tuple[dict[int, bool], dict[str, str
         if expert.host in limits.kept_asleep:
             stays[place], because[expert.key] = False, "an operator has sent its host to sleep"
         elif expert.host in limits.pinned:
-            stays[place], because[expert.key] = True, "its host is pinned"
+            stays[place], because[expert.key] = True, PINNED
         elif reason := _immovable(expert, host):
             stays[place], because[expert.key] = is_in, reason
     return stays, because

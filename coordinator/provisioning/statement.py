@@ -9,7 +9,7 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.common.status import ChangeRow, ProvisioningStatus
 from moe2.coordinator.provisioning.decision import Decision
 from moe2.coordinator.provisioning.hysteresis import Transition
-from moe2.coordinator.provisioning.steering import Shadow
+from moe2.coordinator.provisioning.steering import Away, Shadow
 from moe2.coordinator.provisioning.traffic import HOUR_S
 
 
@@ -23,21 +23,23 @@ def status_of(
     pinned: Collection[str],
     kept_asleep: Collection[str],
     names: Mapping[str, str],
+    returning: Sequence[Away] = (),
 ) -> ProvisioningStatus:
     """What the slow level thinks and does.
 
     shadow: what mode observe would have done and saved. changes: what is done, or would be. pinned, kept_asleep: keys
-    of hosts. names: of hosts by their keys.
+    of hosts. names: of hosts by their keys. returning: what mode act has put out of the way, which is over.
     """
     shadows = mode == "observe"
+    known = decision if decision is not None and decision.is_measured else None
     return ProvisioningStatus(
         mode=mode,
         status=decision.status.value if decision else None,
         awake=decision.members if decision else (),
-        standing_w=decision.standing_w if decision else None,
-        least_w=decision.least_w if decision else None,
-        loss=decision.loss if decision else None,
-        late=decision.late if decision else None,
+        standing_w=known.standing_w if known else None,
+        least_w=known.least_w if known else None,
+        loss=known.loss if known else None,
+        late=known.late if known else None,
         requests_per_hour=HOUR_S * decision.rate_per_s if decision else None,
         # At times when fewer ask than any limit allows for, only watts count.
         price_per_j=decision.price_per_j if decision and math.isfinite(decision.price_per_j) else None,
@@ -61,7 +63,14 @@ def status_of(
         waited_j=shadow.waited_j if shadows and decision else None,
         returns=shadow.n_returns if shadows else 0,
         would_sleep=tuple(sorted(shadow.names)) if shadows else (),
+        returning=tuple(_named(one, names) for one in returning),
     )
+
+
+def _named(away: Away, names: Mapping[str, str]) -> str:
+    """A host by its name; an expert as its model on its host."""
+    host = names.get(away.host, away.host)
+    return host if away.expert is None else f"{away.expert.partition('/')[2]} on {host}"
 
 
 def warnings_of(decision: Decision | None, failure: str | None) -> tuple[HealthWarning, ...]:

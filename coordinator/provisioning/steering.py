@@ -16,7 +16,7 @@ import msgspec
 from moe2.common.health import HealthWarning, Severity
 from moe2.coordinator.fleet.table import MAX_UNMEASURED_WAKE_S
 from moe2.coordinator.provisioning.figures import ExpertFigures, Fleet, HostFigures, Readiness
-from moe2.coordinator.provisioning.hysteresis import DAY_S, Activity, Change, Rules, Transition, transitions
+from moe2.coordinator.provisioning.hysteresis import DAY_S, IDLE, Activity, Change, Rules, Transition, transitions
 from moe2.coordinator.provisioning.trials import Circumstances, Trials
 
 MAX_CHANGES_KEPT = 64
@@ -42,6 +42,14 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     def without(self, host: str) -> Wishes:
         """The wishes with a host that the slow level decides on."""
         return Wishes(pinned=_without(self.pinned, host), kept_asleep=_without(self.kept_asleep, host))
+
+
+class Away(msgspec.Struct, frozen=True, kw_only=True):
+    """What the slow level itself has put out of the way and not seen back: a host asleep, or an expert unloaded."""
+
+    host: str
+    expert: str | None = None
+    """Key of the expert; None where the whole host sleeps."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class Steering:
         """Hosts that could not be woken, with their names."""
         self._failed: dict[str, HealthWarning] = {}
         self.trials = Trials()
+        self._away: set[Away] = set()
         self._number = 0
 
     @property
@@ -100,6 +109,15 @@ class Steering:
         """Takes over from an earlier run which hosts could not be woken."""
         for key, name in names.items():
             self._not_woken(key, name, "it was told to before the coordinator was restarted")
+
+    @property
+    def away(self) -> tuple[Away, ...]:
+        """What is out of the way because of the traffic, and no operator's wish; it outlives a restart."""
+        return tuple(sorted(self._away, key=lambda one: (one.host, one.expert or "")))
+
+    def restore_away(self, away: Collection[Away]) -> None:
+        """Takes over from an earlier run what it had put out of the way."""
+        self._away.update(away)
 
     @property
     def has_pending(self) -> bool:
@@ -143,6 +161,7 @@ class Steering:
                 known.pending = None
                 known.idle_since_s = max(known.idle_since_s, now_s) if is_awake else known.idle_since_s
                 self._failed.pop(host.key, None)
+        self._away = {one for one in self._away if self._is_changing(one.host) or not _is_back(one, fleet)}
         for key in set(self._hosts) - {host.key for host in fleet.hosts}:
             # Its agent is lost: whatever was asked of it is over, but how often it changed is not forgotten.
             pending = self._hosts[key].pending
@@ -181,17 +200,28 @@ class Steering:
         self, wanted: Collection[str], now_s: float, *, wanted_again_s: Callable[[str], float]
     ) -> tuple[Order, ...]:
         """The changes to ask for now, which from here on count as under way."""
-        return tuple(
-            self._begin(one, now_s)
-            for one in transitions(
-                self._fleet,
-                wanted,
-                self.activity(),
-                now_s,
-                wanted_again_s=wanted_again_s,
-                rules=self.rules(),
-            )
+        found = transitions(
+            self._fleet, wanted, self.activity(), now_s, wanted_again_s=wanted_again_s, rules=self.rules()
         )
+        for one in found:
+            if one.change in (Change.SUSPEND, Change.UNLOAD) and one.host not in self.wishes.kept_asleep:
+                self._away.add(Away(host=one.host, expert=one.expert))
+        return tuple(self._begin(one, now_s) for one in found)
+
+    def return_orders(self, now_s: float) -> tuple[Order, ...]:
+        """The changes that bring back what was put out of the way, once nothing more is to be put there.
+
+        What an operator has sent to sleep stays, and a host that could not be woken is left until it is seen.
+        """
+        activity, rules, found = self.activity(), self.rules(), []
+        for one in self.away:
+            if one.host in rules.keep_asleep | rules.unreachable or not self._fleet.has(one.host):
+                continue
+            if activity.get(one.host, IDLE).is_changing or not _is_gone(one, self._fleet):
+                continue
+            back = Change.WAKE if one.expert is None else Change.LOAD
+            found.append(Transition(back, one.host, one.expert, "mode act is over, in which it was put to sleep"))
+        return tuple(self._begin(one, now_s) for one in found)
 
     def wished_orders(self, now_s: float) -> tuple[Order, ...]:
         """The changes that an operator's wishes ask for, whatever the traffic is."""
@@ -232,6 +262,10 @@ class Steering:
             return None
         self._unreachable.pop(host, None)
         return self._begin(Transition(Change.WAKE, host, None, reason), now_s)
+
+    def _is_changing(self, host: str) -> bool:
+        known = self._hosts.get(host)
+        return known is not None and known.pending is not None
 
     def activity(self) -> dict[str, Activity]:
         """What each host has been doing."""
@@ -303,6 +337,22 @@ def _has_ended(transition: Transition, own: tuple[ExpertFigures, ...]) -> bool:
             return states.get(transition.expert or "") is Readiness.READY
         case Change.UNLOAD:
             return states.get(transition.expert or "") is Readiness.COLD
+
+
+def _is_gone(away: Away, fleet: Fleet) -> bool:
+    """Whether a host sleeps, or an expert is out of memory, by what is reported of it now."""
+    own = fleet.on(away.host)
+    if away.expert is None:
+        return bool(own) and all(one.readiness is Readiness.ASLEEP for one in own)
+    return any(one.key == away.expert and one.readiness is Readiness.COLD for one in own)
+
+
+def _is_back(away: Away, fleet: Fleet) -> bool:
+    """Whether what was put out of the way is seen in memory again; one that has not left yet is not back."""
+    own = fleet.on(away.host)
+    if away.expert is None:
+        return any(one.readiness is not Readiness.ASLEEP for one in own)
+    return any(one.key == away.expert and one.readiness in (Readiness.READY, Readiness.LOADING) for one in own)
 
 
 def _timeout_s(transition: Transition, host: HostFigures, own: tuple[ExpertFigures, ...]) -> float:

@@ -24,6 +24,8 @@ MAX_CLASSES = 64
 """Pairs of category and model that are told apart; later ones are counted under `OTHER`."""
 MAX_SAMPLES = 512
 """Requests of each class that are remembered for their lengths."""
+MIN_LENGTHS = 8
+"""A class of which fewer lengths are known also takes those of its category, then those of all classes."""
 QUIET_HOURS = 6
 """Hours of a day that count as quiet, those with the fewest requests."""
 OTHER = "other"
@@ -42,8 +44,9 @@ class Asked:
     category: str
     model: str | None
     """The model that the client asked for; None where any will do."""
-    prompt_tokens: int
-    answer_tokens: int
+    prompt_tokens: int | None
+    """None where nobody knows it, as after an expert was lost."""
+    answer_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class ClassForecast:
     upper_per_s: float
     """Nine hours in ten have fewer requests than this rate would bring."""
     lengths: tuple[tuple[int, int], ...]
-    """Tokens of prompt and answer of some requests of the class, none of them special."""
+    """Tokens of prompt and answer of some requests of the class, none of them special; where few of its own are known,
+    those of its category and of all classes as well."""
 
 
 Forecast = tuple[ClassForecast, ...]
@@ -99,8 +103,9 @@ class Traffic:
         kind = self._class_of(asked)
         kind.counts[_hour(at_unix_s)] += 1.0
         kind.recent.append(at_unix_s)
-        if asked.prompt_tokens >= 0 and asked.answer_tokens >= 0:
-            kind.lengths.append((asked.prompt_tokens, asked.answer_tokens))
+        prompt, answer = asked.prompt_tokens, asked.answer_tokens
+        if prompt is not None and answer is not None and min(prompt, answer) >= 0:
+            kind.lengths.append((prompt, answer))
 
     def passed(self, now_unix_s: float) -> None:
         """Notes that nothing but what was noted has come until now."""
@@ -148,7 +153,18 @@ class Traffic:
             prior_s = min(_LIVE_PRIOR_S, max(total_s, 60.0))
             live_s = min(LIVE_S, total_s)
             rate = (prior_s * rate + len(kind.recent)) / (prior_s + live_s)
-        return ClassForecast(category, model, rate, _upper(rate), tuple(kind.lengths))
+        return ClassForecast(category, model, rate, _upper(rate), self._lengths_of(category, kind))
+
+    def _lengths_of(self, category: str, kind: _Class) -> tuple[tuple[int, int], ...]:
+        """The lengths of a class, filled up with those of the classes that are most like it where few are known."""
+        found = list(kind.lengths)
+        alike = (other for (name, _), other in self._classes.items() if name == category and other is not kind)
+        others = (other for (name, _), other in self._classes.items() if name != category)
+        for other in (*alike, *others):
+            if len(found) >= MIN_LENGTHS:
+                break
+            found += list(other.lengths)[-(MIN_LENGTHS - len(found)) :]
+        return tuple(found)
 
     def _class_of(self, asked: Asked) -> _Class:
         key = (asked.category, asked.model)

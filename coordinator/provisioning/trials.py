@@ -88,7 +88,8 @@ class Trials:
         found = []
         for begun in self._begun.values():
             trial = begun.trial
-            if not trial.is_open or activity.get(trial.host, IDLE).is_changing or not fleet.has(trial.host):
+            # An agent that has just connected has not said yet what state its experts are in.
+            if not trial.is_open or activity.get(trial.host, IDLE).is_changing or not fleet.on(trial.host):
                 continue
             if not _is_away(trial, fleet.on(trial.host)):
                 begun.trial = msgspec.structs.replace(trial, is_open=False)

@@ -31,12 +31,12 @@ from moe2.coordinator.fleet.table import CapabilityTable, agent_of
 from moe2.coordinator.keys.keys import Principal
 from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.serving import effects, events
-from moe2.coordinator.serving.attempt import Purpose
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
 from moe2.coordinator.serving.chooser import Chooser
 from moe2.coordinator.serving.exchange import Exchange
 from moe2.coordinator.serving.hedging import HedgeRation
 from moe2.coordinator.serving.judge import ExpertJudge
+from moe2.coordinator.serving.learning import learn_lengths
 from moe2.coordinator.serving.life import HANDLING_FAILED, Lifecycle
 from moe2.coordinator.serving.modes import MODES
 from moe2.coordinator.serving.orphans import Orphans
@@ -190,8 +190,9 @@ class Service:
 
     def fleet_changed(self) -> None:
         """Take in that an agent has joined or reported: there may be room where there was none."""
-        if self._judge.breakers.has_hung:
-            self._judge.breakers.seen(self._table.choosable(asyncio.get_running_loop().time()))
+        if self._judge.breakers.wants_news:
+            now_s = asyncio.get_running_loop().time()
+            self._judge.breakers.seen(self._table.choosable(now_s), now_s)
         self._queue.expect_room()
 
     def agent_lost(self, agent_id: str) -> None:
@@ -456,7 +457,7 @@ class Service:
         receipt = self._account(active)
         self._forget(active)
         self.totals.retired(life)
-        self._learn_prompt_lengths(life)
+        learn_lengths(self._selector.lengths, life)
         self._learn_affinity(active)
         self._on_retired(life, receipt)
         log.info(
@@ -476,16 +477,6 @@ class Service:
         del self._active[active.life.request.request_id]
         if not self._active:
             self._idle.set()
-
-    def _learn_prompt_lengths(self, life: Lifecycle) -> None:
-        for attempt in life.attempts:
-            usage = attempt.usage
-            if attempt.purpose is Purpose.SCORE:
-                # Its prompt was in the cache, or came with the choices.
-                continue
-            if usage is not None and usage.decoded_tokens:
-                model, foreseen = attempt.expert.identity, attempt.prediction.shape
-                self._selector.prompts.ran(model, life.request.demand, usage, foreseen)
 
     def _learn_affinity(self, active: _Active) -> None:
         leading = active.life.leading

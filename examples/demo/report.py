@@ -30,6 +30,7 @@ def tour_report(seen: Tour) -> RenderableType:
     return Group(
         _heading(f"The same prompt under four budgets: {PROMPT}"),
         budgets_table(seen.budgeted),
+        Text("The score is the probability that an answer is good, from the tour's own made-up feedback.", style="dim"),
         *(_refusal(stop.outcome, names) for stop in seen.budgeted if not isinstance(stop.outcome, Answer)),
         _heading(
             f"An average budget of {seen.averaged.target_j:.0f} J an answer, over {len(seen.averaged.answers)} prompts"
@@ -55,7 +56,7 @@ def budgets_table(stops: Sequence[Budgeted]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for name in ("Budget", "Answered by"):
         table.add_column(name, no_wrap=True)
-    for name in ("Score", "Joules (simulated)", "Seconds"):
+    for name in ("Score", "Joules (simulated)", "Time"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("Answer", ratio=1)
     for stop in stops:
@@ -78,11 +79,14 @@ def budgets_table(stops: Sequence[Budgeted]) -> Table:
 def _refusal(error: dict[str, Any], names: dict[str, str]) -> Text:
     """The refusal in a sentence, with its offers."""
     offers = [
-        f"{what} {_named(offer['expert'], names)} with {figures.number(offer['energy_j'])} J in "
+        f"{what} {_named(offer['expert'], names)} with {figures.number(offer['energy_j'])} J and "
         f"{figures.latency(offer['total_s'])}"
         for what, offer in error["offers"].items()
     ]
-    return Text(f"The refusal ({error['code']}) comes with offers: {', '.join(offers)}.")
+    return Text(
+        f"Budgets hold for what 95 of 100 such answers keep below. The refusal ({error['code']}) names what would do: "
+        f"{', '.join(offers)}."
+    )
 
 
 def _averaged(averaged: Averaged) -> list[Text]:
@@ -90,12 +94,14 @@ def _averaged(averaged: Averaged) -> list[Text]:
     agents = [printable(answer.receipt["experts"][0]["agent"]) for answer in averaged.answers]
     letters = {agent: agent.removeprefix("demo-")[0] for agent in agents}
     counts = ", ".join(f"{agents.count(agent)} by {agent} ({letter})" for agent, letter in sorted(letters.items()))
+    alone = " and ".join(f"{known_j:.0f} J on {printable(agent)}" for agent, known_j in averaged.alone_j.items())
     costs = [cost for answer in averaged.answers if (cost := joules(answer)) is not None]
     lines = [
+        Text(f"Just before, such an answer took {alone} (the median, simulated)."),
         Text(f"{' '.join(letters[agent] for agent in agents)}   {counts}"),
         Text(
-            f"Mean: {sum(costs) / len(costs):.0f} J, and {averaged.free_j:.0f} J just before, without an average "
-            f"(simulated); {len(agents) - len(costs)} unmeasured."
+            f"Mean: {sum(costs) / len(costs):.0f} J of {averaged.target_j:.0f} J (simulated); "
+            f"{len(agents) - len(costs)} unmeasured."
             if costs
             else UNMEASURED
         ),
@@ -103,8 +109,8 @@ def _averaged(averaged: Averaged) -> list[Text]:
     if averaged.row is not None:
         lines.append(
             Text(
-                f"The price of a joule is now {100 * averaged.row.price_per_j:.3g} points of score; "
-                "each answer moves it."
+                f"The better expert is taken where its score is worth its joules: one has to bring "
+                f"{100 * averaged.row.price_per_j:.2g} points of score now, and each answer moves that price."
             )
         )
     return lines
@@ -134,8 +140,9 @@ def _proof(plan: dict[str, Any], names: dict[str, str]) -> Text:
     if certificate is None:
         return Text(f"{chosen}: without a proof.")
     return Text(
-        f"{chosen}: value {certificate['value']:.3f}, and no set is worth more than {certificate['upper_bound']:.3f} "
-        f"({certificate['status']}, {certificate['nodes']} nodes, {1000 * certificate['elapsed_s']:.2g} ms)."
+        f"{chosen}: a good answer with probability {certificate['value']:.3f} on average; no set has more than "
+        f"{certificate['upper_bound']:.3f} ({certificate['status']}, {certificate['nodes']} nodes, "
+        f"{1000 * certificate['elapsed_s']:.2g} ms)."
     )
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-from examples.demo.client import Answer, DemoClient, Prompt
+from examples.demo.client import ANY_MODEL, Answer, DemoClient, Prompt
+from examples.demo.errors import DemoError
 from examples.demo.fleet import Fleet
 from examples.demo.models import Model
 from examples.demo.setup import Setup
@@ -30,7 +31,8 @@ WARM_UPS = 3
 """Prompts to each expert before the tour: an expert is chosen by what it was measured to take."""
 ROOM = 1.2
 """A budget over what the best expert for it is predicted to take at most."""
-FREE_PROMPTS = 10
+ALONE_PROMPTS = 4
+"""Prompts to each expert from which the average is taken that lies between what the two cost."""
 AVERAGE_PROMPTS = 20
 AVERAGE_AT_ONCE = 2
 CATEGORY = "tour"
@@ -50,10 +52,10 @@ class Budgeted:
 class Averaged:
     """The answers under an average budget in J, in the order in which they came, and how the coordinator shows it.
 
-    free_j: what answers to such prompts took in the mean just before, with no average.
+    alone_j: what such an answer had taken just before, by the name of the agent that was asked for it; the median.
     """
 
-    free_j: float
+    alone_j: dict[str, float]
     target_j: float
     answers: tuple[Answer, ...]
     row: AverageRow | None
@@ -76,22 +78,23 @@ def joules(answer: Answer) -> float | None:
     return known
 
 
-async def warm_up(client: DemoClient, models: Sequence[Model]) -> tuple[Answer, ...]:
+async def warm_up(client: DemoClient, models: Sequence[Model]) -> None:
     """Ask each expert a few prompts, all hosts at once, and score the answers as a user would who likes the 4090's.
 
     The scores are made up: the two models are too much alike to differ in a few answers.
     """
 
-    async def ask(model: Model, score: float) -> list[Answer]:
+    async def ask(model: Model) -> None:
         prompts = [Prompt(f"Name a thing in the {subject}.", model.name, MAX_TOKENS) for subject in SUBJECTS[:WARM_UPS]]
-        answers = [await client.ask(prompt) for prompt in prompts]
-        for answer in answers:
-            await client.score(answer, score)
-        return answers
+        await _score(client, model, models, [await client.ask(prompt) for prompt in prompts])
 
-    best, *others = models
-    asked = await asyncio.gather(ask(best, 1.0), *(ask(model, 0.0) for model in others))
-    return tuple(answer for answers in asked for answer in answers)
+    await asyncio.gather(*map(ask, models))
+
+
+async def _score(client: DemoClient, model: Model, models: Sequence[Model], answers: Sequence[Answer]) -> None:
+    """Score answers of a model as a user would who likes those of the first model and not those of the others."""
+    for answer in answers:
+        await client.score(answer, 1.0 if model is models[0] else 0.0)
 
 
 async def budgets(client: DemoClient) -> tuple[Budgeted, ...]:
@@ -117,23 +120,28 @@ def _asked(wishes: dict[str, Any]) -> Prompt:
     return Prompt(PROMPT, max_tokens=MAX_TOKENS, wishes=wishes)
 
 
-async def average(client: DemoClient, setup: Setup, fleet: Fleet, warm_ups: Sequence[Answer]) -> Averaged:
-    """Ask ten prompts, then twenty under an average between what those took and what the cheapest expert takes."""
-    by_model: dict[str, list[float]] = {}
-    for answer in warm_ups:
-        by_model.setdefault(answer.prompt.model, []).append(joules(answer) or 0.0)
-    # The middle of each: the first answer of an engine takes longer than those that follow.
-    least_j = min(median(costs) for costs in by_model.values())
-    free_j = fmean([joules(answer) or 0.0 for answer in await _ask_several(client, FREE_PROMPTS)])
-    target_j = float(round((least_j + free_j) / 2))
+async def average(client: DemoClient, setup: Setup, fleet: Fleet, models: Sequence[Model]) -> Averaged:
+    """Ask each expert a few prompts, then twenty under an average in the middle between what the two take.
+
+    Raises `DemoError` where the joules of an expert's answers are not known.
+    """
+    alone_j: dict[str, float] = {}
+    for model in models:
+        answers = await _ask_several(client, ALONE_PROMPTS, model.name)
+        await _score(client, model, models, answers)
+        known = [cost for answer in answers if (cost := joules(answer)) is not None]
+        if not known:
+            raise DemoError(f"The joules of {model.name} are not known: {answers[0].receipt['energy']}")
+        alone_j[answers[0].receipt["experts"][0]["agent"]] = median(known)
+    target_j = float(round(fmean(alone_j.values())))
     setup.set_average(CATEGORY, target_j)
     fleet.reload_coordinator()
     await _seen(client, lambda status: _row(status) is not None)
     answers = await _ask_several(client, AVERAGE_PROMPTS)
-    return Averaged(free_j, target_j, tuple(answers), _row(await client.fleet()))
+    return Averaged(alone_j, target_j, tuple(answers), _row(await client.fleet()))
 
 
-async def _ask_several(client: DemoClient, n_prompts: int) -> list[Answer]:
+async def _ask_several(client: DemoClient, n_prompts: int, model: str = ANY_MODEL) -> list[Answer]:
     """Ask so many prompts of the tour's category, a few at once; return the answers in the order in which they came."""
     answers: list[Answer] = []
     places = iter(range(n_prompts))
@@ -141,7 +149,8 @@ async def _ask_several(client: DemoClient, n_prompts: int) -> list[Answer]:
     async def ask() -> None:
         for place in places:
             text = f"Name a thing in the {SUBJECTS[place % len(SUBJECTS)]}."
-            answers.append(await client.ask(Prompt(text, max_tokens=MAX_TOKENS, wishes={"category": CATEGORY})))
+            wishes = {"category": CATEGORY}
+            answers.append(await client.ask(Prompt(text, model, max_tokens=MAX_TOKENS, wishes=wishes)))
 
     await asyncio.gather(*(ask() for _ in range(AVERAGE_AT_ONCE)))
     return answers
@@ -175,9 +184,9 @@ def _row(status: CoordinatorStatus) -> AverageRow | None:
 
 async def tour(client: DemoClient, setup: Setup, fleet: Fleet, models: Sequence[Model]) -> Tour:
     """Ask everything. Raises `DemoError` where the service does not do what it should."""
-    warm_ups = await warm_up(client, models)
+    await warm_up(client, models)
     budgeted = await budgets(client)
-    averaged = await average(client, setup, fleet, warm_ups)
+    averaged = await average(client, setup, fleet, models)
     plan = await client.plan(Prompt(PROMPT, max_tokens=MAX_TOKENS, wishes={"mode": "vote", "choices": CHOICES}))
     status = await _seen(client, _has_decided)
     return Tour(budgeted, averaged, plan, status, without_requests(status))

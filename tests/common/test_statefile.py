@@ -407,6 +407,7 @@ _MAY = (
 )
 
 
+@pytest.mark.slow
 def test_nobody_else_replaces_or_locks_files() -> None:
     """A second way to write state would have to be as careful, and is not needed."""
     found = [

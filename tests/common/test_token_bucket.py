@@ -33,6 +33,7 @@ def test_who_waits_as_told_passes(per_minute: float, between_s: list[float]) -> 
             assert bucket.take(now_s) == 0
 
 
+@pytest.mark.slow
 @given(rates, st.integers(1, 50))
 def test_a_refused_attempt_costs_nothing(per_minute: float, n_impatient: int) -> None:
     """Who asks again and again does not have to wait longer for it."""

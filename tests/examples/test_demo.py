@@ -225,7 +225,12 @@ def seen() -> Tour:
     row = AverageRow(
         scope="category tour", average_energy_j=90.0, price_per_j=0.0012, mean_j=85.0, n_answers=2, simulated=True
     )
-    averaged = Averaged(120.0, 90.0, (answered(100.0), answered(40.0, "demo-agx-orin-30w"), answered(None)), row)
+    averaged = Averaged(
+        {"demo-rtx-4090": 120.0, "demo-agx-orin-30w": 60.0},
+        90.0,
+        (answered(100.0), answered(40.0, "demo-agx-orin-30w"), answered(None)),
+        row,
+    )
     stops = (Budgeted("none", answered(326.4)), Budgeted("15 J", REFUSAL))
     return Tour(stops, averaged, PLAN, fleet, without_requests(fleet))
 
@@ -245,11 +250,12 @@ def test_unmeasured_joules_are_said_to_be_so() -> None:
 def test_the_report_names_offers_average_price_and_proof() -> None:
     """What a refusal offers, that the average holds, what a joule is worth, and that the plan is proven."""
     text = printed(report.tour_report(seen()))
-    assert "offers: cheapest nano with 77.4 J in 3.85 s, fastest orin with 120 J in 500 ms." in text
+    assert "names what would do: cheapest nano with 77.4 J and 3.85 s, fastest orin with 120 J and 500 ms." in text
     assert "r a r 1 by demo-agx-orin-30w (a), 2 by demo-rtx-4090 (r)" in text
-    assert "Mean: 70 J, and 120 J just before, without an average (simulated); 1 unmeasured." in text
+    assert "took 120 J on demo-rtx-4090 and 60 J on demo-agx-orin-30w (the median, simulated)" in text
+    assert "Mean: 70 J of 90 J (simulated); 1 unmeasured." in text
     assert "0.12 points of score" in text
-    assert "orin: value 0.384, and no set is worth more than 0.384 (optimal, 4 nodes, 0.16 ms)." in text
+    assert "orin: a good answer with probability 0.384 on average; no set has more than 0.384 (optimal" in text
 
 
 # --- How it ends ------------------------------------------------------------------------------------------------------

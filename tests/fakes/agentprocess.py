@@ -27,6 +27,27 @@ CLOCK_VARIABLE = "MOE2_TEST_CLOCK_AHEAD_S"
 SLOTS_VARIABLE = "MOE2_TEST_SLOTS"
 STUCK_VARIABLE = "MOE2_TEST_STUCK_S"
 TAKES_VARIABLE = "MOE2_TEST_TAKES_MODELS"
+SLEEPS_VARIABLE = "MOE2_TEST_SLEEPS_UNTIL"
+
+
+class SleepyHost:
+    """A host that is suspended by a word alone, and that a file wakes: the n-th byte in it ends the n-th sleep."""
+
+    def __init__(self, woken: Path) -> None:
+        self._woken = woken
+        self._before = self._bytes()
+
+    def _bytes(self) -> int:
+        return self._woken.stat().st_size if self._woken.exists() else 0
+
+    async def fault(self) -> str | None:
+        return None
+
+    async def suspend(self) -> None:
+        return
+
+    def suspended_s(self) -> float:
+        return 3600.0 * (self._bytes() - self._before)
 
 
 @asynccontextmanager
@@ -41,12 +62,14 @@ async def agent_process(
     ahead_s: float = 0.0,
     slots: int = 1,
     stuck_s: float = 60.0,
+    sleeps_until: Path | None = None,
     release: Path | None = None,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A running agent process; killed in the end, if it still lives.
 
     ahead_s: how far its host's wall clock is ahead of everybody's. slots: of its expert. stuck_s: its
-    `engine.stuck_s`. release: the folder of another release's code; None for this one.
+    `engine.stuck_s`. sleeps_until: the host may be suspended, and each byte more in this file wakes it. release: the
+    folder of another release's code; None for this one.
     """
     (root / f"{name}.token").write_text(token)
     argv = (sys.executable, "-m", "tests.fakes.agentprocess", str(root), name, url, profile, *expert)
@@ -57,6 +80,8 @@ async def agent_process(
             | {CLOCK_VARIABLE: str(ahead_s), SLOTS_VARIABLE: str(slots)}
             | {STUCK_VARIABLE: str(stuck_s)}
         )
+        if sleeps_until is not None:
+            environment[SLEEPS_VARIABLE] = str(sleeps_until)
         process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log, env=environment)
     try:
         yield process
@@ -79,9 +104,16 @@ def main() -> None:
     state = Path(root)
     gguf = state / "fake.gguf"
     gguf.touch()
+    woken = os.environ.get(SLEEPS_VARIABLE)
     settings = AgentSettings.model_validate(
         {
-            "agent": {"name": name, "state_dir": state / name, "socket": state / f"{name}.sock", "drain_s": 5.0},
+            "agent": {
+                "name": name,
+                "state_dir": state / name,
+                "socket": state / f"{name}.sock",
+                "drain_s": 5.0,
+                "allow_suspend": woken is not None,
+            },
             "measuring": {"enabled": False},
             "models_from": {"coordinator": bool(os.environ.get(TAKES_VARIABLE))},
             "coordinator": {
@@ -103,7 +135,13 @@ def main() -> None:
         simulated=None if profile == "-" else find_profile(profile),
         families=("ina3221", "rapl"),
     )
-    agent = AgentDaemon(settings, environment={}, engine_argv=(*FAKE_EXPERT, *options), sensors=sensors)
+    agent = AgentDaemon(
+        settings,
+        environment={},
+        engine_argv=(*FAKE_EXPERT, *options),
+        sensors=sensors,
+        control=SleepyHost(Path(woken)) if woken is not None else None,
+    )
     asyncio.run(agent.run())
 
 

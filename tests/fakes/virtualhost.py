@@ -209,7 +209,7 @@ class VirtualHost:
         life, client = self._lives.pop(message.job_id.partition(".")[0])
         life.handle(events.AttemptDone(message), self.now_s)
         assert life.leading is not None
-        self._selector.prompts.ran("m", life.request.demand, message.usage, life.leading.prediction.shape)
+        self._selector.lengths.prompts.ran("m", life.request.demand, message.usage, life.leading.prediction.shape)
         self._calibration.request_retired(life)
         self.n_answered += 1
         self._pause(client)

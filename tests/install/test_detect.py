@@ -26,6 +26,7 @@ def test_a_jetson_agx_orin(host: FakeHost) -> None:
     assert "Installing moe2[agent,jetson]" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tegra", "nvcc", "architecture"),
     [
@@ -46,6 +47,7 @@ def test_other_jetsons(host: FakeHost, tegra: str, nvcc: str, architecture: str)
     assert f"-DCMAKE_CUDA_ARCHITECTURES={architecture}" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("release", "revision", "named"),
     [
@@ -63,6 +65,7 @@ def test_a_release_of_l4t_is_a_jetpack(host: FakeHost, release: str, revision: s
     assert named in plan(host)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("memory_kb", "without"), [(7_620_000, True), (15_800_000, False), (64_300_000, False)])
 def test_a_small_board_gets_llama_cpp_without_its_memory_pool(host: FakeHost, memory_kb: int, without: bool) -> None:
     """That pool reserves 32 GB of addresses, which a board of 8 GB refuses."""
@@ -74,6 +77,7 @@ def test_a_small_board_gets_llama_cpp_without_its_memory_pool(host: FakeHost, me
     assert ("cuda-87-novmm" in said) is without
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("capability", "nvcc", "fault"),
     [
@@ -95,6 +99,7 @@ def test_a_compiler_that_cannot_know_the_card_is_told_at_once(
     assert fault in said
 
 
+@pytest.mark.slow
 def test_a_jetson_without_its_release_file(host: FakeHost) -> None:
     """The device tree is enough."""
     host.jetson()
@@ -139,6 +144,7 @@ def test_a_gpu_without_a_cuda_compiler(host: FakeHost) -> None:
     assert "GGML_CUDA" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_a_plain_host(host: FakeHost, machine: str) -> None:
     """No GPU is asked for, and none is missed."""
@@ -164,6 +170,7 @@ def test_a_processor_that_moe2_is_not_for(host: FakeHost) -> None:
     assert "this is riscv64; moe2 is for x86_64 and aarch64" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("memory_kb", "jobs"), [(7_800_000, 3), (64_000_000, 6), (900_000, 1)])
 def test_no_more_compilers_than_the_memory_has_room_for(host: FakeHost, memory_kb: int, jobs: int) -> None:
     """An Orin Nano has six cores and 8 GB."""
@@ -173,6 +180,7 @@ def test_no_more_compilers_than_the_memory_has_room_for(host: FakeHost, memory_k
     assert f"CMAKE_BUILD_PARALLEL_LEVEL={jobs} " in plan(host)
 
 
+@pytest.mark.slow
 def test_a_card_without_its_driver_is_not_taken_for_no_card(host: FakeHost) -> None:
     """A build for the CPU, with a warning; a sound device of the same maker is no card."""
     host.file("sys/bus/pci/devices/0000:01:00.1/vendor", "0x10de\n")

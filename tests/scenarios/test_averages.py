@@ -174,6 +174,7 @@ async def test_joules_of_a_cancelled_request_raise_the_price(tmp_path: Path) -> 
         assert row.n_answers == 0
 
 
+@pytest.mark.slow
 async def test_a_key_pays_for_its_own_averages_only(tmp_path: Path) -> None:
     """A key's average and its paced day put prices on its own requests; another key's joules stay free."""
     thrifty, key = add_key(KeyFile(tmp_path), 1, average_energy_j=1e-3, daily_energy_j=1e6)

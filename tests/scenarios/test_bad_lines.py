@@ -24,6 +24,8 @@ from tests.scenarios.test_neighbours import SHARES
 from tests.scenarios.test_push import OPEN, ended, push, taking
 from tests.scenarios.test_supply import TAKES
 
+pytestmark = pytest.mark.slow
+
 LOST_BYTES = 2 * fetching.CHUNK_BYTES + 1_000
 """The most that a cut connection costs: an answer's header, and what had come and was not taken yet."""
 BROKEN = (

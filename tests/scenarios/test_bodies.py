@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import json
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moe2.coordinator.http import completions
+from moe2.coordinator.http.body.parse import Call, parse_completion
 from moe2.coordinator.keys.store import KeyFile
 from tests.coordinator.keys.keys import add_key
 from tests.fakes.fleet import TOKEN, Fleet, fleet
@@ -119,6 +123,7 @@ async def test_a_body_in_tiny_chunks_is_refused(tmp_path: Path) -> None:
                 assert (await reader.readline()).split()[1] == status
 
 
+@pytest.mark.slow
 async def test_what_follows_a_refusal_is_not_parsed(tmp_path: Path) -> None:
     """Its sender sees the answer, and then the connection's end."""
     async with fleet(tmp_path, agents=(), api={"keys": "required"}) as running:
@@ -181,3 +186,53 @@ async def test_the_agents_listener_takes_no_bodies_and_no_pages(tmp_path: Path, 
             token = f"Authorization: Bearer {TOKEN}\r\n".encode()
             writer.write(b"GET /v1/agents HTTP/1.1\r\nHost: localhost\r\n" + token + header + b"\r\n")
             assert (await reader.readline()).split()[1] == status
+
+
+async def test_others_are_answered_while_a_long_body_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop does not wait for the parser of half a million token ids."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def parse(*given: Any) -> Call:
+        begun.set()
+        assert may_end.wait(60)
+        return parse_completion(*given)
+
+    monkeypatch.setattr(completions, "parse_completion", parse)
+    body = json.dumps({"model": "moe2", "prompt": list(range(500_000)), "max_tokens": 1}).encode()
+    async with fleet(tmp_path) as running:
+        asked = asyncio.ensure_future(running.http.post("/v1/completions", data=io.BytesIO(body)))
+        try:
+            assert await asyncio.to_thread(begun.wait, 60)
+            async with running.http.get("/healthz") as health:
+                assert health.status == 200
+            assert not asked.done()
+        finally:
+            may_end.set()
+        assert (await asked).status == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": [1] * 4097}),
+        ("/v1/completions", {"prompt": [[1], [1] * 4097]}),
+        ("/v1/completions", {"prompt": "a" * 128 * 4097}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 128 * 2049}] * 2}),
+        ("/v1/responses", {"input": "a" * 128 * 4097}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a" * 128 * 4097}], "max_tokens": 1}),
+    ],
+)
+@pytest.mark.parametrize("model", ["moe2", "fake"])
+async def test_a_prompt_that_fits_no_context_for_certain_goes_to_no_agent(
+    tmp_path: Path, path: str, body: dict[str, Any], model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error has the words by which clients tell that a context was too small, and names the largest one."""
+    async with fleet(tmp_path) as running:
+        sent: list[object] = []
+        monkeypatch.setattr(running.coordinator._hub, "send", lambda *given: sent.append(given))
+        async with running.http.post(path, json={"model": model, **body}) as answer:
+            assert answer.status == 400
+            error = (await answer.json())["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert "maximum context length is 4096 tokens" in error["message"]
+        assert sent == []

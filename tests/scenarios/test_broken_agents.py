@@ -181,6 +181,7 @@ async def test_a_report_of_20000_experts_is_refused_unread(tmp_path: Path) -> No
             assert answer.status == 200
 
 
+@pytest.mark.slow
 async def test_300000_unknown_jobs_in_one_frame_stall_nobody(tmp_path: Path) -> None:
     """The frame is refused by the length of its array; no job of it is looked up or told to stop."""
     async with fleet(tmp_path) as running, liar(running) as agent:
@@ -217,6 +218,7 @@ async def test_an_agent_that_never_says_hello_is_cut_off(tmp_path: Path) -> None
             assert refused.code == "handshake_timeout"
 
 
+@pytest.mark.slow
 async def test_an_agent_that_never_reads_is_cut_off(tmp_path: Path) -> None:
     """Its pings keep it from being silent, but what it is sent would pile up for ever."""
     async with fleet(tmp_path, listener={"handshake_s": 0.5, "heartbeat_s": 0.2}) as running, liar(running) as agent:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.fakes.fleet import fleet
 
 
@@ -40,6 +42,7 @@ async def test_an_answer_goes_on_from_its_beginning(tmp_path: Path) -> None:
             assert (await answer.json())["choices"][0]["message"]["content"] == "three four "
 
 
+@pytest.mark.slow
 async def test_a_limit_beyond_the_context_is_shortened_and_said(tmp_path: Path) -> None:
     """The answer comes, the receipt tells what the context left, and nobody plans for more than that."""
     models = [{"name": "fake", "path": tmp_path / "fake.gguf", "context_tokens": 64}]
@@ -52,7 +55,8 @@ async def test_a_limit_beyond_the_context_is_shortened_and_said(tmp_path: Path) 
             assert (await answer.json())["moe2"]["max_tokens_within_context"] is None
         plan = {"model": "moe2", "messages": [{"role": "user", "content": "a b"}], "max_tokens": 100_000}
         async with running.http.post("/v1/moe2/plan", json=plan) as answer:
-            assert (await answer.json())["answer_tokens"] == 256
+            planned = await answer.json()
+            assert planned["answer_tokens"] <= planned["longest_answer_tokens"] <= 62
 
 
 async def test_an_alias_answers_for_its_model(tmp_path: Path) -> None:

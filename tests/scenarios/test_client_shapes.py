@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.fakes.fleet import fleet
 
 CHAT, TEXT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages?beta=true"
@@ -146,6 +148,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 async def test_what_clients_send_by_default_is_answered(tmp_path: Path) -> None:
     """None of them is refused for what its user did not ask for; those that stream get a whole stream."""
     refused: dict[str, str] = {}

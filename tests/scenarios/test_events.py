@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from moe2.coordinator.http.events import MAX_VIEWERS
 from moe2.coordinator.http.paths import EVENTS_PATH
@@ -67,6 +68,7 @@ async def test_ended_requests_arrive_with_their_receipt(tmp_path: Path) -> None:
             assert hello["energy"]["bins"][-1]["joules"]["simulated"] > 0
 
 
+@pytest.mark.slow
 async def test_running_requests_are_shown_while_they_run(
     tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...]
 ) -> None:

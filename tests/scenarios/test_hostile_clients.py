@@ -16,7 +16,7 @@ import pytest
 from moe2.coordinator.keys.store import KeyFile
 from tests.coordinator.keys.keys import add_key
 from tests.fakes.agentprocess import agent_process
-from tests.fakes.attacker import ATTACKS, IDLE, attack
+from tests.fakes.attacker import ATTACKS, IDLE, LONG_BODIES, attack
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.fakes.fleet import POLL_S, TOKEN
 
@@ -109,6 +109,14 @@ async def test_strangers_hold_nobody_up(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ATTACKS)
 async def test_a_key_holds_nobody_else_up(tmp_path: Path, name: str) -> None:
     """A bomb of a client that may ask costs what `api.max_body_bytes` allows, off the loop."""
+    _, key = add_key(KeyFile(tmp_path), 2)
+    async with bystander(tmp_path) as found:
+        await assert_not_held_up(found, name, found.api_url, key)
+
+
+@pytest.mark.parametrize("name", LONG_BODIES)
+async def test_a_long_body_holds_nobody_else_up(tmp_path: Path, name: str) -> None:
+    """Token ids, texts, numbers and messages by the hundred thousand are read, or refused, off the loop."""
     _, key = add_key(KeyFile(tmp_path), 2)
     async with bystander(tmp_path) as found:
         await assert_not_held_up(found, name, found.api_url, key)

@@ -166,6 +166,7 @@ async def refusal(running: Fleet, **fields: Any) -> tuple[int, dict[str, Any], d
         return answer.status, (await answer.json()).get("error", {}), dict(answer.headers)
 
 
+@pytest.mark.slow
 async def test_a_spent_limit_refuses_until_the_day_ends_also_after_a_restart(tmp_path: Path, as_key: AsKey) -> None:
     """429 with what was spent, when it is over, and the word that OpenAI's client understands."""
     as_key(DailyLimits(tokens=30))

@@ -64,6 +64,7 @@ async def test_models_tell_what_they_can_do(tmp_path: Path) -> None:
             assert await answer.json() == tiny
 
 
+@pytest.mark.slow
 async def test_after_the_coordinators_start_hosts_are_expected_back(tmp_path: Path) -> None:
     """Until all that it knows are there, it cannot tell which models there are: clients are told to come again."""
     async with fleet(tmp_path) as running:

@@ -20,6 +20,8 @@ from tests.gguf import write_gguf
 from tests.scenarios.test_push import OPEN, command, ended, push, taking
 from tests.scenarios.test_supply import TAKES, row_of, stocked
 
+pytestmark = pytest.mark.slow
+
 SHARES = {**TAKES, "share": True, "share_host": "127.0.0.1", "share_port": 0}
 
 

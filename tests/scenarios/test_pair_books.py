@@ -19,7 +19,7 @@ from tests.fakes.fleet import POLL_S, Fleet, fleet
 from tests.fakes.postgres import Postgres, needs_postgres, postgres
 from tests.scenarios.test_pair import ask, two_fleets, with_key
 
-pytestmark = needs_postgres
+pytestmark = [needs_postgres, pytest.mark.slow]
 LEDGER = "/v1/moe2/ledger"
 
 

@@ -17,6 +17,7 @@ from tests.scenarios.test_push import OPEN, ended, push, taking
 from tests.scenarios.test_supply import TAKES
 
 
+@pytest.mark.slow
 async def test_a_push_travels_over_the_tls_of_the_link(tmp_path: Path) -> None:
     """The file arrives whole, and the listener speaks nothing but TLS."""
     authority = Authority(tmp_path)
@@ -33,6 +34,7 @@ async def test_a_push_travels_over_the_tls_of_the_link(tmp_path: Path) -> None:
                 await session.get(f"http://{address}")
 
 
+@pytest.mark.slow
 async def test_an_agent_that_trusts_another_ca_fetches_nothing(tmp_path: Path) -> None:
     """Its link stands; with another CA from then on, the next connection for a file ends before a byte of it."""
     authority, other = Authority(tmp_path), Authority(tmp_path, "other")

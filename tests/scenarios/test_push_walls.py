@@ -6,6 +6,8 @@ import asyncio
 import os
 from pathlib import Path
 
+import pytest
+
 from moe2.common.link.supply import FILES_PATH, TICKET_HEADER
 from tests.fakes.fleet import Fleet, fleet
 from tests.gguf import write_gguf
@@ -41,6 +43,7 @@ async def test_one_address_has_so_many_connections(tmp_path: Path) -> None:
         assert (await everything(reader)).startswith(b"HTTP/1.1 429")
 
 
+@pytest.mark.slow
 async def test_a_ticket_of_any_bytes_is_refused(tmp_path: Path) -> None:
     """Bytes that are no text open nothing, and are no fault of the coordinator's."""
     source = write_gguf(tmp_path / "big.gguf", body=os.urandom(2_000_000))

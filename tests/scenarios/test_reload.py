@@ -22,6 +22,7 @@ from tests.fakes.gates import write_gate
 from tests.fakes.waiting import until
 
 
+@pytest.mark.slow
 async def test_new_limits_budgets_and_ages_hold_at_once(tmp_path: Path) -> None:
     """Without a restart, and the agents stay."""
     async with fleet(tmp_path, engine_argv=(*FAKE_EXPERT, "--seconds-per-token", "0.02")) as running:
@@ -43,6 +44,7 @@ async def test_new_limits_budgets_and_ages_hold_at_once(tmp_path: Path) -> None:
         assert running.agents["one"].status().link.attempts == 1
 
 
+@pytest.mark.slow
 async def test_a_gate_is_exchanged_while_running(tmp_path: Path) -> None:
     """One that is damaged leaves the former in place, with a warning."""
     async with fleet(tmp_path) as running:
@@ -87,6 +89,7 @@ async def test_another_certificate_file_is_taken_and_a_bad_one_refused(tmp_path:
         await running.until(ready=1)
 
 
+@pytest.mark.slow
 async def test_another_client_ca_is_taken_on_both_listeners_or_on_neither(tmp_path: Path) -> None:
     """The agent that is connected stays; where one of the two files is bad, the other changes nothing either."""
     authority, other = Authority(tmp_path), Authority(tmp_path, "other")

@@ -19,6 +19,8 @@ from moe2.coordinator.fleet.hub import AGENTS_PATH
 from tests.fakes.control import ExpertControl, Step
 from tests.fakes.fleet import FAKE_EXPERT, TOKEN, Fleet, fleet
 
+pytestmark = pytest.mark.slow
+
 FAST = ("--decode-tokens-per-s", "1000")
 SLOW = ("--decode-tokens-per-s", "5")
 

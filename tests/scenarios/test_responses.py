@@ -14,6 +14,8 @@ from tests.coordinator.keys.keys import add_key
 from tests.fakes.fleet import fleet
 from tests.scenarios.clients import client_of
 
+pytestmark = pytest.mark.slow
+
 TOOL: Any = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": False}
 ECHOED = 'Wait <tool_call> {"name":"weather","arguments":{"city":"Bonn"}} </tool_call>'
 

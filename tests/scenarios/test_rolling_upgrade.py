@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from moe2.agent.daemon import AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.settings import AgentSettings
@@ -35,6 +37,7 @@ async def until_reported(peer: Peer, *states: ExpertState) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_an_upgraded_agent_serves_a_coordinator_that_is_not(tmp_path: Path) -> None:
     """Hello, report, a job with its tokens and its end; a cold model does not cost the report; unknown ops neither."""
     (tmp_path / "token").write_text(TOKEN)
@@ -70,6 +73,7 @@ async def test_an_upgraded_agent_serves_a_coordinator_that_is_not(tmp_path: Path
         await running
 
 
+@pytest.mark.slow
 async def test_an_upgraded_coordinator_is_served_by_an_agent_that_is_not(tmp_path: Path) -> None:
     """With the configured token alone, and beside an upgraded agent; unknown ops are answered, the session goes on."""
     async with fleet(tmp_path) as running:

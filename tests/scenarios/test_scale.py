@@ -68,6 +68,7 @@ async def test_the_whole_table_comes_on_request(tmp_path: Path) -> None:
             assert len((await answer.json())["decision"]["experts"]) == N_EXPERTS
 
 
+@pytest.mark.slow
 async def test_an_unknown_way_to_explain_is_refused(tmp_path: Path) -> None:
     """What is no way to explain is a 400 that names the parameter."""
     async with fleet(tmp_path) as running:
@@ -96,6 +97,7 @@ async def test_a_part_of_the_fleet_is_shown_on_request(tmp_path: Path) -> None:
             assert (await answer.json())["error"]["param"] == "state"
 
 
+@pytest.mark.slow
 async def test_the_feed_shows_a_part_and_what_changes_of_it(tmp_path: Path) -> None:
     """A viewer of three hosts gets those three at first, and later only what has changed of them."""
     async with large_fleet(tmp_path) as running, running.http.get(EVENTS_PATH + "?limit=3") as answer:
@@ -116,6 +118,7 @@ async def some_events(answer: aiohttp.ClientResponse, n: int) -> AsyncIterator[t
                 return
 
 
+@pytest.mark.slow
 async def test_a_viewer_that_goes_on_is_told_only_of_later_requests(tmp_path: Path) -> None:
     """Who asks for other hosts keeps the requests that it knows; a number that never was counts as none."""
     async with fleet(tmp_path) as running:
@@ -135,6 +138,7 @@ def lifecycles() -> list[Lifecycle]:
     return [one for one in gc.get_objects() if type(one) is Lifecycle]
 
 
+@pytest.mark.slow
 async def test_a_request_that_has_ended_is_gone_at_once(tmp_path: Path) -> None:
     """No request waits for the garbage collector, with the figures of a whole fleet in its choice."""
     async with fleet(tmp_path) as running:

@@ -57,6 +57,7 @@ async def planned(running: Fleet, **fields: Any) -> dict[str, Any]:
 # --- Kept -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_budgets_through_the_openai_client_are_kept_and_receipted(tmp_path: Path) -> None:
     """`extra_body` carries them; the receipt holds the decision that they led to."""
     async with measured_fleet(tmp_path) as running, client_of(running) as client:
@@ -75,6 +76,7 @@ async def test_budgets_through_the_openai_client_are_kept_and_receipted(tmp_path
         assert decision["certificate"]["status"] == "optimal"
 
 
+@pytest.mark.slow
 async def test_budgets_through_headers_are_the_same(tmp_path: Path) -> None:
     """For clients that cannot change the body; the body goes first."""
     async with fleet(tmp_path) as running:
@@ -85,6 +87,7 @@ async def test_budgets_through_headers_are_the_same(tmp_path: Path) -> None:
         assert decision["budgets"] == {"latency_budget_s": 60.0, "quantile": "p95"}
 
 
+@pytest.mark.slow
 async def test_a_smaller_energy_budget_buys_a_cheaper_expert(tmp_path: Path) -> None:
     """Between what the two cost, only the cheaper one is left; without a budget the larger model answers."""
     async with measured_fleet(tmp_path) as running:
@@ -262,6 +265,7 @@ async def test_a_bad_header_is_400_by_name(tmp_path: Path, header: str, value: s
 # --- The plan ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_plan_runs_nothing_and_tells_everything(tmp_path: Path) -> None:
     """Decision, certificate, frontier; no request is counted."""
     async with measured_fleet(tmp_path) as running:

@@ -14,6 +14,8 @@ from tests.fakes import sysfs
 from tests.fakes.fleet import Fleet, fleet
 from tests.fakes.plug import plugged_in
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def jetson(tmp_path: Path) -> Path:

@@ -51,6 +51,7 @@ async def claim(
     return websocket, answer
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_soon")
 async def test_of_two_hosts_with_one_identity_the_living_one_keeps_it(tmp_path: Path) -> None:
     """The other is refused, both sides say so by name, and requests go on without a failure."""

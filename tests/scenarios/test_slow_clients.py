@@ -14,8 +14,8 @@ import pytest
 import structlog
 from aiohttp import web
 
+from moe2.common.listening import Listening, OpenConnections, listen
 from moe2.coordinator.daemon import CoordinatorDaemon
-from moe2.coordinator.http.transport import Listening, OpenConnections, listen
 from moe2.coordinator.runtime import EventLoop
 from moe2.coordinator.settings import CoordinatorSettings
 from tests.fakes.fleet import Fleet, fleet
@@ -160,7 +160,7 @@ def test_who_takes_no_answer_is_cut_off(loop_factory: Callable[[], asyncio.Abstr
         app = web.Application()
         cut_off = app[CUT_OFF] = asyncio.Event()
         app.router.add_get("/", endless)
-        where = Listening("api", "127.0.0.1", 0, PATIENCE_S, None, send_timeout_s=SOON_S)
+        where = Listening("api.", "127.0.0.1", 0, PATIENCE_S, None, send_timeout_s=SOON_S)
         async with AsyncExitStack() as stack:
             port = await listen(stack, app, where, OpenConnections(1))
             with socket.socket() as client:

@@ -18,6 +18,8 @@ from moe2.coordinator.http.paths import ORDERS_PATH
 from tests.fakes.fleet import Fleet, fleet
 from tests.gguf import write_gguf
 
+pytestmark = pytest.mark.slow
+
 TAKES = {"coordinator": True}
 
 

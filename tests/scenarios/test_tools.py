@@ -20,6 +20,7 @@ def asked(text: str = ECHOED, **fields: Any) -> dict[str, Any]:
     return {"model": "moe2", "messages": [{"role": "user", "content": text}], "tools": TOOLS, "stop": "END", **fields}
 
 
+@pytest.mark.slow
 async def test_a_call_is_answered_in_openais_shape(tmp_path: Path) -> None:
     """The finish reason, the function's name and arguments, and no text."""
     async with fleet(tmp_path) as running, client_of(running) as client:
@@ -32,6 +33,7 @@ async def test_a_call_is_answered_in_openais_shape(tmp_path: Path) -> None:
         assert call.id
 
 
+@pytest.mark.slow
 async def test_a_streamed_call_adds_up_to_the_same(tmp_path: Path) -> None:
     """The SDK's own accumulator puts the deltas together."""
     async with fleet(tmp_path) as running, client_of(running) as client:
@@ -55,6 +57,7 @@ async def test_an_answer_without_a_call_is_plain(tmp_path: Path) -> None:
         assert answer.choices[0].message.tool_calls is None
 
 
+@pytest.mark.slow
 async def test_a_model_without_tools_is_a_clear_400(tmp_path: Path) -> None:
     """Nothing is sent to an expert whose template would drop them."""
     async with fleet(tmp_path, engine_argv=(*FAKE_EXPERT, "--no-tools")) as running, client_of(running) as client:

@@ -26,6 +26,8 @@ B = TypeVar("B", bound=msgspec.Struct)
 NO_HEADERS: Mapping[str, str] = {}
 COMPLETION_TOKENS = 16
 """The default of `max_tokens` on OpenAI's older route, as documented."""
+MAX_CHARACTERS_PER_TOKEN = 128
+"""No vocabulary has a longer token: the longest ones known stand for 128 spaces."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,11 @@ class Call:
         said = [f"{message.reasoning_content or ''}{message.content}" for message in self.prompt.messages]
         return estimate_prompt_tokens([*tools, *calls, *said, *([self.prefix] if self.prefix else [])])
 
+    def least_tokens(self) -> int:
+        """Returns how many tokens the longest of the prompts has for certain, whatever the vocabulary is."""
+        prompts: tuple[ChatPrompt | TextPrompt, ...] = self.texts or (self.prompt, *self.more_prompts)
+        return max(map(_least_tokens, prompts))
+
     def choices(self) -> tuple[Call, ...]:
         """Returns a call for each answer, in the order of their index: all answers to the first prompt come first.
 
@@ -134,6 +141,13 @@ class Call:
             for prompt in (self.prompt, *self.more_prompts)
             for nth in range(self.n)
         )
+
+
+def _least_tokens(prompt: ChatPrompt | TextPrompt) -> int:
+    if isinstance(prompt, TextPrompt):
+        return len(prompt.tokens) or len(prompt.text) // MAX_CHARACTERS_PER_TOKEN
+    said = sum(len(message.content) + len(message.reasoning_content or "") for message in prompt.messages)
+    return said // MAX_CHARACTERS_PER_TOKEN
 
 
 def parse_chat(body: bytes, headers: Mapping[str, str] = NO_HEADERS, reading: Reading = STRICT) -> Call:

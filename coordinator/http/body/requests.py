@@ -29,14 +29,14 @@ MAX_STRUCTURE_BYTES = 65_536
 STRUCTURE_SCHEMA = {"description": f"A JSON schema of at most {MAX_STRUCTURE_BYTES} bytes."}
 
 
-def only(*values: Any) -> Meta:
+def only(*values: Any, why: str = "") -> Meta:
     """Declares a parameter that is accepted only with these values, which change nothing.
 
-    SDKs send some of them explicitly.
+    SDKs send some of them explicitly. why: what the error says beside that, in a sentence.
     """
     # With the types, as `typing` takes equal annotations for one, and 1 is equal to True.
     types = tuple(type(value) for value in values)
-    return Meta(extra={"only": values, "types": types}, extra_json_schema={"enum": [*values, None]})
+    return Meta(extra={"only": values, "types": types, "why": why}, extra_json_schema={"enum": [*values, None]})
 
 
 def idle(*silent: Any) -> Meta:
@@ -366,7 +366,7 @@ class CommonRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache_prompt: bool = True
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] = 1
     best_of: Annotated[Any, only(1)] = None
-    suffix: Annotated[Any, only("")] = None
+    suffix: Annotated[Any, only("", why="No model here writes what is between a beginning and an end.")] = None
     modalities: Annotated[Any, only(["text"])] = None
     # vLLM's, by the values that its clients write down though they are its defaults.
     add_generation_prompt: Annotated[Any, only(True)] = None

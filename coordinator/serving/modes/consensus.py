@@ -32,6 +32,12 @@ SAME_SCORE = 0.005
 NOTE = "No final answer was found in what {} wrote, so that one expert's text is the answer."
 
 
+def planned_tokens(member: Member) -> int:
+    """The longest text that a member's joules and seconds at p95 were predicted for."""
+    prediction = member.prediction
+    return prediction.shape.decoded_tokens if prediction.longest_tokens is None else prediction.longest_tokens
+
+
 @dataclass
 class _Written:
     """What one member has written."""
@@ -203,16 +209,16 @@ class Consensus(PanelRun):
         """
         selection, request = self._selection, self.life.request
         assert selection is not None  # noqa: S101 - the run has begun
-        planned = request.demand.answer_tokens
+        planned = planned_tokens(member)
         predicted_j, budget_j = member.prediction.energy_j, selection.budgets.energy_budget_j
         if budget_j is None or predicted_j is None or predicted_j.p95 <= 0:
-            return None if request.demand.max_tokens is not None else ENDLESS * ASSUMED_ANSWER_TOKENS
+            return None if request.demand.max_tokens is not None else ENDLESS * max(ASSUMED_ANSWER_TOKENS, planned)
         all_j = sum(other.prediction.energy_j.p95 for other in selection.members if other.prediction.energy_j)
         return max(1, int(planned * max(1.0, budget_j / all_j)))
 
     def _patience_s(self, attempt: Attempt) -> float:
         """Seconds after which a member is late: twice its p95 for the longest text that it may write."""
-        prediction, planned = attempt.prediction, self.life.request.demand.answer_tokens
+        prediction, planned = attempt.prediction, planned_tokens(attempt.member)
         if prediction.total_s is None:
             return patience_s(None)
         longest = self._token_limit(attempt.member) or planned

@@ -236,6 +236,7 @@ async def test_a_pipe_gets_no_boxes_and_no_colour(socket: Path, capsys: pytest.C
     assert [line.split(" ")[0] for line in output.splitlines()] == ["agent", "host", "link", "model", "standby"]
 
 
+@pytest.mark.slow
 async def test_a_reader_that_leaves_is_no_error(socket: Path) -> None:
     """`moe2-agent status | head -1` ends without a traceback."""
     reading, writing = os.pipe()

@@ -564,6 +564,7 @@ def _tell(account: DeviceAccount, at_s: float, kind: str, job: int, count: int) 
             account.request_ended(str(job), at_s)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     schedule=_schedules(),

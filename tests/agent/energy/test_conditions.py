@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from moe2.agent.energy.conditions import ConditionLog, Conditions, read_conditions, read_power_mode
 from tests.fakes import sysfs
 
@@ -119,6 +121,7 @@ def test_a_hot_surface_is_no_throttling(tmp_path: Path) -> None:
     assert (warning.code, warning.severity) == ("hot_surface", "notice")
 
 
+@pytest.mark.slow
 def test_a_surface_that_hovers_about_its_limit_is_one_fact(tmp_path: Path) -> None:
     """Hundreds of changes an hour are the same notice all the time."""
     log = ConditionLog(Conditions())

@@ -85,6 +85,7 @@ def test_forgetting_the_past_changes_no_later_window() -> None:
     assert track.between(95.0, 99.0).joules == pytest.approx(28.0)
 
 
+@pytest.mark.slow
 @given(
     powers=st.lists(st.floats(0.1, 500.0), min_size=3, max_size=40),
     cuts=st.tuples(st.floats(-1.0, 5.0), st.floats(-1.0, 5.0), st.floats(-1.0, 5.0)),

@@ -203,6 +203,7 @@ async def test_a_sensor_that_appears_while_the_agent_runs_is_sampled(
         await running
 
 
+@pytest.mark.slow
 async def test_a_driver_bound_anew_under_another_number_is_followed(tmp_path: Path) -> None:
     """hwmon1 became hwmon6 while the agent ran: the next readings come from there."""
     folder = sysfs.orin_nx(tmp_path)
@@ -303,6 +304,7 @@ async def test_plugs_are_sampled_beside_rails_and_not_added(tmp_path: Path) -> N
     assert (rails.uncounted_w, wall.power_w) == (None, None)
 
 
+@pytest.mark.slow
 async def test_a_plug_that_goes_away_and_comes_back(tmp_path: Path) -> None:
     """Broken while nothing answers, present again by itself."""
     with plugged_in() as plug:

@@ -59,6 +59,7 @@ def _channel(readings: list[Reading], every: int = 1) -> SensorChannel:
     return channel
 
 
+@pytest.mark.slow
 def test_recorded_decoding_gives_its_published_joules(readings: list[Reading]) -> None:
     """558.7 J for 257 tokens, by the rule that leaves out the rail inside another; within half a percent."""
     window = _channel(readings).track.between(_DECODE_END_S - _DECODE_S, _DECODE_END_S)

@@ -174,6 +174,7 @@ def test_every_form_has_an_example(name: str) -> None:
     assert BY_NAME[name].name == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE)
 @given(data=st.data())
 def test_how_an_answer_is_cut_changes_nothing(name: str, data: st.DataObject) -> None:

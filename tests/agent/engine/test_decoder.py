@@ -169,6 +169,7 @@ _CANCELLATION = st.tuples(st.just("cancel"), st.integers(0, 20))
 _STEPS = st.tuples(st.just("step"), st.integers(1, 4))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     script=st.lists(st.one_of(_ARRIVAL, _STEPS, _CANCELLATION), max_size=25),

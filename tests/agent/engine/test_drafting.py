@@ -87,6 +87,7 @@ def ended(of: Engine, job_id: str) -> Finished:
     return end
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.tuples(st.text("abcd", min_size=1, max_size=30), st.integers(1, 40)), min_size=1, max_size=6),
@@ -189,6 +190,7 @@ def test_a_draft_model_that_agrees_saves_time() -> None:
     assert end.model_accepted_tokens > 0.4 * end.model_drafted_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 3])
 @pytest.mark.parametrize("text", ["qwertz", "qwertzuiop" * 20])
 @pytest.mark.parametrize(
@@ -219,6 +221,7 @@ def test_a_draft_model_as_slow_as_its_model_is_never_asked() -> None:
     assert ended(of, "j").model_drafted_tokens is None
 
 
+@pytest.mark.slow
 def test_a_long_prompt_is_read_once_it_is_known_to_pay() -> None:
     """Short answers have shown it: then 400 tokens are read for an answer of 300, and it is faster."""
     of, plain = engine(agrees, slots=1), engine(None, slots=1)

@@ -74,6 +74,7 @@ def test_warm_up_gives_a_first_wide_prediction() -> None:
     assert model.profile.n_requests == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_predictions_on_steady_load_are_calibrated(seed: int) -> None:
     """Mixed lengths and occupancies: median error below 10 %, p95 covers 93 to 97 % of totals and first tokens."""
@@ -92,6 +93,7 @@ def test_predictions_on_steady_load_are_calibrated(seed: int) -> None:
     assert 0.93 <= below_first / count <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_p95_holds_on_a_host_with_other_work(seed: int) -> None:
     """Pace that jumps every 50 requests and three slow outliers in a hundred: p95 still covers 92 to 98 %."""
@@ -208,6 +210,7 @@ def test_what_guesses_save_is_expected_of_the_next_request() -> None:
     assert model.profile.inter_token_s(shape) == pytest.approx(plain.inter_token_s(shape), rel=0.1)
 
 
+@pytest.mark.slow
 @given(
     prompt=st.integers(0, 5000),
     tokens=st.integers(1, 1000),

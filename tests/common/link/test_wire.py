@@ -179,6 +179,7 @@ def test_random_values_raise_nothing_but_protocol_errors(content: Any) -> None:
     _decode_or_refuse(msgpack.packb(content))
 
 
+@pytest.mark.slow
 @given(st.sampled_from(sorted(SAMPLES)), st.data())
 def test_random_fields_in_known_ops_raise_nothing_but_protocol_errors(name: str, data: st.DataObject) -> None:
     """Nor can a message of which one field holds something else."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -117,3 +118,56 @@ def test_a_terminal_that_lacks_characters_gets_question_marks(monkeypatch: pytes
     parser.set_defaults(act=lambda _: print("→ 3 J – unmeasured", flush=True) or 0)
     assert execute(parser) == 0
     assert written.getvalue() == b"? 3 J ? unmeasured\n"
+
+
+# --- A daemon's end ---------------------------------------------------------------------------------------------------
+
+DAEMON = """
+import os, signal, sys
+from moe2.common.terminal.commandline import add_run_and_check, execute, program
+from pathlib import Path
+
+def act(arguments):
+    {body}
+
+parser, commands = program("moe2-test", "A daemon.")
+add_run_and_check(commands, "test", Path("none.toml"), run=act, check_config=act)
+sys.exit(execute(parser))
+"""
+
+
+def ended(body: str, command: str = "run") -> tuple[int, str]:
+    """Exit status and standard error of a program whose commands do `body`."""
+    done = subprocess.run(
+        [sys.executable, "-c", DAEMON.format(body=body), command], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_daemon_that_a_broken_connection_ends_says_so() -> None:
+    """Of a command it means that nobody reads on; a daemon's connections are not its output."""
+    broken = "raise BrokenPipeError(32, 'Broken pipe')"
+    code, said = ended(broken)
+    assert code == 1
+    assert "Broken pipe" in said
+    assert ended(broken, "check-config") == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143, "moe2-test: ended by SIGTERM before it was up."),
+        ("os.kill(os.getpid(), signal.SIGINT)", 130, "moe2-test: interrupted before it was up."),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", -11, "Fatal Python error: Segmentation fault"),
+    ],
+)
+def test_a_daemon_that_ends_before_it_is_up_says_why(body: str, code: int, said: str) -> None:
+    """Its log is not empty, whatever it was."""
+    status, text = ended(body)
+    assert status == code
+    assert said in text
+
+
+def test_a_reload_before_a_daemon_is_up_does_not_end_it() -> None:
+    """There is nothing to read again yet."""
+    assert ended("os.kill(os.getpid(), signal.SIGHUP); return 0") == (0, "")

@@ -268,6 +268,7 @@ def test_every_number_survives_its_normal_form(number: object, reasoning: str) -
     assert said(f"{reasoning}\nThe answer is {number}.", NUMBER) == number_key(number)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_an_endless_text_takes_bounded_time() -> None:
     """Of a text without end only the last part is read, whatever it is made of."""
     for part in ("answer ", "(", "{", "\\boxed{", "1,", "answer is not ", "New York ", "A) ", "```", "option "):

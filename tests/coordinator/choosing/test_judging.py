@@ -64,6 +64,7 @@ def test_what_two_have_written_has_the_weight_of_both() -> None:
     assert shares == pytest.approx([0.4, 0.6])
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.floats(-1e6, 0.0) | st.just(-np.inf), min_size=9, max_size=9),
     st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3),
@@ -115,6 +116,7 @@ def simulated(questions: int, seed: int, believed: tuple[float, ...], skill: tup
     return np.array(outcomes, dtype=float).T
 
 
+@pytest.mark.slow
 def test_a_bland_base_model_does_not_pull_the_panel_below_its_best_member() -> None:
     """SIMULATED fleets whose gate knows who is good: judges without skill cost under one error of 110 questions."""
     runs = [simulated(110, seed, (0.62, 0.52, 0.38), (0.0, 0.0, 0.0)).mean(axis=1) for seed in range(40)]

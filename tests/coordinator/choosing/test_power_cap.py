@@ -194,6 +194,7 @@ def test_what_is_not_measured_is_not_promised(unknown: Expert, powers: tuple[Hos
     assert (reasons(decision_of(decided))["m-2B"] or "").startswith(why)
 
 
+@pytest.mark.slow
 @given(
     powers=st.lists(st.tuples(st.floats(10.0, 200.0), st.integers(0, 5)), min_size=1, max_size=6),
     cap_w=st.floats(5.0, 800.0),

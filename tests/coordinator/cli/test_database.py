@@ -18,6 +18,7 @@ def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @needs_postgres
 def test_init_makes_the_tables_once_and_status_shows_them(tmp_path: Path) -> None:
     """`init` makes the tables, says so, and changes nothing the second time; `status --json` has the version."""
@@ -40,6 +41,7 @@ def test_without_a_database_it_says_what_to_set(tmp_path: Path, command: str) ->
     assert "database.url" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_database_that_is_away_is_told(tmp_path: Path) -> None:
     """A server that cannot be reached is an error of one line, not a traceback."""
     config = tmp_path / "coordinator.toml"

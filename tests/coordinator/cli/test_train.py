@@ -36,6 +36,7 @@ def call(*argv: str) -> int:
     return run(parser.parse_args(argv))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_and_its_figures_are_written(tmp_path: Path) -> None:
     """The command trains, writes the checkpoint and writes the manifest as JSON."""
     data, out, figures = write_outcomes(tmp_path / "o.jsonl"), tmp_path / "g.safetensors", tmp_path / "m.json"

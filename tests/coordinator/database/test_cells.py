@@ -17,6 +17,7 @@ def test_budgets_hold_and_books_balance_over_ten_cells(seed: int) -> None:
     assert (found["over_limit"], found["lost_entries"], found["sum_mismatch_uj"]) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_two_draws_for_one_need_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The simulation finds coordinators over a limit where the database lends what others have drawn."""
     from moe2.coordinator.ledger import leases

@@ -26,6 +26,7 @@ from tests.fakes.postgres import Postgres, needs_postgres
 pytestmark = needs_postgres
 
 
+@pytest.mark.slow
 async def test_a_poll_that_fails_in_an_unforeseen_way_is_made_again(url: str) -> None:
     """A defect while a copy is made is told as a warning; the membership goes on, and is whole once it has passed."""
     odd = [True]
@@ -44,6 +45,7 @@ async def test_a_poll_that_fails_in_an_unforeseen_way_is_made_again(url: str) ->
         await until(lambda: codes(one) == [] and one.holds_chores)
 
 
+@pytest.mark.slow
 async def test_a_shipment_that_fails_in_an_unforeseen_way_is_made_again(
     tmp_path: Path, url: str, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +94,7 @@ async def test_renewing_goes_on_after_a_defect(tmp_path: Path, url: str, monkeyp
         assert "database_refused" in [warning.code for warning in running.coordinator.status().warnings]
 
 
+@pytest.mark.slow
 async def test_a_request_does_not_wait_for_a_database_that_hangs(server: Postgres, url: str) -> None:
     """A key whose lease cannot be drawn in time is told so, long before the connection is given up."""
     async with coordinators(url, limited(tokens=1000), "a") as [one]:
@@ -106,6 +109,7 @@ async def test_a_request_does_not_wait_for_a_database_that_hangs(server: Postgre
         assert told.code is ErrorCode.DATABASE_UNREACHABLE
 
 
+@pytest.mark.slow
 async def test_what_was_drawn_without_an_answer_is_given_back(
     url: str, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:

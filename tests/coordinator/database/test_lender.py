@@ -129,6 +129,7 @@ def test_the_update_computes_what_the_pure_core_says(url: str, session: Session)
         assert drawn(session) == expected
 
 
+@pytest.mark.slow
 async def test_two_coordinators_never_exceed_a_limit_together(url: str) -> None:
     """Clients of both coordinators spend at once; what both have reserved and spent stays within the limit."""
     principal, random = limited(tokens=5000), Random(3)

@@ -41,6 +41,7 @@ def codes(one: Membership) -> list[str]:
     return [warning.code for warning in one.warnings()]
 
 
+@pytest.mark.slow
 async def test_one_of_two_does_the_chores_until_it_ends(url: str) -> None:
     """The first member holds the chores; the second takes them over as soon as the first has gone."""
     with member(url, "a") as one:

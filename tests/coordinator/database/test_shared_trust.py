@@ -188,6 +188,7 @@ async def test_an_agent_that_is_revoked_is_told_to_every_coordinator(url: str, o
         await until(lambda: said.n_changes >= 2)
 
 
+@pytest.mark.slow
 async def test_a_score_counts_once_on_every_coordinator(url: str, tmp_path: Path) -> None:
     """A score reaches the other coordinator once, also one that was kept before the start; nobody hears its own."""
     with pair(url, tmp_path, "a", scores=(score("old"),)) as (one, own), pair(url, tmp_path, "b") as (_, other):
@@ -198,6 +199,7 @@ async def test_a_score_counts_once_on_every_coordinator(url: str, tmp_path: Path
         await until(lambda: len(again.scores) == 2)
 
 
+@pytest.mark.slow
 async def test_an_operators_wish_reaches_the_other_coordinator(url: str, tmp_path: Path) -> None:
     """What is pinned at one coordinator is pinned at the other; the later wish replaces the earlier one."""
     with pair(url, tmp_path, "a") as (one, _), pair(url, tmp_path, "b") as (_, other):
@@ -207,6 +209,7 @@ async def test_an_operators_wish_reaches_the_other_coordinator(url: str, tmp_pat
         await until(lambda: other.wishes[-1:] == [Wishes(kept_asleep=("h1",))])
 
 
+@pytest.mark.slow
 async def test_different_gates_are_told(url: str, tmp_path: Path) -> None:
     """Two coordinators with different gates warn of each other; with the same one they do not."""
     with pair(url, tmp_path, "a") as (one, _), pair(url, tmp_path, "b") as (two, _):

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from moe2.common.standby import StandingEnergy
 from moe2.coordinator.database.postgresql import DatabaseUnreachableError, Session
 from moe2.coordinator.database.shipper import MAX_PER_BATCH, Shipper
@@ -93,6 +95,7 @@ async def test_a_request_that_a_crash_interrupted_is_shipped(tmp_path: Path, url
         await until(lambda: rows(session, "SELECT outcome, charged_j FROM requests") == [("interrupted", 8.0)])
 
 
+@pytest.mark.slow
 async def test_nothing_is_lost_while_the_database_is_down(tmp_path: Path, server: Postgres, url: str) -> None:
     """Entries of an outage are acknowledged at once, wait in the journal, and arrive after it: the sums are equal."""
     path = tmp_path / "ledger.sqlite"
@@ -116,6 +119,7 @@ async def test_nothing_is_lost_while_the_database_is_down(tmp_path: Path, server
     assert (len(shared), math.fsum(shared)) == (50, math.fsum(own))
 
 
+@pytest.mark.slow
 async def test_commits_that_a_failover_lost_are_shipped_again(tmp_path: Path, server: Postgres, url: str) -> None:
     """Rows that the database has lost with its last commits come back once the connection is another one."""
     async with journal(tmp_path / "ledger.sqlite", url) as (ledger, shipper):
@@ -181,6 +185,7 @@ async def test_without_a_database_nothing_is_noted_for_shipping(tmp_path: Path) 
         assert not connection.execute("SELECT name FROM sqlite_master WHERE name LIKE '%shipments%'").fetchall()
 
 
+@pytest.mark.slow
 async def test_a_database_whose_disk_is_full_loses_nothing(tmp_path: Path, server: Postgres, url: str) -> None:
     """While the database has no room its error is told, entries wait, and they arrive once there is room."""
     async with journal(tmp_path / "ledger.sqlite", url) as (ledger, shipper):

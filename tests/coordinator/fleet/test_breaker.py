@@ -81,13 +81,13 @@ def test_an_engine_that_hung_begins_anew_once_it_has_been_restarted() -> None:
     """A restart closes the breaker of an engine that hung, and of no other."""
     hung, failing = Breakers(), tripped()
     hung.late(KEY, "job", 100.0, hangs=True, restarts=2)
-    assert hung.has_hung
-    hung.seen([expert(restarts=2)])
+    assert hung.wants_news
+    hung.seen([expert(restarts=2)], 101.0)
     assert state(hung, 100.0) is BreakerState.OPEN
-    hung.seen([expert(restarts=3)])
-    assert (state(hung, 100.0), hung.has_hung) == (BreakerState.CLOSED, False)
-    assert not failing.has_hung
-    failing.seen([expert(restarts=3)])
+    hung.seen([expert(restarts=3)], 102.0)
+    assert (state(hung, 100.0), hung.wants_news) == (BreakerState.CLOSED, False)
+    assert not failing.wants_news
+    failing.seen([expert(restarts=3)], 102.0)
     assert state(failing, 100.0) is BreakerState.OPEN
 
 
@@ -98,6 +98,31 @@ def test_what_is_not_the_experts_fault_does_not_count(code: str) -> None:
     for n in range(10):
         fail(breakers, 100.0 + n, code=code)
     assert breakers.barred(110.0) == {}
+
+
+def disowned(breakers: Breakers) -> None:
+    for job in ("one", "two"):
+        fail(breakers, 100.0, code=JobErrorCode.UNKNOWN_EXPERT, job=job)
+
+
+def test_an_expert_that_was_taken_from_its_host_begins_anew() -> None:
+    """Jobs that were on their way to it do not count against it when it is served again."""
+    breakers = Breakers()
+    disowned(breakers)
+    breakers.seen([expert("other")], 101.0)
+    fail(breakers, 105.0)
+    assert state(breakers, 105.0) is BreakerState.CLOSED
+
+
+def test_an_agent_that_disowns_what_it_reports_loses_its_traffic() -> None:
+    """It is held to what it said, and reports are not asked about it for ever."""
+    breakers = Breakers()
+    disowned(breakers)
+    breakers.seen([expert()], 101.0)
+    fail(breakers, 105.0, code=JobErrorCode.UNKNOWN_EXPERT)
+    assert state(breakers, 105.0) is BreakerState.OPEN
+    breakers.seen([expert()], 116.0)
+    assert not breakers.wants_news
 
 
 def test_one_crash_counts_once() -> None:
@@ -259,7 +284,7 @@ def test_a_late_probe_is_no_hang() -> None:
     breakers = tripped(100.0)
     breakers.submitted(KEY, "probe", 106.0)
     breakers.late(KEY, "probe", 107.0, hangs=False)
-    assert not breakers.has_hung
+    assert not breakers.wants_news
     assert state(breakers, 107.0) is BreakerState.OPEN
 
 

@@ -262,6 +262,7 @@ def test_a_completions_streamed_offsets_are_into_the_whole_text() -> None:
     assert [found["choices"][0]["logprobs"]["text_offset"] for found in chunks[:3]] == [[0], [2], [5, 7]]
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.text(), max_size=3), max_size=5), st.booleans(), st.booleans(), st.text(), st.booleans())
 def test_any_text_survives_the_stream(
     steps: list[list[str]], is_chat: bool, usage: bool, model: str, logprobs: bool

@@ -51,6 +51,7 @@ def test_one_shown_code_has_one_status() -> None:
     assert [code for code, answers in shown.items() if len(answers) > 1] == []
 
 
+@pytest.mark.slow
 def test_no_code_is_a_literal_elsewhere() -> None:
     """`ApiError`, `Failed` and `NoExpert` take their codes from the enumeration, not from literals."""
     literals = []

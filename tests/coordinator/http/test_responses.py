@@ -90,6 +90,7 @@ def test_events_are_numbered_without_a_hole() -> None:
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "parts", [(), (text("a"),), told(CALL), (text("Hm."), *told(CALL), *told(OTHER_CALL), text("a", "b"))]
 )

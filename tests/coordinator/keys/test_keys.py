@@ -158,6 +158,7 @@ def test_two_keys_of_one_id_are_refused() -> None:
         KeySet(keys=(record, record))
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 255), unique=True, max_size=5), st.data())
 def test_what_is_written_is_read_back(seeds: list[int], data: st.DataObject) -> None:
     """Every option of a key survives being written and read."""

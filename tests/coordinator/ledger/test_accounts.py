@@ -196,6 +196,45 @@ def test_a_clock_that_is_set_back_forgives_nothing() -> None:
     assert accounts.left(KEY, MONDAY).energy_j == 20.0
 
 
+def spend(accounts: Accounts, day: str, request_id: str, amount: Amount) -> None:
+    """A request that is reserved for and settled on the same day."""
+    accounts.reserve(KEY, day, request_id, amount)
+    accounts.settle(KEY, day, request_id, amount)
+
+
+def test_a_clock_that_was_years_ahead_does_not_hold_a_key_to_that_days_limit() -> None:
+    """When it is right again the day goes on, with all that was spent before and meanwhile."""
+    accounts = Accounts()
+    spend(accounts, MONDAY, "r1", Amount(30.0, 10))
+    spend(accounts, "2099-01-01", "r2", Amount(50.0, 10))
+    assert accounts.left(KEY, "2099-01-01") == Remaining(50.0, 990)
+    assert accounts.left(KEY, MONDAY) == Remaining(20.0, 980)
+    spend(accounts, MONDAY, "r3", Amount(5.0, 1))
+    assert accounts.left(KEY, MONDAY) == Remaining(15.0, 979)
+    assert accounts.left(KEY, TUESDAY) == Remaining(100.0, 1000)
+
+
+def test_a_clock_that_was_in_1970_for_a_while_forgives_nothing() -> None:
+    """What was spent before counts meanwhile, and again when the clock is right."""
+    accounts = Accounts()
+    spend(accounts, MONDAY, "r1", Amount(30.0, 10))
+    spend(accounts, "1970-01-01", "r2", Amount(50.0, 10))
+    assert accounts.left(KEY, "1970-01-01") == Remaining(20.0, 980)
+    assert accounts.left(KEY, MONDAY) == Remaining(70.0, 990)
+    accounts.reserve(KEY, MONDAY, "r3", Amount(60.0, 10))
+    assert accounts.left(KEY, MONDAY) == Remaining(10.0, 980)
+
+
+def test_a_request_that_ends_days_later_does_not_turn_the_day_back() -> None:
+    """It belongs to the day in which it arrived; the account goes on with today."""
+    accounts = Accounts()
+    accounts.reserve(KEY, MONDAY, "long", Amount(30.0, 10))
+    spend(accounts, "2026-11-27", "r1", Amount(50.0, 10))
+    accounts.settle(KEY, MONDAY, "long", Amount(30.0, 10))
+    accounts.settle(KEY, MONDAY, "unreserved", Amount(30.0, 10))
+    assert accounts.left(KEY, "2026-11-27") == Remaining(50.0, 990)
+
+
 def test_the_books_go_on_where_the_ledger_left_them() -> None:
     """After a restart the accounts go on where the ledger left them."""
     accounts = Accounts()

@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
+import structlog
 
 from moe2.coordinator.ledger import schema
 from moe2.coordinator.ledger import store as ledger_module
 from moe2.coordinator.ledger import writer as writer_module
+from moe2.coordinator.ledger.entry import RequestEntry
 from moe2.coordinator.ledger.report import By, Span, lengths, requests, sums
 from moe2.coordinator.ledger.schema import VERSION, LedgerError, open_for_writing, reading
 from moe2.coordinator.ledger.store import Ledger
@@ -108,19 +110,65 @@ async def test_todays_sums_are_there_after_a_restart(tmp_path: Path, monkeypatch
     assert (today.tokens, today.n_requests, today.n_unmeasured, today.n_crash_suspected) == (34, 2, 1, 1)
 
 
+DAY_S = 86_400.0
+JANUARY_UNIX_S = 1_767_225_600.0
+"""2026-01-01."""
+
+
+def entry_of(name: str, day: int) -> RequestEntry:
+    """An entry of a day of January 2026."""
+    return request_entry(name, day=f"2026-01-{day:02}", at_unix_s=JANUARY_UNIX_S + (day - 1) * DAY_S)
+
+
 async def test_old_days_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old days are forgotten with their attempts; a kept day stays whole."""
-    monkeypatch.setattr(ledger_module, "time", lambda: 10 * 86_400.0)
+    monkeypatch.setattr(ledger_module, "time", lambda: JANUARY_UNIX_S + 9.5 * DAY_S)
     monkeypatch.setattr(writer_module, "PRUNED_AT_ONCE", 2)
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
         for number in range(5):
-            ledger.record(request_entry(f"old-{number}", day="1970-01-08"))
-        await ledger.record(request_entry("new", day="1970-01-09"))
+            ledger.record(entry_of(f"old-{number}", 7))
+        await ledger.record(entry_of("new", 8))
     async with running(path, retention_days=2):
         await until(lambda: kept(path) == ["new"])
     with reading(path) as connection:
         assert connection.execute("SELECT count(*) FROM attempts").fetchone() == (1,)
+
+
+async def test_what_was_written_while_the_clock_said_1970_is_as_old_as_what_came_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is forgotten with the days around it, and not as soon as the clock is right."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        for entry in (entry_of("old", 1), request_entry("lost-1"), entry_of("next", 2), request_entry("lost-2")):
+            await ledger.record(entry)
+        await ledger.record(entry_of("new", 8))
+    monkeypatch.setattr(ledger_module, "time", lambda: JANUARY_UNIX_S + 9.5 * DAY_S)
+    async with running(path, retention_days=8):
+        await until(lambda: "old" not in kept(path))
+    assert sorted(kept(path)) == ["lost-1", "lost-2", "new", "next"]
+    async with running(path, retention_days=7):
+        await until(lambda: "next" not in kept(path))
+    assert sorted(kept(path)) == ["lost-2", "new"]
+
+
+@pytest.mark.parametrize("years", [4, 73, -56])
+async def test_a_clock_that_is_wrong_forgets_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, years: int
+) -> None:
+    """Neither at the start nor later: the log says why nothing was deleted."""
+    monkeypatch.setattr(ledger_module, "PRUNE_EVERY_S", POLL_S)
+    now_unix_s = [JANUARY_UNIX_S]
+    monkeypatch.setattr(ledger_module, "time", lambda: now_unix_s[0])
+    path = tmp_path / "ledger.sqlite"
+    for _ in range(2):
+        async with running(path, retention_days=2) as ledger:
+            await ledger.record(entry_of("today", 1))
+            with structlog.testing.capture_logs() as logged:
+                now_unix_s[0] = JANUARY_UNIX_S + years * 365 * DAY_S
+                await until(lambda: len([one for one in logged if one["event"] == "ledger_not_pruned"]) > 1)
+            assert kept(path) == ["today"]
 
 
 # --- Databases that fail ----------------------------------------------------------------------------------------------

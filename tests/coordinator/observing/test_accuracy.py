@@ -178,6 +178,7 @@ def test_a_p95_that_does_not_hold_is_a_notice(n_late: int, codes: list[str]) -> 
     assert [warning.code for warning in report.warnings] == codes
 
 
+@pytest.mark.slow
 @given(totals_s=st.lists(st.floats(0.2, 100.0), min_size=1, max_size=20))
 def test_every_answer_is_either_compared_or_counted_apart(totals_s: list[float]) -> None:
     """Every answer is either compared or counted apart, and shares are between 0 and 100."""

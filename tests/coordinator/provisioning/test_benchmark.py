@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.provisioning_bound import bound_j, hindsight_j
-from benchmarks.provisioning_fleet import DAY_S, HOSTS, MIDNIGHT_UNIX_S, RTX_4090, Trace, days, read_trace
+from benchmarks.provisioning_fleet import DAY_S, HOSTS, MIDNIGHT_UNIX_S, RTX_4090, Arrival, Trace, days, read_trace
 from benchmarks.provisioning_policies import AlwaysOn, FixedTime, Ours
 from benchmarks.provisioning_sim import Day
 from moe2.coordinator.provisioning.decision import Tolerances
-from moe2.coordinator.provisioning.traffic import Asked, Traffic
+from moe2.coordinator.provisioning.traffic import Traffic
 
 IDLE_W = sum(kind.ready_w for kind in HOSTS)
 
@@ -32,7 +32,7 @@ def test_a_day_without_requests_costs_the_idle_watts() -> None:
 
 def test_answers_take_the_place_of_waiting() -> None:
     """A host that answers draws its answers' joules in that time, in place of its idle watts."""
-    asked = [Asked(MIDNIGHT_UNIX_S + 100.0, "conv", None, 8414, 1278)]
+    asked = [Arrival(MIDNIGHT_UNIX_S + 100.0, "conv", None, 8414, 1278)]
     result = Day(asked).run(AlwaysOn())
     answer_j = 8414 * RTX_4090.prefill_j + 1278 * RTX_4090.decode_j
     busy_s = 0.02 + 1.0 + 1277 / 127.7
@@ -41,7 +41,7 @@ def test_answers_take_the_place_of_waiting() -> None:
 
 def test_a_wake_makes_one_answer_late() -> None:
     """A request that finds everybody asleep is late, and the next one is not."""
-    asked = [Asked(MIDNIGHT_UNIX_S + 5000.0 + 60.0 * k, "conv", None, 100, 10) for k in range(2)]
+    asked = [Arrival(MIDNIGHT_UNIX_S + 5000.0 + 60.0 * k, "conv", None, 100, 10) for k in range(2)]
     result = Day(asked).run(FixedTime(600.0, RTX_4090))
     assert result.late_share == 0.5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,8 @@ from moe2.coordinator.provisioning.decision import (
 )
 from moe2.coordinator.provisioning.figures import Fleet, Readiness
 from moe2.coordinator.provisioning.problem import Limits, slow_problem
+from moe2.coordinator.provisioning.statement import status_of
+from moe2.coordinator.provisioning.steering import Shadow
 from moe2.coordinator.provisioning.traffic import HOUR_S, Asked, Traffic
 
 from .fleets import big, expert, host, small, together, traffic
@@ -97,6 +100,17 @@ def test_pins_above_the_watts_are_told_with_the_cheapest_correction() -> None:
     assert "unpin big/m" in found.correction
 
 
+def test_a_limit_that_sleeping_hosts_alone_pass_is_told_as_it_was_set() -> None:
+    """The operator's own figure is named, what is asked for instead is enough, and unpinning is not said to help."""
+    limits = Limits(pinned=frozenset({"big"}), average_w=1.0)
+    found = decide(big(), traffic(5), limits, 0.0)
+    assert found.correction is not None
+    assert "1 W are allowed" in found.correction
+    assert "unpin" not in found.correction
+    [asked] = re.findall(r"Allow (\d+) W", found.correction)
+    assert decide(big(), traffic(5), replace(limits, average_w=float(asked)), 0.0).correction is None
+
+
 def test_more_hosts_than_there_are_is_told() -> None:
     """A least number of hosts that the fleet does not have is named."""
     found = decide(BOTH, traffic(60), Limits(least_hosts={"m": 3}), 0.0)
@@ -154,6 +168,7 @@ def test_a_dear_answer_counts_by_its_price() -> None:
     assert (slow.value[:, 0] < 0.7).all()
 
 
+@pytest.mark.slow
 def test_the_price_of_a_week_keeps_the_tolerances() -> None:
     """Over a week of busy days and quiet nights the chosen sets lose no more than allowed, for the nights."""
     seen = Traffic()
@@ -233,3 +248,15 @@ def test_a_fleet_that_nobody_may_change_needs_no_plan() -> None:
     assert decide(still, traffic(60.0), Limits(), 0.0).members == ("a/m", "b/m")
     free = replace(still, hosts=(host("a"), hosts[1]))
     assert len(week_plans(free, (traffic(60.0),), Limits())[0].options) > 0
+
+
+def test_what_was_never_measured_is_said_to_be_unknown() -> None:
+    """A fleet of which no speed is known yet shows neither watts nor late tokens, and no zero in their place."""
+    unmeasured = Fleet(big().hosts, tuple(replace(one, latency=None, energy=None) for one in big().experts))
+    for fleet, is_known in ((unmeasured, False), (big(), True)):
+        decided = decide(fleet, traffic(5), Limits(), 0.0)
+        shadow = Shadow(max_changes_per_day=24)
+        told = status_of("observe", decided, shadow, (), solve_s=None, pinned=(), kept_asleep=(), names={})
+        shown = (told.standing_w, told.least_w, told.loss, told.late)
+        assert [figure is not None for figure in shown] == [is_known] * 4
+        assert told.awake == decided.members

@@ -104,6 +104,7 @@ def test_changes_a_day_are_bounded() -> None:
     assert [one.change for one in found(asleep, {"big/m"}, big=used)] == [Change.WAKE]
 
 
+@pytest.mark.slow
 def test_over_a_random_year_no_host_changes_more_often_than_allowed() -> None:
     """However wishes toggle, no host has more than 24 changes in any day, nor two within its break-even time."""
     rng = np.random.default_rng(4)

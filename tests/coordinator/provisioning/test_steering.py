@@ -8,7 +8,7 @@ import pytest
 
 from moe2.coordinator.provisioning.figures import Fleet, Readiness
 from moe2.coordinator.provisioning.hysteresis import Change
-from moe2.coordinator.provisioning.steering import Order, Shadow, Steering, Wishes
+from moe2.coordinator.provisioning.steering import Away, Order, Shadow, Steering, Wishes
 
 from .fleets import big, small, together
 
@@ -176,3 +176,81 @@ def test_a_new_day_begins_anew() -> None:
         shadow.step(BOTH, {"small/s"}, {}, 60.0 * minute, 0, wanted_again_s=lambda _: math.inf)
     shadow.step(BOTH, {"small/s"}, {}, 3600.0, 1, wanted_again_s=lambda _: math.inf)
     assert 0.0 < shadow.waited_j < 49.0 * 120.0
+
+
+# --- When mode act is over --------------------------------------------------------------------------------------------
+
+COLD = together(big(state=Readiness.COLD), small())
+
+
+def slept(made: Steering, fleet: Fleet = ASLEEP, now_s: float = AN_HOUR_S + 30.0) -> Steering:
+    """The memory after its own order has put the big host out of the way."""
+    orders(made, {"small/s"})
+    made.seen(fleet, {}, now_s)
+    return made
+
+
+def test_what_the_slow_level_put_to_sleep_is_brought_back_when_it_may_not_act_any_more() -> None:
+    """The host is woken once, and nothing is left to bring back when it is seen awake."""
+    made = slept(steering())
+    assert made.away == (Away(host="big"),)
+    [back] = made.return_orders(AN_HOUR_S + 40.0)
+    assert (back.transition.change, back.transition.host) == (Change.WAKE, "big")
+    assert made.return_orders(AN_HOUR_S + 41.0) == ()
+    made.seen(BOTH, {}, AN_HOUR_S + 60.0)
+    assert not made.away
+
+
+def test_an_unloaded_model_is_loaded_again() -> None:
+    """An expert that was unloaded is brought back by itself, its host being awake."""
+    made = Steering(max_changes_per_day=24, wishes=Wishes())
+    made.restore_away((Away(host="big", expert="big/m"),))
+    made.seen(COLD, {}, 0.0)
+    [back] = made.return_orders(1.0)
+    assert (back.transition.change, back.transition.expert) == (Change.LOAD, "big/m")
+
+
+def test_an_order_that_is_still_under_way_is_remembered() -> None:
+    """A host that has been told to sleep and is still awake is not taken for one that has come back."""
+    made = slept(steering(), BOTH)
+    assert made.away == (Away(host="big"),)
+    assert made.return_orders(AN_HOUR_S + 40.0) == ()
+    made.seen(ASLEEP, {}, AN_HOUR_S + 50.0)
+    assert len(made.return_orders(AN_HOUR_S + 51.0)) == 1
+
+
+def test_a_refused_order_leaves_nothing_to_bring_back() -> None:
+    """An agent that did not suspend its host has nothing to be woken from."""
+    made = steering()
+    [one] = orders(made, {"small/s"})
+    made.answered(one.order_id, done=False, code="not_allowed", message="because")
+    made.seen(BOTH, {}, AN_HOUR_S + 30.0)
+    assert made.away == ()
+
+
+def test_what_an_operator_has_sent_to_sleep_stays_asleep() -> None:
+    """An operator's word outlives the mode, also where it came after the slow level's own order."""
+    made = steering(wishes=Wishes(kept_asleep=("big",)))
+    orders(made, {"small/s"})
+    made.seen(ASLEEP, {}, AN_HOUR_S + 30.0)
+    assert made.away == ()
+    later = slept(steering())
+    later.wishes = Wishes(kept_asleep=("big",))
+    assert later.return_orders(AN_HOUR_S + 40.0) == ()
+
+
+def test_a_host_that_could_not_be_woken_is_not_called_again_and_again() -> None:
+    """It is left until its agent is seen."""
+    made = slept(steering())
+    made.return_orders(AN_HOUR_S + 40.0)
+    made.overdue(2 * AN_HOUR_S)
+    assert made.return_orders(2 * AN_HOUR_S + 1.0) == ()
+
+
+def test_a_host_that_is_not_known_yet_waits_for_its_agent() -> None:
+    """After a restart nothing is ordered of hosts that have not been heard of, and nothing is forgotten."""
+    made = Steering(max_changes_per_day=24, wishes=Wishes())
+    made.restore_away((Away(host="big"), Away(host="gone")))
+    made.seen(small(), {}, 0.0)
+    assert made.return_orders(1.0) == ()
+    assert len(made.away) == 2

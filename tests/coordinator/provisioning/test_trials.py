@@ -126,6 +126,18 @@ def test_a_coordinator_that_is_restarted_in_a_trial_brings_the_host_back(fleet: 
     assert again.trial_orders(7.0 + TRIAL_S, QUIET) == ()
 
 
+def test_an_agent_that_has_just_connected_is_not_taken_for_one_that_is_back() -> None:
+    """Before its first report nobody knows whether its model is still out of memory, and the trial stays open."""
+    made = steering(unloaded())
+    made.trial_orders(AN_HOUR_S, QUIET)
+    again = Steering(max_changes_per_day=24, wishes=Wishes())
+    again.trials.restore(made.trials.kept, 0.0)
+    again.seen(together(Fleet((host("big"),), ()), small()), {}, 1.0)
+    assert again.trial_ends(1.0) == ()
+    again.seen(unloaded(Readiness.COLD), {}, 2.0)
+    assert what(again.trial_ends(TRIAL_S)) == [("load", "big", "big/m")]
+
+
 @pytest.mark.parametrize(
     "reason", ["busy", "just idle", "pinned", "sent to sleep", "needed", "not a quiet hour", "another is away"]
 )

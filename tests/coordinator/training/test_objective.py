@@ -29,6 +29,7 @@ def subsets(size: int) -> list[np.ndarray]:
     return [np.array(bits, dtype=bool) for bits in itertools.product([False, True], repeat=size) if any(bits)]
 
 
+@pytest.mark.slow
 @given(hnp.arrays(float, 5, elements=st.floats(0, 4)), hnp.arrays(float, 5, elements=st.floats(0.01, 1)))
 def test_full_set_logits_are_optimal_on_every_subset(losses: np.ndarray, other: np.ndarray) -> None:
     """No weights on any subset beat the full-set logits restricted to it; their value is the free energy."""
@@ -40,6 +41,7 @@ def test_full_set_logits_are_optimal_on_every_subset(losses: np.ndarray, other: 
         assert best == pytest.approx(free_energy(losses, members, TAU), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_full_set_logits_equal_training_on_the_subset_alone() -> None:
     """A numerical optimiser run on each subset alone finds the same objective value as the restricted full-set gate."""
     losses = np.random.default_rng(3).gamma(1.0, 1.0, (40, 3))

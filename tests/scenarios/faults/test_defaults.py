@@ -72,6 +72,7 @@ async def test_an_engine_is_killed_beside_its_hedge(tmp_path: Path) -> None:
         await before.back()
 
 
+@pytest.mark.slow
 async def test_a_silent_link_costs_nobody_its_answer(tmp_path: Path) -> None:
     """The hedge answers before anybody knows that the link is dead; what the first one spent nobody can say."""
     async with bench(tmp_path, dispatch=DEFAULTS) as built, asyncio.timeout(100):

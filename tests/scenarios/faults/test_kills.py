@@ -57,6 +57,7 @@ async def gone(pid: int) -> None:
             await asyncio.sleep(POLL_S)
 
 
+@pytest.mark.slow
 @IN_EVERY_PHASE
 async def test_a_killed_engine(tmp_path: Path, phase: Phase) -> None:
     """SIGKILL of the child: its requests move on or fail explicitly; it is started again."""
@@ -96,6 +97,7 @@ async def test_a_stuck_engine(tmp_path: Path, phase: Phase) -> None:
         assert (await built.ask(model=built.pinned("shaky"))).text == ANSWER
 
 
+@pytest.mark.slow
 async def test_a_paused_engine_goes_on(tmp_path: Path) -> None:
     """A child that is stopped for less than the deadline loses nothing."""
     async with bench(tmp_path) as built, asyncio.timeout(100):

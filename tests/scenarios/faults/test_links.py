@@ -145,6 +145,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "phase"), CASES)
 async def test_a_broken_link(tmp_path: Path, fault: Fault, phase: Phase) -> None:
     """The request fails over or fails explicitly, its joules are accounted, the link comes back, nothing leaks."""
@@ -171,6 +172,7 @@ async def test_a_broken_link(tmp_path: Path, fault: Fault, phase: Phase) -> None
         assert_settled(built, requests=3 + len(others))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", [p if p is Phase.STREAM else pytest.param(p, marks=pytest.mark.slow) for p in PHASES])
 @pytest.mark.parametrize("way", ["up", "down"])
 async def test_a_slow_link_loses_nothing(tmp_path: Path, phase: Phase, way: str) -> None:

@@ -29,6 +29,7 @@ IN_EVERY_PHASE = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @IN_EVERY_PHASE
 async def test_a_stopping_coordinator_ends_its_requests(tmp_path: Path, phase: Phase) -> None:
     """SIGTERM, in effect: what has not ended within the drain ends with an error that says so, and new ones are sent
@@ -50,6 +51,7 @@ async def test_a_stopping_coordinator_ends_its_requests(tmp_path: Path, phase: P
         requests.let_go(built)
 
 
+@pytest.mark.slow
 async def test_a_refused_request_says_when_to_come_again(tmp_path: Path) -> None:
     """A 503 of a request that was cut off has a Retry-After, for SDKs that retry by themselves."""
     async with bench(tmp_path) as built, asyncio.timeout(100):

@@ -42,6 +42,7 @@ def simulate(seed: int, scale: Scale) -> Cluster:
     return cluster
 
 
+@pytest.mark.slow
 def test_a_cluster_survives_faults(first_seed: int) -> None:
     """One terminal outcome each, true counters, kept deadlines, accounted joules, nothing left; most are answered."""
     cluster = simulate(first_seed, SMALL)

@@ -90,6 +90,7 @@ def test_a_driver_that_crashes_takes_nobody_along(
     assert found.detail == "the driver crashed with SIGSEGV"
 
 
+@pytest.mark.slow
 @needs_gcc
 def test_a_driver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, library: Path, tmp_path: Path) -> None:
     """After the time that it is given."""

@@ -83,6 +83,7 @@ def test_more_tokens_may_take_less() -> None:
     assert costs.of(8) < costs.of(6)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(-1, 200), st.floats(-1, 10)), max_size=100))
 def test_costs_are_positive(steps: list[tuple[int, float]]) -> None:
     """Whatever was measured."""

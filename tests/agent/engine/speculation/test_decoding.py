@@ -105,6 +105,7 @@ def counts(engine: Engine, job_id: str = "j") -> tuple[int, int]:
     return end.drafted_tokens, end.accepted_tokens
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(LETTERS, min_size=1, max_size=5),

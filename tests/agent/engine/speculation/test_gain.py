@@ -17,6 +17,8 @@ from moe2.common.link.messages import Submit
 from moe2.common.link.prompts import TextPrompt
 from tests.agent.engine.simulation import VOCABULARY_SIZE, Engine
 
+pytestmark = pytest.mark.slow
+
 ON_CPU, BETWEEN, ON_GPU = 0.55, 0.2, 0.02
 """What each further token of a batch takes beside the first: a small model on two cores, and what waits for memory."""
 

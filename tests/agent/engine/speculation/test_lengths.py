@@ -53,6 +53,14 @@ def test_those_whose_prompts_are_read_wait_for_guesses_too() -> None:
     assert 0 < among_others < alone
 
 
+def test_beside_prompts_guesses_yield_what_all_will_write_in_that_time() -> None:
+    """Where a further token of a batch costs nearly what it does in a batch of all, only the surest guesses pay."""
+    likely, sure = Offer([0.75] * 8, inf), Offer([1.0] * 8, inf)
+    for offer, guesses in ((likely, False), (sure, True)):
+        found = _lengths(offer, token_s=0.4, waiting=7, beside_s=8.0)[0]
+        assert (found > 0) is guesses
+
+
 def test_a_gain_that_is_small_for_each_sequence_is_none() -> None:
     """Eight sequences that each gain 1 % do not guess: what a step takes is not known so well."""
     one = Offer([0.51], inf)
@@ -71,6 +79,7 @@ def test_no_more_is_guessed_than_may_be_lost() -> None:
     assert _lengths(Offer([0.99] * 20, -0.1), token_s=0.1) == [0]
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.lists(st.floats(0, 1), max_size=3), min_size=1, max_size=3),
     st.floats(0.01, 0.6),
@@ -128,6 +137,7 @@ def test_a_larger_batch_that_takes_less_is_found() -> None:
     assert guess_lengths([offer], Load(1), seconds=seconds.__getitem__, room=7) == [7]
 
 
+@pytest.mark.slow
 @given(st.integers(1, 400), st.floats(0.001, 1))
 def test_what_guesses_that_never_hold_can_cost_is_bounded(steps: int, token_s: float) -> None:
     """1.25 steps and 0.75 % of the time, however the guesser is misled and whatever a guess costs."""

@@ -86,6 +86,7 @@ def test_an_answer_is_followed_to_its_end() -> None:
         assert pool.wait(matcher).mask() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evil", [_SPIN, _GROW, _ABORT], ids=["endless", "huge", "crash"])
 def test_a_grammar_beyond_its_bounds_costs_itself_alone(evil: str) -> None:
     """Its process is ended and the error blames it; another job's matcher goes on, and new ones start."""
@@ -124,6 +125,7 @@ def test_a_job_that_ends_before_its_turn_is_forgotten() -> None:
         assert pool.wait(third).is_ready
 
 
+@pytest.mark.slow
 def test_a_process_that_died_is_started_again() -> None:
     """Matchers that it had forked go on without it."""
     with _pool() as pool:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec import Meta
 
-from moe2.coordinator.http.body.decode import MAX_FIELDS, MAX_TEXTS, convert, json_object
+from moe2.coordinator.http.body.decode import MAX_DIGITS, MAX_FIELDS, MAX_FLOATS, MAX_TEXTS, convert, json_object
 from moe2.coordinator.http.errors import ApiError
 
 
@@ -29,7 +29,7 @@ class Drawing(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     size: Annotated[int, Meta(ge=1, le=3)] | str | None = None
     signed: bool | None = None
     date: Annotated[dict[str, int], Meta(extra={"must": "map names to days"})] | None = None
-    frame: Annotated[Any, Meta(extra={"only": ("none",)})] = None
+    frame: Annotated[Any, Meta(extra={"only": ("none",), "why": "Frames are sold elsewhere."})] = None
 
 
 CASES: list[tuple[dict[str, Any], str, str]] = [
@@ -55,7 +55,7 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"size": 4}, "size", "'size' must be an integer from 1 to 3 or a string."),
     ({"signed": "yes"}, "signed", "'signed' must be a boolean."),
     ({"date": {"a": "b"}}, "date", "'date' must map names to days."),
-    ({"frame": "gold"}, "frame", "Unsupported parameter: 'frame'. Only 'none' is accepted."),
+    ({"frame": "gold"}, "frame", "Unsupported parameter: 'frame'. Only 'none' is accepted. Frames are sold elsewhere."),
     (
         {"price - at `$.name`": 1},
         "price - at `$.name`",
@@ -118,3 +118,31 @@ def test_texts_without_an_end_are_looked_through_once(body: bytes) -> None:
 def test_long_lists_of_numbers_are_one_part() -> None:
     """A prompt may have a million token ids."""
     assert json_object(msgspec.json.encode({"prompt": [1] * 1_000_000}))
+
+
+@pytest.mark.parametrize("literal", ["1e300", "5e-324", "1.5", "-1.7976931348623157e308"])
+def test_a_body_has_so_many_numbers_with_a_point_or_an_exponent(literal: str) -> None:
+    """Each of some kinds takes long to read; as many as are allowed are read as what they are."""
+    most = ",".join([literal] * MAX_FLOATS)
+    assert set(json_object(f'{{"a": [{most}]}}'.encode())["a"]) == {float(literal)}
+    with pytest.raises(ApiError, match="numbers with a point or an exponent"):
+        json_object(f'{{"a": [{most},{literal}]}}'.encode())
+
+
+def test_a_number_beyond_what_a_float_holds_is_refused() -> None:
+    """It does not become infinite."""
+    with pytest.raises(ApiError, match="'-1e400' is too large"):
+        json_object(b'{"a": -1e400}')
+
+
+@pytest.mark.parametrize("before", ["", '"b": "0", ', '"b": "\\"' + 70 * "1" + '", '])
+def test_a_number_has_so_many_digits(before: str) -> None:
+    """Converting one of thousands of digits takes long; in texts there may be any number of digits."""
+    longest = MAX_DIGITS * "9"
+    assert json_object(f'{{{before}"a": {longest}}}'.encode())["a"] == int(longest)
+    assert json_object(f'{{{before}"a": "9{longest}"}}'.encode())["a"] == "9" + longest
+    for literal in ("9" + longest, "-9" + longest, "0.9" + longest, "1e9" + longest):
+        with pytest.raises(ApiError, match="64 digits in a row"):
+            json_object(f'{{{before}"a": {literal}}}'.encode())
+        with pytest.raises(ApiError, match="64 digits in a row"):
+            json_object(f'{{{before}"a": {literal}, "c": "d"}}'.encode())

@@ -432,6 +432,7 @@ JSON = st.recursive(
 NAMES = st.sampled_from([*NULLABLE, *NEUTRAL, "model", "messages", "prompt", "max_completion_tokens", "top_logprobs"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parse", [parse_chat, parse_completion])
 @given(fields=st.dictionaries(NAMES, JSON, max_size=3))
 def test_any_json_is_parsed_or_refused_and_what_is_parsed_can_be_sent(parse: Any, fields: dict[str, Any]) -> None:

@@ -200,6 +200,7 @@ def played(members: int, views: list[list[int]], sampling: Sampling) -> list[Tok
     return [piece for effect in effects if isinstance(effect, Deliver) for piece in effect.pieces]
 
 
+@pytest.mark.slow
 @given(VIEWS, st.integers(2, 3), st.integers(0, 2**31))
 @settings(max_examples=25, deadline=None)
 def test_identical_members_write_what_one_writes(views: list[list[int]], members: int, seed: int) -> None:

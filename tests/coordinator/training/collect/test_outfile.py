@@ -83,6 +83,7 @@ def test_amended_questions_replace_their_line(tmp_path: Path) -> None:
     assert set(Outfile(tmp_path / "o.jsonl").answers(question())) == {"a/m", "a/n"}
 
 
+@pytest.mark.slow
 @given(cut=st.integers(min_value=1, max_value=150))
 def test_a_cut_off_last_line_is_dropped(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     """A last line that is cut anywhere is dropped, the others stay, and the file can be continued."""

@@ -41,6 +41,7 @@ def test_the_panel_is_worth_as_much_as_the_best_of_all(
     assert np.prod(1 - p[panel]) <= np.prod(1 - p[other]) + 1e-8
 
 
+@pytest.mark.slow
 @given(UNIT, UNIT, UNIT, hnp.arrays(bool, 5), st.floats(0, 1))
 def test_a_panel_of_one_is_the_likeliest_expert_that_fits(
     p: np.ndarray, energy: np.ndarray, delay: np.ndarray, available: np.ndarray, most_s: float

@@ -1,4 +1,4 @@
-"""What the log of a listener's protocol keeps to itself."""
+"""Who counts as one client of a listener, and what its log keeps to itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import pytest
 from aiohttp import ClientConnectionResetError
 
-from moe2.coordinator.http.transport import OpenConnections, client_of, protocol_logger
+from moe2.common.listening import OpenConnections, client_of, protocol_logger
 
 
 @pytest.mark.parametrize(
