@@ -39,6 +39,7 @@ from moe2.agent.daemon import AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.energy.profiles import find_profile
 from moe2.agent.settings import AgentSettings
+from moe2.common.logs import configure_logging
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.shared_keys import KeyTable
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, Scope, mint
@@ -337,6 +338,7 @@ async def run_admissions(root: Path, server: Postgres) -> dict[str, float]:
 
 def main() -> None:
     """Runs the benchmark and prints its figures."""
+    configure_logging("warning")  # The agent runs in this process.
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outage", type=float, default=60.0, metavar="S", help="seconds without the database")
     parser.add_argument("--steady", type=float, default=8.0, metavar="S", help="seconds between the faults")

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +27,43 @@ MAX_ARRAY_ITEMS = 1 << 24
 MAX_TENSORS = 1 << 20
 _TEXT, _ARRAY = 8, 9
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+MAX_DIMENSIONS = 8
+_TENSOR_BLOCKS = {
+    0: (1, 4),
+    1: (1, 2),
+    2: (32, 18),
+    3: (32, 20),
+    6: (32, 22),
+    7: (32, 24),
+    8: (32, 34),
+    9: (32, 36),
+    10: (256, 84),
+    11: (256, 110),
+    12: (256, 144),
+    13: (256, 176),
+    14: (256, 210),
+    15: (256, 292),
+    16: (256, 66),
+    17: (256, 74),
+    18: (256, 98),
+    19: (256, 50),
+    20: (32, 18),
+    21: (256, 110),
+    22: (256, 82),
+    23: (256, 136),
+    24: (1, 1),
+    25: (1, 2),
+    26: (1, 4),
+    27: (1, 8),
+    28: (1, 8),
+    29: (256, 56),
+    30: (1, 2),
+    34: (256, 54),
+    35: (256, 66),
+    39: (32, 17),
+}
+"""Values in a block and its bytes, by the type of a tensor: `ggml_type` and its blocks in ggml-common.h."""
+DEFAULT_ALIGNMENT = 32
 MAX_KEPT_ITEMS = 4096
 """Longer arrays, such as vocabularies, are passed over."""
 
@@ -45,11 +83,12 @@ class GgufHeader:
     """The metadata of a GGUF file.
 
     metadata: by key; of arrays only short ones of numbers, as text. is_whole: False where the bytes ended before the
-    metadata did, so that a key that is missing may stand further on.
+    metadata did, so that a key that is missing may stand further on. tensors: how many the file says that it has.
     """
 
     metadata: Mapping[str, Value]
     is_whole: bool = True
+    tensors: int = 0
 
     @property
     def architecture(self) -> str | None:
@@ -88,6 +127,43 @@ def read_header(path: Path) -> GgufHeader:
         return header_of(file, str(path))
 
 
+def check_whole(path: Path) -> None:
+    """Raises `GgufError` where a file ends before its last tensor does, as a copy that broke off. Raises `OSError`."""
+    with path.open("rb") as file:
+        needed = needed_bytes(file, str(path))
+        has = path.stat().st_size
+    if needed is None or has < needed:
+        told = "its header is not whole" if needed is None else f"it has {has} of {needed} bytes"
+        raise GgufError(f"{path} is cut off: {told}.", remedy="Copy or download it again.")
+
+
+def needed_bytes(file: BinaryIO, name: str) -> int | None:
+    """How long a file must be for all of its tensors; None where it ends within its header.
+
+    Of tensors of a type that is not known here only the first byte counts. Raises `GgufError` as `header_of` does.
+    """
+    header = header_of(file, name)
+    alignment = header.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if not header.is_whole:
+        return None
+    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
+        raise _broken(name, f"it claims an alignment of {alignment}")
+    ends = [0]
+    try:
+        for _ in range(header.tensors):
+            _text(file, MAX_KEY_BYTES, name)
+            (n_dimensions,) = _unpack(file, "<I")
+            if n_dimensions > MAX_DIMENSIONS:
+                raise _broken(name, f"it claims a tensor of {n_dimensions} dimensions")
+            values = prod(_unpack(file, f"<{n_dimensions}Q"))
+            kind, offset = _unpack(file, "<IQ")
+            in_block, block_bytes = _TENSOR_BLOCKS.get(kind, (max(1, values), 1))
+            ends.append(offset + values * block_bytes // in_block)
+    except _EndOfBytesError:
+        return None
+    return -(-file.tell() // alignment) * alignment + max(ends) if header.tensors else file.tell()
+
+
 def parse_head(content: bytes, name: str) -> GgufHeader:
     """The header, or what there is of it, from a file's first bytes. Raises `GgufError`."""
     return header_of(BytesIO(content), name)
@@ -122,7 +198,7 @@ def header_of(file: BinaryIO, name: str) -> GgufHeader:
                 metadata[key] = value
     except _EndOfBytesError:
         return GgufHeader(metadata, is_whole=False)
-    return GgufHeader(metadata)
+    return GgufHeader(metadata, tensors=tensors)
 
 
 def _value(file: BinaryIO, kind: int, name: str) -> Value:

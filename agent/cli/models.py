@@ -22,6 +22,8 @@ from moe2.common.terminal.figures import UNKNOWN, fact_line, known, printable
 from moe2.common.terminal.screen import NoAnswer, ask, table_console
 
 _SHORT_HASH = 12
+WIDE_COLUMNS = 180
+"""A narrower terminal has no room for the table; models are told in a few lines each."""
 
 
 class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +67,9 @@ def show_models(socket: Path, *, as_json: bool, console: Console | None = None) 
     console = console or table_console()
     if as_json:
         console.file.write(msgspec.json.encode(rows).decode() + "\n")
+    elif console.is_terminal and console.width < WIDE_COLUMNS:
+        for row in rows:
+            console.print(*_block(row), sep="\n", soft_wrap=True)
     elif console.is_terminal:
         console.print(_table(rows, answer.status.experts))
     else:
@@ -162,6 +167,28 @@ def _held(share: DeviceShare) -> str:
     held = known(sum(parts) if parts else None, figures.size, otherwise="")
     layers = f" {share.layers} layers" if share.layers else ""
     return ", ".join(part for part in (printable(share.device) + layers, held) if part)
+
+
+def _block(row: ModelRow) -> list[Text]:
+    """A model in a few lines, for a terminal that has no room for the table. What is unknown is left out."""
+    size = known(row.file_bytes, figures.size)
+    state = row.state.value if row.state else "not served"
+    facts = (
+        ("", row.quantization),
+        ("", None if row.parameters is None else f"{row.parameters / 1e6:.0f} M parameters"),
+        ("on ", "; ".join(map(_held, row.placement)) or None),
+        ("licence ", row.licence),
+        ("draws with ", sampling_text(row.sampling)),
+    )
+    origins = (
+        ("sha256 ", (row.sha256 or "")[:_SHORT_HASH] or None),
+        ("vocabulary ", (row.vocabulary_sha256 or "")[:_SHORT_HASH] or None),
+        ("last use ", None if row.last_used_unix_s is None else figures.moment(row.last_used_unix_s)),
+    )
+    lines = [Text.assemble((printable(row.name), "bold"), f"  {state}, {size}")]
+    groups = (facts, origins, (("file ", row.file),), (("from ", row.origin),), (("error: ", row.last_error),))
+    told = (", ".join(label + printable(value) for label, value in group if value) for group in groups)
+    return [*lines, *(Text(f"  {line}") for line in told if line)]
 
 
 def _table(rows: Sequence[ModelRow], experts: Sequence[ExpertReport]) -> Table:

@@ -20,7 +20,7 @@ from moe2.agent.models.fit import check_architecture, check_space, memory_shorta
 from moe2.agent.models.library import Library, LibraryError, LibraryFile
 from moe2.agent.models.source import HubSource, LocalSource, Source, SourceError, UrlSource, checked_name
 from moe2.common.errors import Moe2Error
-from moe2.common.gguf import HEAD_BYTES, GgufHeader, parse_head
+from moe2.common.gguf import HEAD_BYTES, GgufHeader, check_whole, parse_head
 from moe2.common.terminal.figures import size
 
 Progress = Callable[[int, int], None]
@@ -106,6 +106,8 @@ class LocalSupply(Supply):
         try:
             with paths[0].open("rb") as file:
                 header = parse_head(file.read(HEAD_BYTES), str(paths[0]))
+            for path in paths:
+                check_whole(path)
             parts = tuple(Part(path.name, path.stat().st_size, None, str(path)) for path in paths)
         except OSError as error:
             raise SourceError(

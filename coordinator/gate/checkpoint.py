@@ -149,7 +149,8 @@ def load_checkpoint(path: Path) -> tuple[Gate, Manifest]:
 
 def _vote_tensors(votes: VoteRecord) -> dict[str, npt.NDArray[Any]]:
     """A record of votes as tensors. Codes are small whole numbers, which 16-bit floats hold exactly."""
-    return {
+    lengths = {} if votes.lengths is None else {"votes.lengths": votes.lengths.astype(np.float16)}
+    return lengths | {
         "votes.base": votes.base.astype(np.float32),
         "votes.line": np.array([votes.slope, votes.other], dtype=np.float32),
         "votes.codes": votes.codes.astype(np.float16),
@@ -176,12 +177,14 @@ def _votes_in(tensors: Mapping[str, npt.NDArray[np.float32]]) -> VoteRecord | No
     if not (np.isfinite(codes).all() and np.isfinite(kinds).all() and (kinds >= 0).all()):
         raise ValueError("the record of votes holds values that are not finite, or kinds that are negative")
     slope, other = tensors["votes.line"].tolist()
+    lengths = tensors["votes.lengths"].astype(np.float64) if "votes.lengths" in tensors else None
     return VoteRecord(
         base=tensors["votes.base"].astype(np.float64),
         slope=slope,
         other=other,
         codes=codes.astype(np.int16),
         kinds=kinds.astype(np.int16),
+        lengths=lengths,
     )
 
 

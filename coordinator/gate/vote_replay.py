@@ -57,6 +57,10 @@ class VotePlans:
     """(K, T, S) how often the winning answer is each member's, shared evenly among those that gave it."""
     asked: FloatArray
     """(K, T, S) how often each member is asked."""
+    effort: FloatArray
+    """(K, T, S) the same, each time counted with the length of the member's answer relative to its mean on the kind.
+
+    A second member is asked on the harder prompts, where it also has more to say."""
     recorded: FloatArray
     """(T,) recorded prompts that all members of the plan have answered."""
 
@@ -88,11 +92,14 @@ class VotePlans:
         return np.asarray(np.clip(found, 0.0, 1.0))
 
     def expected(self, costs: FloatArray, kinds: FloatArray) -> FloatArray:
-        """(B, T) the sum of the members' costs (B, N) to expect where each counts as often as it is asked."""
+        """(B, T) the sum of the members' costs (B, N) to expect, each counted as often as the member is asked.
+
+        Costs are those of answers of usual length; those to the prompts on which it is asked may be longer.
+        """
         found = np.zeros((len(costs), len(self.members)))
         for place in range(self.members.shape[1]):
             members = self.members[:, place]
-            found += np.where(members >= 0, costs[:, members], 0.0) * (kinds @ self.asked[:, :, place])
+            found += np.where(members >= 0, costs[:, members], 0.0) * (kinds @ self.effort[:, :, place])
         return found
 
 
@@ -114,6 +121,10 @@ class VoteReplay:
         usable = np.flatnonzero(kind_of < kinds)
         rows = usable[np.argsort(kind_of[usable], kind="stable")]
         self._codes: CodeArray = np.concatenate(codes)[rows]
+        lengths = np.ones(np.concatenate(codes).shape, dtype=np.float32)
+        if record.lengths is not None:
+            lengths[: len(record.lengths)] = record.lengths
+        self._lengths: Float32Array = lengths[rows]
         self._kinds: IntArray = kind_of[rows]
         self._starts: IntArray = np.searchsorted(self._kinds, np.arange(kinds))
         """(K,) the first row of each kind; every kind has made-up rows."""
@@ -155,6 +166,7 @@ class VoteReplay:
                     nodes[prefix] = former.with_vote(self._codes[:, last], self._weights[:, last], other)
         members, wanted, scores, recorded = [], [], [], []
         asked: list[Float32Array] = []
+        effort: list[Float32Array] = []
         credit: list[Float32Array] = []
         for chosen in sets:
             rules = WANTED if len(chosen) > 1 else (np.inf,)
@@ -164,10 +176,11 @@ class VoteReplay:
             members += [chosen + padding] * len(rules)
             wanted += list(rules)
             recorded += [float((known & self._is_real).sum())] * len(rules)
-            figures = np.concatenate([right - self._best_alone(chosen)[None], *reached, *credited])
-            means = self._by_kinds(figures, self._row_weight * known).reshape(-1, 2 * len(chosen) + 1, len(rules))
+            longer = [self._lengths[:, n] * asks for n, asks in zip(chosen, reached, strict=True)]
+            figures = np.concatenate([right - self._best_alone(chosen)[None], *reached, *longer, *credited])
+            means = self._by_kinds(figures, self._row_weight * known).reshape(-1, 3 * len(chosen) + 1, len(rules))
             scores.append(means[:, 0] + self._by_kind[:, list(chosen)].max(axis=1)[:, None])
-            for shares, kept in ((means[:, 1 : len(chosen) + 1], asked), (means[:, len(chosen) + 1 :], credit)):
+            for shares, kept in zip(np.split(means[:, 1:], 3, axis=1), (asked, effort, credit), strict=True):
                 kept.append(np.pad(shares.transpose(0, 2, 1), ((0, 0), (0, 0), (0, len(padding)))))
         return VotePlans(
             members=np.array(members, dtype=np.int64),
@@ -175,6 +188,7 @@ class VoteReplay:
             score=np.concatenate(scores, axis=1).astype(np.float64),
             credit=np.concatenate(credit, axis=1).astype(np.float64),
             asked=np.concatenate(asked, axis=1).astype(np.float64),
+            effort=np.concatenate(effort, axis=1).astype(np.float64),
             recorded=np.array(recorded),
             by_kind=self._by_kind,
         )

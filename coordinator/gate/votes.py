@@ -48,6 +48,8 @@ class VoteRecord:
     """(R, N) what each expert answered on R recorded prompts: RIGHT, NO_ANSWER, NOT_ASKED, or which wrong answer."""
     kinds: CodeArray
     """(R,) the place of each prompt's kind among the gate's kinds."""
+    lengths: FloatArray | None = None
+    """(R, N) length of each answer relative to the expert's mean on the kind, 1 where unknown; None where all are."""
 
     def __post_init__(self) -> None:
         rows, experts = self.codes.shape if self.codes.ndim == 2 else (-1, -1)
@@ -55,6 +57,9 @@ class VoteRecord:
             raise ValueError(f"votes of shapes {self.base.shape}, {self.codes.shape} and {self.kinds.shape}")
         if not (np.isfinite(self.base).all() and np.isfinite(self.slope) and np.isfinite(self.other)):
             raise ValueError("weights of votes that are not finite")
+        lengths = np.ones((rows, experts)) if self.lengths is None else self.lengths
+        if lengths.shape != self.codes.shape or not np.isfinite(lengths).all() or (lengths < 0).any():
+            raise ValueError("lengths of recorded answers that are no lengths, or not one for each answer")
         if self.codes.size and (self.codes.min() < NOT_ASKED or self.codes.max() > experts):
             raise ValueError("recorded answers that are out of range")
 
@@ -79,12 +84,18 @@ class VoteRecord:
         base = [PRIOR_BASE if column is None else float(self.base[column]) for column in columns]
         unknown: CodeArray = np.full(rows, NOT_ASKED, dtype=np.int16)
         codes = [unknown if column is None else self.codes[:, column] for column in columns]
+        lengths = None
+        if self.lengths is not None:
+            usual = np.ones(rows)
+            own = [usual if column is None else self.lengths[:, column] for column in columns]
+            lengths = np.stack(own, axis=1)
         return VoteRecord(
             base=np.array(base),
             slope=self.slope,
             other=self.other,
             codes=_renumbered(np.stack(codes, axis=1)),
             kinds=self.kinds,
+            lengths=lengths,
         )
 
 

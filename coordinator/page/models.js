@@ -27,6 +27,7 @@ export function modelsOf(agent, fleet) {
     { class: "models" },
     free.length ? el("p", { class: "note free" }, `Free: ${free.join(", ")}`) : null,
     (store.files ?? []).map((file) => fileRow(agent, file, operates)),
+    (store.swapping ?? []).length ? el("p", { class: "note" }, `Being exchanged: ${store.swapping.join(", ")}`) : null,
     (store.fetching ?? []).map((one) => fetchRow(one, (fleet.pushes ?? []).find((push) => push.agent_id === agent.agent_id && push.sha256 === one.sha256))),
     troubles(agent, fleet),
     operates ? el("p", {}, button("push", agent, "", "Send a model…")) : null,
@@ -41,8 +42,13 @@ function fileRow(agent, file, operates) {
     el("span", { title: `sha256 ${file.sha256}, from ${file.origin}` }, `${file.name} · ${bytes(file.size_bytes)}`),
     users.length ? ` · served as ${users.join(", ")}` : " · not served",
     operates && !users.length ? button("add", agent, file.name, "Serve…") : null,
-    operates ? users.flatMap((name) => [button("set", agent, name, "Change…"), button("remove", agent, name, "Remove")]) : null,
+    operates ? users.filter((name) => !(agent.models.swapping ?? []).includes(name)).flatMap((name) => changes(agent, name)) : null,
   );
+}
+
+function changes(agent, name) {
+  const expert = (agent.experts ?? []).find((one) => one.model === name);
+  return [button("set", agent, name, "Change…", expert), button("remove", agent, name, "Stop serving")];
 }
 
 function fetchRow(one, push) {
@@ -56,25 +62,29 @@ function fetchRow(one, push) {
   );
 }
 
-// What was refused or failed of late; it goes after a while.
+// What was refused or failed of late; it goes after a while, and with the next word about the same model or file.
 function troubles(agent, fleet) {
   const since = Date.now() / 1000 - KEPT_S;
-  return [...(fleet.model_orders ?? []), ...(fleet.pushes ?? [])]
-    .filter((row) => row.agent_id === agent.agent_id && row.given_unix_s > since && ["refused", "failed"].includes(row.state))
+  const own = [...(fleet.model_orders ?? []), ...(fleet.pushes ?? [])].filter((row) => row.agent_id === agent.agent_id);
+  const latest = new Map(own.map((row) => [row.model ?? row.file, row]));
+  return [...latest.values()]
+    .filter((row) => row.given_unix_s > since && ["refused", "failed"].includes(row.state))
     .slice(-2)
     .map((row) => el("p", { class: "error" }, `${row.model ?? row.file} ${row.state}: ${row.message ?? ""}`));
 }
 
-function button(verb, agent, name, label) {
-  return el("button", { type: "button", class: "plain", "data-verb": verb, "data-host": agent.agent_id, "data-name": name }, label);
+// expert: as it is served now, for what a change begins with.
+function button(verb, agent, name, label, expert) {
+  const now = expert ? { "data-context": expert.context_tokens, "data-slots": expert.slots } : {};
+  return el("button", { type: "button", class: "plain", "data-verb": verb, "data-host": agent.agent_id, "data-name": name, ...now }, label);
 }
 
 export function listenForOrders() {
   byId("hosts").addEventListener("click", async (event) => {
     const pressed = event.target.closest("button[data-verb]");
     if (!pressed) return;
-    const { verb, host, name } = pressed.dataset;
-    const word = wordOf(verb, host, name);
+    const { verb, host, name, context, slots } = pressed.dataset;
+    const word = wordOf(verb, host, name, { context: context ?? "4096", slots: slots ?? "4" });
     if (!word) return;
     pressed.disabled = true;
     try {
@@ -87,7 +97,7 @@ export function listenForOrders() {
   });
 }
 
-function wordOf(verb, host, name) {
+function wordOf(verb, host, name, usual) {
   if (verb === "remove") return window.confirm(`Serve ${name} no longer on this host?`) ? { verb, name, hosts: [host] } : null;
   if (verb === "push") {
     const path = window.prompt("Name of a file in the coordinator's push.folder:");
@@ -95,8 +105,19 @@ function wordOf(verb, host, name) {
   }
   const served = verb === "add" ? window.prompt("Serve it under which name?", name.replace(/\.gguf$/, "")) : name;
   if (!served) return null;
-  const context = window.prompt("Tokens of context, for all slots together:", "4096");
+  const context = asked("Tokens of context, for all slots together:", usual.context);
   if (context === null) return null;
-  const word = { verb, name: served, hosts: [host], context_tokens: Number.parseInt(context, 10) || null };
+  const slots = asked("Requests at once (slots):", usual.slots);
+  if (slots === null) return null;
+  const word = { verb, name: served, hosts: [host], context_tokens: context, slots };
   return verb === "add" ? { ...word, file: name } : word;
+}
+
+// A whole number that was typed; null where nothing is to be done.
+function asked(question, usual) {
+  const typed = window.prompt(question, usual);
+  if (typed === null) return null;
+  if (/^[1-9][0-9]{0,8}$/.test(typed.trim())) return Number(typed);
+  window.alert(`${typed} is no number of 1 or more.`);
+  return null;
 }

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from moe2.common.errors import Moe2Error
-from moe2.common.gguf import read_header
+from moe2.common.gguf import check_whole, read_header
 from moe2.common.link.messages import CommandAnswer, CommandOutcome, ToAgent
 from moe2.common.link.supply import FetchModel, FilePart, LendFile, Ticket, TicketWanted
 from moe2.common.status import AgentRow, PushRow
@@ -170,6 +170,8 @@ class Pushes:
             raise PushError(f"{path} is a later part of a model.", remedy=f"Name {paths[0].name}.")
         try:
             header = read_header(path)
+            for one in paths:
+                check_whole(one)
             sizes = [one.stat().st_size for one in paths]
             whole = hashlib.sha256()
             sums = [self._sum(one, whole, is_only=len(paths) == 1) for one in paths]

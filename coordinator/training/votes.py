@@ -32,6 +32,8 @@ _RIGHT_FROM = 0.5
 """A score from here on counts as a right answer."""
 _SHRINKAGE = 20.0
 """How many prompts the prior weights count as much as."""
+_LONGEST = 20.0
+"""An answer counts as at most so many times as long as the expert's mean on the kind."""
 _NEWTON_STEPS = 30
 _SETS_PER_ROW, _SMALLEST_SET = 2, 2
 
@@ -57,7 +59,32 @@ def vote_record(
     if rows.size > MAX_RECORDED:
         # Evenly spread, so that equal outcomes give an equal record.
         rows = rows[np.linspace(0, rows.size - 1, MAX_RECORDED).astype(np.int64)]
-    return VoteRecord(base=base, slope=slope, other=other, codes=codes[rows], kinds=numbers[rows].astype(np.int16))
+    return VoteRecord(
+        base=base,
+        slope=slope,
+        other=other,
+        codes=codes[rows],
+        kinds=numbers[rows].astype(np.int16),
+        lengths=_relative_lengths(train.chars[rows], numbers[rows], len(kinds)),
+    )
+
+
+def _relative_lengths(chars: FloatArray, kinds: npt.NDArray[np.int64], count: int) -> FloatArray | None:
+    """(R, N) the length of each answer relative to the expert's mean on the kind; 1 where unknown. None: nowhere known.
+
+    chars: (R, N) characters, NaN where unknown. kinds: (R,) the place of each row's kind among `count`.
+    """
+    known = ~np.isnan(chars)
+    if not known.any():
+        return None
+    totals, answers = np.zeros((count, chars.shape[1])), np.zeros((count, chars.shape[1]))
+    np.add.at(totals, kinds, np.where(known, chars, 0.0))
+    np.add.at(answers, kinds, known)
+    means = (totals / np.maximum(answers, 1))[kinds]
+    # Where all answers are empty, each is as long as the mean.
+    usable = known & (means > 0)
+    relative = np.where(usable, np.where(known, chars, 0.0) / np.where(usable, means, 1.0), 1.0)
+    return np.minimum(relative, _LONGEST)
 
 
 def answer_codes(outcomes: Outcomes) -> CodeArray | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.agent.engine.memory import cache_bytes
-from moe2.common.gguf import GgufError, header_of, parse_head, read_header
+from moe2.common.gguf import GgufError, check_whole, header_of, needed_bytes, parse_head, read_header
 from tests.gguf import gguf, text
 from tests.models import smollm2_path
 
@@ -62,3 +63,39 @@ def test_any_beginning_can_be_read(cut: int, junk: bytes) -> None:
     assert parse_head(gguf()[:cut], "x").is_whole == (cut == len(gguf()))
     with contextlib.suppress(GgufError):
         header_of(io.BytesIO(gguf()[:cut] + junk), "x")
+
+
+def test_a_whole_file_is_as_long_as_its_tensors_need() -> None:
+    """The real model's last tensor ends with the file."""
+    path = smollm2_path()
+    with path.open("rb") as file:
+        assert needed_bytes(file, "m") == path.stat().st_size
+    check_whole(path)
+
+
+@pytest.mark.parametrize("keep", [0.00001, 0.01, 0.5, 0.999999])
+def test_a_file_that_was_cut_off_is_told_as_one(tmp_path: Path, keep: float) -> None:
+    """Within its metadata, its list of tensors, or its tensors; by a single byte, too."""
+    content = smollm2_path().read_bytes()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(content[: min(len(content) - 1, int(keep * len(content)))])
+    with pytest.raises(GgufError, match="is cut off") as error:
+        check_whole(cut)
+    assert error.value.remedy == "Copy or download it again."
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        (struct.pack("<I", 9), "9 dimensions"),
+        (struct.pack("<IQIQ", 1, 2**63, 2, 0), "is cut off"),
+        (struct.pack("<IQIQ", 1, 64, 99, 2**40), "is cut off"),
+        (struct.pack("<I", 0), "header is not whole"),
+    ],
+)
+def test_impossible_tensors_are_refused(tmp_path: Path, tensors: bytes, told: str) -> None:
+    """Claims of a hostile file cost no time and no memory."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 1, 0) + text("t") + tensors)
+    with pytest.raises(GgufError, match=told):
+        check_whole(path)

@@ -726,10 +726,18 @@ async def test_models_are_shown_and_served_by_a_button_where_the_key_may_operate
             enter(operator)
             browser.until("document.querySelector('button[data-verb=add]') !== null")
             browser.js("[window.prompt = (question, usual) => usual, window.confirm = () => true].length")
-            browser.click("button[data-verb=add]")
+            # The page moves as its feed comes: a click by coordinates may miss.
+            browser.js("document.querySelector('button[data-verb=add]').click()")
             browser.until("document.querySelector('[data-file=\"new.gguf\"]').innerText.includes('served as new')")
             browser.until("document.querySelector('button[data-verb=remove]') !== null")
-            browser.click("button[data-verb=remove]")
+            browser.js("[window.asked = [], window.prompt = (_, usual) => (window.asked.push(usual), null)].length")
+            browser.js("document.querySelector('button[data-verb=set]').click()")
+            assert browser.js("window.asked") == ["4096"]
+            browser.js("[window.said = [], window.alert = (text) => window.said.push(text)].length")
+            browser.js("[window.prompt = () => 'many'].length")
+            browser.js("document.querySelector('button[data-verb=set]').click()")
+            assert browser.js("window.said") == ["many is no number of 1 or more."]
+            browser.js("document.querySelector('button[data-verb=remove]').click()")
             browser.until("document.querySelector('[data-file=\"new.gguf\"]').innerText.includes('not served')")
 
         await visit(check)

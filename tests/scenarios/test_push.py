@@ -166,11 +166,13 @@ async def test_what_a_host_would_not_take_is_refused_before_a_byte_travels(tmp_p
     """No GGUF, no listener, a name that is there with other bytes, too little room, a host that takes nothing."""
     good = write_gguf(tmp_path / "good.gguf", body=b"x" * 1000)
     (tmp_path / "page.gguf").write_bytes(b"<html>")
+    (tmp_path / "cut.gguf").write_bytes(good.read_bytes()[:100])
     async with fleet(tmp_path, push=OPEN, models_from={**TAKES, "max_bytes": 500}) as running:
         await running.start_agent("two")
         await running.until(ready=2)
         await taking(running, "one")
         assert "not a GGUF file" in await refusal(running, tmp_path / "page.gguf", "one")
+        assert "is cut off" in await refusal(running, tmp_path / "cut.gguf", "one")
         assert "cannot be read" in await refusal(running, tmp_path / "absent.gguf", "one")
         assert "no whole path" in await refusal(running, "good.gguf", "one")
         assert "at most 500 B" in await refusal(running, good, "one")

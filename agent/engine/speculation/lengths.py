@@ -30,6 +30,8 @@ _PLACE_WEIGHT = 1.5
 _LEAST_GAIN = 0.02
 """Guesses are made for a gain of at least this for each sequence that waits for the step: what guessing itself takes,
 and what is not known better."""
+_LEAST_YIELD = 1.1
+"""Beside prompts, guesses have to yield so many times what is written without any: their cost is not measured there."""
 _FIRST_STEPS = 1.25
 """Steps' worth of time that a request may lose by guesses before they have gained anything."""
 _FORESEEN_RIGHT, _FORESEEN_WRONG, _MAX_FORESEEN = 0.15, 0.5, 3.0
@@ -184,9 +186,19 @@ def guess_lengths(offers: Sequence[Offer], load: Load, *, seconds: Callable[[int
         gains[at] = _next_gain(offer, counts[at], chances[at], expected[at])
         longer = (seconds(sequences + sum(counts)) + load.beside_s) / (plain_s + load.beside_s)
         net = value - everybody * log(longer)
+        if load.waiting and not _yields_as_much(sum(expected) - len(offers), sum(counts), load, seconds):
+            continue
         if net > best_value and not any(is_over):
             best, best_value = list(counts), net
     return best
+
+
+def _yields_as_much(accepted: float, count: int, load: Load, seconds: Callable[[int], float]) -> bool:
+    """Whether guesses beside prompts yield as many tokens, expected, as all sequences will write together in that time,
+    once the prompts are read: else those that came first would be served at the expense of the others."""
+    extra_s = seconds(load.sequences + count) - seconds(load.sequences)
+    everybody = load.all_sequences
+    return accepted * seconds(everybody) >= _LEAST_YIELD * everybody * extra_s
 
 
 def _next_gain(offer: Offer, count: int, chance: float, expected: float) -> float:

@@ -31,10 +31,12 @@ KNOWN = msgspec.structs.replace(
 COLD = ExpertReport(model="cold", state=ExpertState.COLD, context_tokens=64, slots=1, on_demand=True)
 
 
-async def shown(socket: Path, *experts: ExpertReport, as_json: bool = False, drawn: bool = False) -> str:
+async def shown(
+    socket: Path, *experts: ExpertReport, as_json: bool = False, drawn: bool = False, width: int = 200
+) -> str:
     """What the command prints of an agent with these experts."""
     value = msgspec.structs.replace(status(experts=experts), model_files={"small-q4": "/models/small.gguf"})
-    console = Console(file=io.StringIO(), width=200, force_terminal=drawn)
+    console = Console(file=io.StringIO(), width=width, force_terminal=drawn)
     async with daemon(socket, lambda: value):
         code = await asyncio.to_thread(show_models, socket, as_json=as_json, console=console)
     assert code == 0
@@ -98,6 +100,16 @@ async def test_a_terminal_gets_a_table(tmp_path: Path) -> None:
     ):
         assert part in text
     assert "ab" * 7 not in text
+
+
+@pytest.mark.parametrize("width", [40, 100, 150])
+async def test_a_narrow_terminal_gets_a_few_lines_for_each_model(tmp_path: Path, width: int) -> None:
+    """Nothing is broken in the middle of a word, and what is unknown is left out."""
+    text = await shown(tmp_path / "s", KNOWN, COLD, drawn=True, width=width)
+    for part in ("small-q4", "ready, 98.9 MB", "on CUDA0 31 layers", "sha256 cdcdcdcdcdcd", "file /models/small.gguf"):
+        assert part in text
+    assert "SHA-256" not in text
+    assert text.splitlines()[-1].endswith("cold, –")
 
 
 async def test_a_pipe_gets_a_line_for_each_model(tmp_path: Path) -> None:

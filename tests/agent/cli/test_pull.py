@@ -145,6 +145,16 @@ async def test_what_cannot_be_served_is_refused_before_it_comes(tmp_path: Path) 
     assert hub.got == ["bytes=0-1048575"] * 2
 
 
+async def test_a_copy_that_broke_off_is_refused(tmp_path: Path) -> None:
+    """Of a file of this host the whole header is read: it says how long the file must be."""
+    configured(tmp_path)
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(smollm2_path().read_bytes()[:90_000_000])
+    code, _, errors = await moe2_agent(tmp_path, "pull", str(cut))
+    assert (code, "cut.gguf is cut off: it has 90000000 of" in errors) == (1, True)
+    assert not (tmp_path / "state/models").exists()
+
+
 async def test_a_full_disk_is_noticed_before_it_starts(tmp_path: Path) -> None:
     """A small tmpfs has no room for the model and the headroom."""
     if os.geteuid() != 0:

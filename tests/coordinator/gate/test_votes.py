@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,45 @@ def test_no_data_and_no_chance_break_nothing() -> None:
     plans = VoteReplay(VoteRecord.empty(2), np.array([[0.0, 1.0]])).plans((0, 1), 2)
     assert np.isfinite(plans.score).all()
     assert plans.values(np.array([[0.0, 1.0]]), np.ones((1, 1))).max() == pytest.approx(1.0)
+
+
+def test_joules_follow_the_lengths_of_the_prompts_on_which_a_member_is_asked() -> None:
+    """The third one is asked where two disagree, and has twice as much to say there: it costs twice its share."""
+    codes = [[0, 0, 0]] * 500 + [[0, 2, 0]] * 500
+    lengths = np.array([[1.0, 1.0, 2 / 3]] * 500 + [[1.0, 1.0, 4 / 3]] * 500)
+    by_kind, costs, kinds = np.full((1, 3), 0.8), np.array([[10.0, 10.0, 30.0]]), np.ones((1, 1))
+    known = record(codes, [1.0, 1.0, 1.0])
+    plain = VoteReplay(known, by_kind).plans((0, 1, 2), 3)
+    longer = VoteReplay(replace(known, lengths=lengths), by_kind).plans((0, 1, 2), 3)
+    of_three = int(np.flatnonzero((plain.members[:, 2] >= 0) & np.isinf(plain.wanted))[0])
+    assert (plain.asked == longer.asked).all()
+    assert (plain.score == longer.score).all()
+    share = float(plain.asked[0, of_three, 2])
+    assert share == pytest.approx(0.5, abs=0.02)
+    assert plain.expected(costs, kinds)[0, of_three] == pytest.approx(20 + 30 * share)
+    assert longer.expected(costs, kinds)[0, of_three] == pytest.approx(20 + 30 * share * 4 / 3, rel=0.02)
+
+
+def test_lengths_go_with_their_experts_and_survive_the_file(tmp_path: Path) -> None:
+    """In another order of experts each has its own, and one without outcomes has usual ones."""
+    known = replace(record([[0, 1], [1, 0]], [1.0, 1.0]), lengths=np.array([[0.5, 1.25], [1.5, 0.75]]))
+    found = known.of_fleet((1, None, 0)).lengths
+    assert found is not None
+    assert found.tolist() == [[1.25, 1.0, 0.5], [0.75, 1.0, 1.5]]
+    path = write_gate(tmp_path / "gate.safetensors", ["one", "two"], ["any"])
+    gate, manifest = load_checkpoint(path)
+    save_checkpoint(path, gate.parameters, manifest, known)
+    kept = load_checkpoint(path)[0].votes
+    assert kept is not None
+    assert kept.lengths is not None
+    assert kept.lengths.tolist() == [[0.5, 1.25], [1.5, 0.75]]
+
+
+@pytest.mark.parametrize("lengths", [[[1.0]], [[-1.0, 1.0]], [[float("nan"), 1.0]], [[float("inf"), 1.0]]])
+def test_impossible_lengths_are_refused(lengths: list[list[float]]) -> None:
+    """A length is a number for each recorded answer, and not below 0."""
+    with pytest.raises(ValueError, match="lengths"):
+        replace(record([[0, 1]], [1.0, 1.0]), lengths=np.array(lengths))
 
 
 def test_a_checkpoint_keeps_the_record(tmp_path: Path) -> None:

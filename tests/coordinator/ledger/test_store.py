@@ -433,7 +433,7 @@ async def test_a_span_takes_its_beginning_and_leaves_its_end(tmp_path: Path) -> 
 
 
 async def test_the_lengths_of_answered_requests_come_in_their_order(tmp_path: Path) -> None:
-    """What was not answered has none, what nobody counted is 0, and a span holds its own."""
+    """What was not answered has none, what nobody counted is None, and a span holds its own."""
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
         await ledger.record(request_entry("late", at_unix_s=20.0, category="code", prompt_tokens=3, decoded_tokens=4))
@@ -443,4 +443,4 @@ async def test_the_lengths_of_answered_requests_come_in_their_order(tmp_path: Pa
     with reading(path) as connection:
         found = list(lengths(connection, Span()))
         assert list(lengths(connection, Span(since_unix_s=11.0, until_unix_s=20.0))) == [found[1]]
-    assert found == [(10.0, "", "m", 7, 10), (15.0, "default", "moe2", 0, 0), (20.0, "code", "moe2", 3, 4)]
+    assert found == [(10.0, "", "m", 7, 10), (15.0, "default", "moe2", None, None), (20.0, "code", "moe2", 3, 4)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from moe2.coordinator.training.outcomes import outcomes_from_columns
@@ -27,3 +29,31 @@ def test_answers_are_read_with_their_gaps() -> None:
         "two": [1, 1, 1],
     }
     assert vote_record(table, ("",), table.tasks, np.full((1, 3), 0.5)) is None
+
+
+def test_the_record_has_lengths_relative_to_the_kinds_mean() -> None:
+    """Unknown ones count as usual, an endless answer as twenty usual ones; without any there are none."""
+    rows = 40
+    columns: dict[str, list[object]] = {
+        "prompt": [f"q{n}" for n in range(rows)],
+        "split": ["train"] * rows,
+        **{f"score__{name}": [1.0] * rows for name in ("one", "two")},
+        **{f"answer__{name}": ["x"] * rows for name in ("one", "two")},
+        "chars__one": [100.0, 300.0] * (rows // 2),
+        "chars__two": [None] * (rows - 1) + [1e9],
+    }
+    table = outcomes_from_columns({name: tuple(values) for name, values in columns.items()}, place="here")
+    found = vote_record(table, ("",), table.tasks, np.full((1, 2), 0.5))
+    assert found is not None
+    assert found.lengths is not None
+    assert found.lengths[:2].tolist() == [[0.5, 1.0], [1.5, 1.0]]
+    assert found.lengths[-1, 1] == 1.0
+    chars = np.zeros((rows, 2))
+    chars[0, 0] = 1e12
+    odd = vote_record(replace(table, chars=chars), ("",), table.tasks, np.full((1, 2), 0.5))
+    assert odd is not None
+    assert odd.lengths is not None
+    assert (odd.lengths[0, 0], odd.lengths[1, 0], odd.lengths[1, 1]) == (20.0, 0.0, 1.0)
+    unknown = vote_record(replace(table, chars=np.full((rows, 2), np.nan)), ("",), table.tasks, np.full((1, 2), 0.5))
+    assert unknown is not None
+    assert unknown.lengths is None

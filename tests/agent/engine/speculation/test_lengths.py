@@ -53,6 +53,14 @@ def test_those_whose_prompts_are_read_wait_for_guesses_too() -> None:
     assert 0 < among_others < alone
 
 
+def test_beside_prompts_guesses_yield_what_all_will_write_in_that_time() -> None:
+    """Where a further token of a batch costs nearly what it does in a batch of all, only the surest guesses pay."""
+    likely, sure = Offer([0.75] * 8, inf), Offer([1.0] * 8, inf)
+    for offer, guesses in ((likely, False), (sure, True)):
+        found = _lengths(offer, token_s=0.4, waiting=7, beside_s=8.0)[0]
+        assert (found > 0) is guesses
+
+
 def test_a_gain_that_is_small_for_each_sequence_is_none() -> None:
     """Eight sequences that each gain 1 % do not guess: what a step takes is not known so well."""
     one = Offer([0.51], inf)
