@@ -277,7 +277,7 @@ async def test_nobody_waits_for_a_disk_that_hangs(tmp_path: Path, monkeypatch: p
 
 
 async def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk is a warning, and entries are written once there is room."""
+    """It is logged once, and entries are written once there is room."""
     path = tmp_path / "ledger.sqlite"
     opened: list[sqlite3.Connection] = []
 
@@ -289,8 +289,14 @@ async def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monk
     async with running(path) as ledger:
         pages = opened[0].execute("PRAGMA page_count").fetchone()[0]
         opened[0].execute(f"PRAGMA max_page_count = {pages}")
-        answers = [await ledger.record(request_entry(f"req-{number:03d}")) for number in range(100)]
+        with structlog.testing.capture_logs() as logged:
+            answers = []
+            for number in range(100):
+                answers.append(await ledger.record(request_entry(f"req-{number:03d}")))
+                await until(lambda: ledger._progress.handled == ledger._n_put)
         assert not answers[-1]
+        # However often it is tried.
+        assert [one["event"] for one in logged].count("ledger_not_written") == 1
         [warning] = ledger.warnings()
         assert "its disk is full" in warning.message
         opened[0].execute("PRAGMA max_page_count = 1000000")
@@ -335,6 +341,16 @@ async def test_of_two_entries_the_good_one_is_written(tmp_path: Path) -> None:
         )
         assert ledger.n_dropped == 1
     assert kept(path) == ["req-1"]
+
+
+async def test_every_entry_that_comes_too_early_or_too_late_is_counted(tmp_path: Path) -> None:
+    """Nobody writes outside of `running()`: each such entry is lost at once, and told."""
+    ledger = Ledger(tmp_path / "ledger.sqlite", retention_days=36_500)
+    for number in range(3):
+        assert await ledger.record(request_entry(f"req-{number}")) is False
+        assert ledger.n_dropped == number + 1
+    [warning] = ledger.warnings()
+    assert (warning.code, warning.message[:9]) == ("ledger_entries_lost", "3 entries")
 
 
 async def test_every_refused_entry_is_counted(tmp_path: Path) -> None:
