@@ -14,15 +14,17 @@ from moe2.common.link.messages import Tokens
 from moe2.common.link.wire import Codec, FrameSplitter, length_prefixed
 
 _PATIENCE_S = 60.0
+EAGER = "tests.agent.engine.eagerchild"
+"""A child whose guesses do not depend on how busy the host is."""
 E = TypeVar("E", bound=Event)
 
 
 class Child:
-    """`python -m moe2.agent.engine.child`. Reading waits for the next event, with a bound."""
+    """`python -m moe2.agent.engine.child`, or another module. Reading waits for the next event, with a bound."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "moe2.agent.engine.child") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "moe2.agent.engine.child"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -10,7 +10,7 @@ from moe2.agent.engine.protocol import Finished, Loaded, ModelSpec
 from moe2.common.generation import Sampling
 from moe2.common.link.messages import Submit
 from moe2.common.link.prompts import TextPrompt
-from tests.agent.engine.child import Child
+from tests.agent.engine.child import EAGER, Child
 from tests.agent.engine.slidingmodel import write_sliding_model
 from tests.models import smollm2_path
 
@@ -58,7 +58,7 @@ def test_guesses_are_given_back_also_by_a_window(tmp_path: Path, context_tokens:
     found: list[list[str]] = []
     drafted = accepted = 0
     for speculation in (False, True):
-        with Child() as child:
+        with Child(EAGER) as child:
             spec = ModelSpec(path=str(path), context_tokens=context_tokens, slots=2, threads=1, speculation=speculation)
             assert isinstance(child.load_spec(spec), Loaded)
             texts: list[str] = []

@@ -11,7 +11,7 @@ from moe2.agent.engine.protocol import Finished, JobFailed, Loaded, ModelSpec
 from moe2.common.generation import Sampling
 from moe2.common.link.messages import CancelJob, Submit, TokenPiece, Tokens
 from moe2.common.link.prompts import TextPrompt
-from tests.agent.engine.child import Child
+from tests.agent.engine.child import EAGER, Child
 from tests.models import smollm2_path
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ GREEDY = Sampling(temperature=0)
 @pytest.fixture(scope="module")
 def children() -> Iterator[tuple[Child, Child]]:
     """(one that does not guess, one that does)"""
-    with Child() as plain, Child() as guessing:
+    with Child() as plain, Child(EAGER) as guessing:
         for child, speculation in ((plain, False), (guessing, True)):
             spec = ModelSpec(path=str(smollm2_path()), context_tokens=4096, slots=4, threads=1, speculation=speculation)
             assert isinstance(child.load_spec(spec), Loaded)
