@@ -53,7 +53,6 @@ from moe2.coordinator.http.plan import PlanRoutes
 from moe2.coordinator.http.response_routes import ResponsesRoutes
 from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute, WishRoute
 from moe2.coordinator.http.upload import BodyReader
-from moe2.coordinator.keys.keys import DailyLimits
 from moe2.coordinator.keys.store import KeyFile, KeyRing
 from moe2.coordinator.ledger.accounts import Accounts, day_of
 from moe2.coordinator.ledger.standing import StandingBook
@@ -253,27 +252,14 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             agents_port = await listen(
                 stack,
                 self._hub.app(),
-                Listening(
-                    "agents.",
-                    agents.host,
-                    agents.port,
-                    agents.handshake_s,
-                    self._tls.agents,
-                ),
+                Listening("agents.", agents.host, agents.port, agents.handshake_s, self._tls.agents),
                 self._agents_connections,
                 errors=JSON_ERRORS,
             )
             api_port = await listen(
                 stack,
                 self._api_app(),
-                Listening(
-                    "api.",
-                    api.host,
-                    api.port,
-                    api.header_timeout_s,
-                    self._tls.api,
-                    api.send_timeout_s,
-                ),
+                Listening("api.", api.host, api.port, api.header_timeout_s, self._tls.api, api.send_timeout_s),
                 self._api_connections,
                 errors=JSON_ERRORS,
                 meant_path=meant_path,
@@ -423,7 +409,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             self._accounts,
             clock=time,
             shared=self._pair.books if self._pair else None,
-            limits_of=self._limits_of,
+            limits_of=self._pair.keys.limits_of if self._pair else None,
         ).add_to(app)
         MetricsRoute(self._metrics).add_to(app)
         EventsRoute(self._past, status=self.status, power=self._table.fleet_power, lives=self._service.lives).add_to(
@@ -463,20 +449,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             self._pair.bulletin.score(feedback)
 
     def _scored_elsewhere(self, scores: list[Feedback]) -> None:
-        for feedback in scores:
-            own = self._feedback.completed(feedback)
-            if own is not None:
-                try:
-                    self._feedback_file.append(own)
-                except OSError as error:
-                    log.error("feedback_not_kept", path=str(self._feedback_file.path), reason=str(error))
-            self._feedback.accept(feedback)
+        self._feedback_file.given_elsewhere(scores, self._feedback)
         self._selector.scorer.tallies_changed()
-
-    def _limits_of(self, key_id: str | None) -> DailyLimits:
-        """Returns the limits of a key that only another coordinator has seen today."""
-        known = self._pair.keys.read().by_id() if self._pair else {}
-        return known[key_id].principal.daily if key_id in known else DailyLimits()
 
     def _why_not_ready(self) -> str | None:
         if self._service.stopping:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pydantic import ValidationError
 
 from moe2.coordinator.database.postgresql import Cursor, DatabaseError, Session
-from moe2.coordinator.keys.keys import KeyRecord, KeySet
+from moe2.coordinator.keys.keys import DailyLimits, KeyRecord, KeySet
 
 
 class KeyTable:
@@ -67,6 +67,11 @@ class KeyCopy:
     def read(self) -> KeySet:
         """Returns the keys."""
         return self._known[1]
+
+    def limits_of(self, key_id: str | None) -> DailyLimits:
+        """Returns the daily limits of a key by its id, wherever it is used; none of a key that is not known."""
+        known = self.read().by_id()
+        return known[key_id].principal.daily if key_id in known else DailyLimits()
 
     def load(self, cursor: Cursor) -> None:
         """Makes the copy anew, in the membership's thread."""

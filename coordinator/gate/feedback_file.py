@@ -5,6 +5,7 @@ It stands apart from `feedback`, which is pure and touches no file.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ import structlog
 
 from moe2.common.errors import Moe2Error
 from moe2.common.statefile import append_line
-from moe2.coordinator.gate.feedback import Feedback
+from moe2.coordinator.gate.feedback import Feedback, FeedbackBook
 
 log = structlog.get_logger()
 
@@ -64,3 +65,14 @@ class FeedbackFile:
     def append(self, feedback: Feedback) -> None:
         """Append one score, whole or not at all. Raises OSError where it could not be written."""
         append_line(self.path, msgspec.json.encode(feedback))
+
+    def given_elsewhere(self, scores: Iterable[Feedback], book: FeedbackBook) -> None:
+        """Count scores that another coordinator was given, and keep those of answers of this one."""
+        for feedback in scores:
+            own = book.completed(feedback)
+            if own is not None:
+                try:
+                    self.append(own)
+                except OSError as error:
+                    log.error("feedback_not_kept", path=str(self.path), reason=str(error))
+            book.accept(feedback)

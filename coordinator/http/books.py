@@ -63,13 +63,13 @@ class LedgerRoute:
         *,
         clock: Callable[[], float],
         shared: SharedBooks | None = None,
-        limits_of: Callable[[str | None], DailyLimits] = lambda key_id: DailyLimits(),
+        limits_of: Callable[[str | None], DailyLimits] | None = None,
     ) -> None:
         self._path = path
         self._accounts = accounts
         self._clock = clock
         self._shared = shared
-        self._limits_of = limits_of
+        self._limits_of = limits_of or (lambda key_id: DailyLimits())
 
     def add_to(self, app: web.Application) -> None:
         """Registers the route with the application."""
