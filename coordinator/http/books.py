@@ -218,7 +218,7 @@ class FeedbackRoutes:
         except AlreadyScoredError as error:
             raise refused(ErrorCode.ALREADY_SCORED, str(error), param="request_id") from None
         except OSError as error:
-            log.exception("feedback_not_kept", path=str(self._file.path))
+            log.error("feedback_not_kept", path=str(self._file.path), reason=error.strerror or str(error))
             text = (
                 f"The score could not be kept: {error.strerror or error}. It was not counted: send it again once "
                 "there is room on the coordinator's disk and feedback.jsonl in its state_dir can be written."

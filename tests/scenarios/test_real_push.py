@@ -7,14 +7,13 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from moe2.agent.daemon import ENGINE_ARGV
 from tests.fakes.breakinglink import CANNOT_SHAPE
+from tests.fakes.disk import small_disk
 from tests.fakes.fleet import fleet
 from tests.gguf import write_gguf
 from tests.models import smollm2_path
@@ -55,19 +54,6 @@ async def test_a_push_goes_on_over_a_link_that_breaks(tmp_path: Path) -> None:
         pytest.skip("no network namespaces, or no tbf, on this machine")
     assert process.returncode == 0, errors.decode()[-3000:]
     assert json.loads(output) == {"states": {"one": "done", "two": "done"}, "breaks": 2, "same": [True, True]}
-
-
-@asynccontextmanager
-async def small_disk(path: Path, size: str) -> AsyncIterator[Path]:
-    """A tmpfs of this size; skips where nothing may be mounted."""
-    os.mkdir(path)
-    mount = await asyncio.create_subprocess_exec("mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(path))
-    if await mount.wait() != 0:
-        pytest.skip("mounting is not allowed here")
-    try:
-        yield path
-    finally:
-        await (await asyncio.create_subprocess_exec("umount", str(path))).wait()
 
 
 async def test_a_disk_that_fills_meanwhile_ends_one_host_and_no_other(tmp_path: Path) -> None:
