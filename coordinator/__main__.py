@@ -30,7 +30,7 @@ from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.shared_register import SharedRegister
 from moe2.coordinator.fleet.register_file import RegisterFile, RegisterStore
-from moe2.coordinator.runtime import EventLoop, allow_open_files
+from moe2.coordinator.runtime import EventLoop, allow_open_files, share_processor
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
 
 
@@ -183,6 +183,7 @@ def _run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments.config)
     configure_logging(settings.log.level)
     allow_open_files()
+    share_processor()
 
     async def serve() -> None:
         daemon = CoordinatorDaemon(settings, load=lambda: settings_of(arguments.config))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import sys
 from pathlib import Path
 
 import pytest
 
 from moe2.common.health import Severity
-from moe2.coordinator.runtime import EventLoop, ListenerTls, allow_open_files
+from moe2.coordinator.runtime import EventLoop, ListenerTls, allow_open_files, share_processor
 from moe2.coordinator.settings import CoordinatorSettings
 from tests.fakes.certificates import Authority
 
@@ -51,6 +52,16 @@ def test_the_soft_limit_becomes_the_hard_one() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_thread_that_computes_gives_way_soon() -> None:
+    """The event loop does not wait for Python's usual 5 ms."""
+    before = sys.getswitchinterval()
+    try:
+        share_processor()
+        assert sys.getswitchinterval() <= 0.001
+    finally:
+        sys.setswitchinterval(before)
 
 
 def warned(**api: object) -> list[str]:

@@ -21,19 +21,19 @@ await report("openai", {
   tools: async () => {
     const tools = [zodFunction({ name: "weather", parameters: z.object({ abroad: z.boolean() }) })];
     const answer = await client.chat.completions.parse({
-      model: MODEL, messages, tools, tool_choice: "required", max_tokens: 90, temperature: 0,
+      model: MODEL, messages, tools, tool_choice: "required", max_tokens: 200, temperature: 0,
     });
     need("abroad" in answer.choices[0].message.tool_calls[0].function.parsed_arguments, answer);
     await client.chat.completions.create({ model: MODEL, messages, tools, max_tokens: 16 });
   },
   structured: async () => {
     const response_format = zodResponseFormat(Verdict, "verdict");
-    const answer = await client.chat.completions.parse({ model: MODEL, messages, response_format, max_tokens: 60, temperature: 0 });
+    const answer = await client.chat.completions.parse({ model: MODEL, messages, response_format, max_tokens: 200, temperature: 0 });
     need(typeof answer.choices[0].message.parsed.ok === "boolean", answer);
   },
   responses: async () => {
     const text = { format: zodTextFormat(Verdict, "verdict") };
-    const stream = client.responses.stream({ model: MODEL, input: QUESTION, text, max_output_tokens: 60, temperature: 0 });
+    const stream = client.responses.stream({ model: MODEL, input: QUESTION, text, max_output_tokens: 200, temperature: 0 });
     const final = await stream.finalResponse();
     need(typeof final.output_parsed.ok === "boolean", final);
   },
