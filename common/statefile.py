@@ -16,6 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+T = TypeVar("T")
 
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
 
@@ -49,6 +54,25 @@ def read_plain(path: Path) -> bytes:
             return file.read()
     finally:
         os.close(descriptor)
+
+
+def read_json(path: Path, kind: type[T]) -> tuple[T | None, str | None]:
+    """(what a JSON file holds, why it cannot be used); both None where there is no file. kind: its type for msgspec."""
+    try:
+        return msgspec.json.decode(read_plain(path), type=kind), None
+    except FileNotFoundError:
+        return None, None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return None, str(error)
+
+
+def write_json(path: Path, content: object) -> str | None:
+    """Replaces a JSON file, as `replace_file` does. Returns why it could not; None where it has."""
+    try:
+        replace_file(path, msgspec.json.encode(content) + b"\n")
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:

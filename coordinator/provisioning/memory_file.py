@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from moe2.common.statefile import read_plain, replace_file
+from moe2.common.statefile import read_json, write_json
 from moe2.coordinator.fleet.table import Sleeper
 from moe2.coordinator.provisioning.steering import Away, Wishes
 from moe2.coordinator.provisioning.trials import Trial
@@ -36,20 +36,17 @@ class MemoryFile:
 
     def read(self) -> Memory:
         """What was kept; nothing where there is no file, or none that can be understood."""
-        try:
-            return msgspec.json.decode(read_plain(self.path), type=Memory)
-        except FileNotFoundError:
-            return Memory()
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            log.warning("provisioning_unreadable", path=str(self.path), reason=str(error))
-            return Memory()
+        memory, reason = read_json(self.path, Memory)
+        if reason is not None:
+            log.warning("provisioning_unreadable", path=str(self.path), reason=reason)
+        return memory or Memory()
 
     def write(self, memory: Memory) -> None:
         """Replaces what was kept where it differs. Blocks."""
         if memory == self._written:
             return
-        try:
-            replace_file(self.path, msgspec.json.encode(memory) + b"\n")
+        reason = write_json(self.path, memory)
+        if reason is None:
             self._written = memory
-        except OSError as error:
-            log.error("provisioning_not_kept", path=str(self.path), reason=error.strerror or str(error))
+        else:
+            log.error("provisioning_not_kept", path=str(self.path), reason=reason)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.statefile import read_plain, replace_file
+from moe2.common.statefile import read_json, write_json
 from moe2.coordinator.provisioning.price_book import SavedPrices
 
 VERSION = 1
@@ -26,26 +24,19 @@ class PriceFile:
 
     def read(self) -> SavedPrices:
         """What was kept; nothing where there is no file, or none that can be understood."""
-        try:
-            saved = msgspec.json.decode(read_plain(self.path), type=SavedPrices)
-        except FileNotFoundError:
-            return SavedPrices()
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            self._unread = str(error)
-            return SavedPrices()
-        if saved.version != VERSION:
-            self._unread = f"it is of version {saved.version}, and this release knows {VERSION}"
-            return SavedPrices()
-        return saved
+        saved, reason = read_json(self.path, SavedPrices)
+        if saved is not None and saved.version != VERSION:
+            reason = f"it is of version {saved.version}, and this release knows {VERSION}"
+            saved = None
+        if reason is not None:
+            self._unread = reason
+        return saved or SavedPrices()
 
     def write(self, saved: SavedPrices) -> None:
         """Replace what was kept; a reader sees the former file or the new one, also after a crash. Blocks."""
-        try:
-            replace_file(self.path, msgspec.json.encode(saved) + b"\n")
-        except OSError as error:
-            self._unwritten = error.strerror or str(error)
-        else:
-            self._unwritten = self._unread = None
+        self._unwritten = write_json(self.path, saved)
+        if self._unwritten is None:
+            self._unread = None
 
     def warnings(self) -> tuple[HealthWarning, ...]:
         """What an operator should know of the file."""
