@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moe2.agent.daemon import ENGINE_ARGV
+from tests.agent.engine.child import EAGER
 from tests.fakes.fleet import fleet
 from tests.models import smollm2_path
 from tests.scenarios.clients import client_of
@@ -20,12 +21,18 @@ COPY = f"A list:\n{_LINES * 2}The list once more:\n1. The red lamp"
 
 
 async def test_guesses_are_on_the_receipt_and_change_no_answer(tmp_path: Path) -> None:
-    """Of two experts with one model, the one that guesses says how many were right; their greedy answers are equal."""
+    """Of two experts with one model, the one that guesses says how many were right; their greedy answers are equal.
+
+    Eagerly: on a busy host the engine rightly guesses nothing.
+    """
     models = [
         {"name": name, "path": smollm2_path(), "context_tokens": 1024, "slots": 2, "speculation": name == "guesses"}
         for name in ("guesses", "plain")
     ]
-    async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=models) as running, client_of(running) as client:
+    async with (
+        fleet(tmp_path, engine_argv=(sys.executable, "-m", EAGER), models=models) as running,
+        client_of(running) as client,
+    ):
         texts: dict[str, str] = {}
         tokens: dict[str, Any] = {}
         for name in ("guesses", "plain"):
