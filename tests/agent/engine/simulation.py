@@ -48,6 +48,7 @@ class Letters:
 
     bos = ""
     control_texts: tuple[str, ...] = ()
+    infill_marks: tuple[int, int, int] | None = None
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return [ord(letter) - ord("a") + 1 for letter in text]
