@@ -159,5 +159,5 @@ def test_a_steady_run_shares_no_batch_and_stops_nobody() -> None:
         chunks = lanes.plan(batch_tokens=100, prefill_tokens=100, outputs=8)
         lanes.commit(chunks)
         seen.append([(chunk.is_steady, len(chunk.tokens)) for _, chunk in chunks])
-        other.tokens = other.tokens[: other.filled] + [1]
+        other.tokens = [*other.tokens[: other.filled], 1]
     assert seen == [[(True, 32)], [(False, 1)], [(True, 32)], [(False, 1)], [(True, 14)]]
