@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -134,7 +135,7 @@ def test_another_seed_holds_out_other_questions() -> None:
 
 def test_figures_over_seeds_are_means_with_the_seeds_errors() -> None:
     """Scores of 0 and 1 make 0.5 ± 0.5; what one seed does not know is unknown; other grids are refused."""
-    runs = []
+    runs: list[list[dict[str, Any]]] = []
     for text in ("7", "8"):
         of = study(dict.fromkeys(COSTS, text), {MOE2: "8", AUTO: "8"})
         runs.append([{"energy_budget_j": 10.0, "latency_budget_s": None, "ways": of.figures(Budget())}])
