@@ -380,6 +380,7 @@ class CommonRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=T
     use_beam_search: Annotated[Any, only(False)] = None
     metadata: Annotated[dict[str, Any] | None, idle({})] = None
     prompt_cache_key: Annotated[str | None, idle()] = None
+    prompt_cache_options: Annotated[dict[str, Any] | None, idle({})] = None
     prompt_cache_retention: Annotated[str | None, idle()] = None
     safety_identifier: Annotated[str | None, idle()] = None
     service_tier: Annotated[str | None, idle("auto", "default")] = None

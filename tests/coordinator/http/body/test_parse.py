@@ -235,6 +235,7 @@ def test_a_value_that_changes_nothing_is_accepted(name: str) -> None:
 IDLE: dict[str, tuple[Any, Any]] = {
     "metadata": ({}, {"a": "b"}),
     "prompt_cache_key": (None, "k"),
+    "prompt_cache_options": ({}, {"mode": "explicit"}),
     "safety_identifier": (None, "s"),
     "service_tier": ("auto", "flex"),
     "store": (False, True),
