@@ -126,7 +126,7 @@ class Drawing(Writing):
         if self._speculator is None:
             return None
         if known := list(self._forced) or (self._bound.coming() if self._bound is not None else []):
-            return self._speculator.suppose(known[:most])
+            return self._speculator.suppose(known, most)
         return self._speculator.guess(most)
 
     def expect(self, tokens: Sequence[int]) -> None:
