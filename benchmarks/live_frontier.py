@@ -49,6 +49,7 @@ from benchmarks.live_frontier_study import (
     Parts,
     Study,
     grid,
+    over_seeds,
     parted,
     question_row,
     questions_of,
@@ -133,11 +134,10 @@ def _whole_lines(path: Path, kind: type[T]) -> list[T]:
     return found
 
 
-async def run(args: argparse.Namespace) -> tuple[Study, dict[str, Any]]:
+async def run(args: argparse.Namespace, folder: Path, seed: int) -> tuple[Study, dict[str, Any]]:
     """Ask all that the folder lacks; returns the study and what to say of the run. Raises Moe2Error."""
-    folder: Path = args.folder
     models = args.model or await _default_models(folder)
-    parts = parted(questions_of(args.questions), args.limit)
+    parts = parted(questions_of(args.questions), args.limit, seed)
     rows = [question_row(question) for question in parts.learning]
     rows_of_all = msgspec.json.encode([rows, [question_row(question) for question in parts.held_out]])
     setting = Setting(
@@ -160,7 +160,7 @@ async def run(args: argparse.Namespace) -> tuple[Study, dict[str, Any]]:
             sample = parts.held_out[:PRICED_PROMPTS]
             kept.put_budgets(grid(typical_costs([await client.costs(question) for question in sample])))
         asked = await _asked(client, kept, parts, sorted(scores))
-    study = Study(parts.held_out, kept.budgets(), kept.predictions, scores, kept.answers)
+    study = Study(parts.held_out, kept.budgets(), kept.predictions, scores, kept.answers, seed)
     return study, {
         "n_learning": len(parts.learning),
         "n_held_out": len(parts.held_out),
@@ -212,11 +212,19 @@ async def _default_models(folder: Path) -> list[Model]:
     return [shipped, await smaller_model(shipped.path, folder / "models")]
 
 
-def show(study: Study, console: Console) -> list[dict[str, Any]]:
-    """Print a table for each pair of budgets, gains in points, and return the figures."""
-    found = []
-    for budget in study.budgets:
-        figures = study.figures(budget)
+def cells_of(study: Study) -> list[dict[str, Any]]:
+    """The figures of every way under each pair of budgets."""
+    return [
+        {"energy_budget_j": budget.energy_j, "latency_budget_s": budget.delay_s, "ways": study.figures(budget)}
+        for budget in study.budgets
+    ]
+
+
+def show(cells: list[dict[str, Any]], console: Console) -> None:
+    """Print a table for each pair of budgets, gains in points."""
+    for cell in cells:
+        figures = cell["ways"]
+        budget = Budget(cell["energy_budget_j"], cell["latency_budget_s"])
         table = Table(title=f"Budget of an answer: {budget.key}", title_justify="left")
         for name in ("", "score", *(f"{way} over it" for way in LIVE), "answered", "mean J", "mean s", "over budget"):
             table.add_column(name, justify="right" if name else "left")
@@ -230,8 +238,6 @@ def show(study: Study, console: Console) -> list[dict[str, Any]]:
             score = _with_error(row["score"], row["score_se"], ".3f")
             table.add_row(name, score, *gains, shares[0], *took, shares[1])
         console.print(table)
-        found.append({"energy_budget_j": budget.energy_j, "latency_budget_s": budget.delay_s, "ways": figures})
-    return found
 
 
 def _told(value: float | None, form: str) -> str:
@@ -301,6 +307,31 @@ def unbeaten(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return found
 
 
+def _run_seeds(args: argparse.Namespace, console: Console) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Run and show every seed, and the means of several; returns what to say, and the last figures that were shown.
+
+    Each named seed has a folder of its own in the run's folder. Raises Moe2Error, DemoError, OSError, ClientError.
+    """
+    seeds = list(dict.fromkeys(args.seed or []))
+    told: list[dict[str, Any]] = []
+    runs: list[list[dict[str, Any]]] = []
+    for seed in seeds or [0]:
+        folder = args.folder / f"seed-{seed}" if seeds else args.folder
+        folder.mkdir(exist_ok=True)
+        study, said = asyncio.run(run(args, folder, seed))
+        told.append(said | ({"seed": seed} if seeds else {}))
+        runs.append(cells_of(study))
+        if len(seeds) > 1:
+            console.print(f"Seed {seed}:")
+        show(runs[-1], console)
+    if len(runs) == 1:
+        return told[0], runs[0]
+    console.print(f"Means over {len(runs)} seeds, ± the standard error that the seeds' differences give:")
+    together = over_seeds(runs)
+    show(together, console)
+    return {"seeds": [{**said, "cells": cells} for said, cells in zip(told, runs, strict=True)]}, together
+
+
 def model_argument(text: str) -> tuple[str, Path, str | None]:
     """The name, the file and the profile of NAME=FILE[@PROFILE]. Raises ArgumentTypeError."""
     name, _, rest = text.partition("=")
@@ -339,22 +370,28 @@ def main() -> int:
     parser.add_argument("--model", type=model_argument, action="append", default=[], metavar="NAME=FILE[@PROFILE]")
     parser.add_argument("--questions", type=Path, default=QUESTIONS, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--limit", type=_positive, metavar="N", help="hold out at most N questions: a short run")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        action="append",
+        metavar="N",
+        help="deal questions to learn from and to hold out in another way; several: a run for each, then their means",
+    )
     parser.add_argument("--max-tokens", type=_positive, default=MAX_TOKENS, metavar="N", help="default: %(default)s")
     parser.add_argument("--folder", type=Path, default=Path(".live-frontier"), help="answers; default: %(default)s")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw PNG and SVG there (needs matplotlib)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the last line's object to a file as well")
     args = parser.parse_args()
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH_OF_A_LOG
     args.folder = args.folder.resolve()
     args.folder.mkdir(parents=True, exist_ok=True)
     try:
         args.model = models_of(args.model)
         with (args.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            study, told = asyncio.run(run(args))
-        console = Console()
-        if not console.is_terminal:
-            console.width = WIDTH_OF_A_LOG
-        cells = show(study, console)
+            told, cells = _run_seeds(args, console)
         if args.plots is not None:
             write_plots(cells, args.plots)
     except BlockingIOError:

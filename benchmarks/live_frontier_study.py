@@ -131,22 +131,24 @@ def questions_of(path: Path) -> tuple[Question, ...]:
     return tuple(found)
 
 
-def parted(questions: Sequence[Question], limit: int | None) -> Parts:
+def parted(questions: Sequence[Question], limit: int | None, seed: int = 0) -> Parts:
     """Hold out the rows of the split "test", or where there are none every other question of each kind.
 
     limit: most questions held out; twice as many, but not fewer than training needs, are learned from. Of the learning
-    questions a fifth, at least 16, are for validation. Raises Moe2Error where there are too few.
+    questions a fifth, at least 16, are for validation. Another seed deals and orders them otherwise. Raises Moe2Error
+    where there are too few.
     """
     held_out = [question for question in questions if dict(question.labels).get("split") == "test"]
     if not held_out:
         kinds: dict[tuple[tuple[str, str], ...], list[Question]] = defaultdict(list)
-        for question in sorted(questions, key=lambda question: zlib.crc32(question.id.encode("utf-8", "replace"))):
+        for question in _shuffled(questions, f"{seed or ''}"):
             kinds[tuple(label for label in question.labels if label[0] != "split")].append(question)
         dealt = [question for kind in kinds.values() for question in kind]
         held_out = dealt[1::2]
     out = {question.id for question in held_out}
-    learning = _shuffled([question for question in questions if question.id not in out])
-    held_out = _shuffled(held_out)
+    order = f"order {seed or ''}"
+    learning = _shuffled([question for question in questions if question.id not in out], order)
+    held_out = _shuffled(held_out, order)
     if limit is not None:
         held_out, learning = held_out[:limit], learning[: max(MIN_LEARNING, 2 * limit)]
     if len(learning) < MIN_LEARNING or not held_out:
@@ -163,9 +165,9 @@ def parted(questions: Sequence[Question], limit: int | None) -> Parts:
     )
 
 
-def _shuffled(questions: Sequence[Question]) -> list[Question]:
-    """In an order that is the same each time and knows nothing of the kinds."""
-    return sorted(questions, key=lambda question: zlib.crc32(f"order {question.id}".encode("utf-8", "replace")))
+def _shuffled(questions: Sequence[Question], order: str) -> list[Question]:
+    """In an order that is the same each time, another one for each name of an order, and knows nothing of the kinds."""
+    return sorted(questions, key=lambda question: zlib.crc32(f"{order}{question.id}".encode("utf-8", "replace")))
 
 
 def _relabelled(question: Question, split: str) -> Question:
@@ -217,6 +219,8 @@ class Study:
     """Each expert's mean score on the learning questions, by key."""
     answers: Mapping[tuple[str, str, str], Answer]
     """By way, budget and question."""
+    seed: int = 0
+    """Of the random baseline."""
 
     def fitting(self, question: Question, budget: Budget) -> list[str]:
         """Keys of the experts that are predicted to keep the budget with this question, in the order of their keys."""
@@ -229,7 +233,7 @@ class Study:
 
     def baselines(self, budget: Budget) -> dict[str, list[Answer | None]]:
         """Each baseline's answers to the questions, in their order; None where it has no expert that fits."""
-        draw = Random(0)
+        draw = Random(self.seed)
         found: dict[str, list[Answer | None]] = {name: [] for name in (*SINGLES, VOTE)}
         for place, question in enumerate(self.questions):
             fits = self.fitting(question, budget)
@@ -283,6 +287,41 @@ class Study:
         }
         ways.update(self.baselines(budget))
         return {name: _figures(answers, ways, budget) for name, answers in ways.items()}
+
+
+def over_seeds(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The mean figures of several runs' grids, pair of budgets by pair; errors are what the runs differ by.
+
+    Limits follow from what each run's fleet predicts, so that pairs are matched by their place in the grid, and the
+    limits given are the means too. Figures that one of the runs lacks are None. Raises Moe2Error where grids differ.
+    """
+    if (
+        len(
+            {tuple((cell["energy_budget_j"] is None, cell["latency_budget_s"] is None) for cell in run) for run in runs}
+        )
+        > 1
+    ):
+        raise Moe2Error("The runs' grids of budgets do not match, so that no means are formed.")
+    found = []
+    for cells in zip(*runs, strict=True):
+        ways: dict[str, dict[str, float | None]] = {}
+        for way, first in cells[0]["ways"].items():
+            rows = [cell["ways"][way] for cell in cells]
+            means = {name: _mean([row[name] for row in rows]) for name in first}
+            for figure, error in (
+                ("score", "score_se"),
+                *((f"{m}_gain_points", f"{m}_gain_se") for m in ("route", "auto")),
+            ):
+                means[error] = round(float(np.std([row[figure] for row in rows], ddof=1) / np.sqrt(len(rows))), 4)
+            ways[way] = means
+        limits = {name: _mean([cell[name] for cell in cells]) for name in ("energy_budget_j", "latency_budget_s")}
+        found.append({**limits, "ways": ways})
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(mean(known), 4) if len(known) == len(values) else None
 
 
 def _total(values: Sequence[float | None]) -> float | None:

@@ -62,6 +62,7 @@ class ErrorCode(StrEnum):
     )
     NO_CHAT_TEMPLATE = "no_chat_template", 400, _INVALID, "use `/v1/completions`, or another model"
     NO_TOOLS = "no_tools", 400, _INVALID, "use another model, or no tools"
+    NO_INFILL = "no_infill", 400, _INVALID, "leave out `suffix`, or use a model for code that fills gaps"
     NO_VECTORS = "no_vectors", 400, _INVALID, "use an embedding model"
     ONLY_VECTORS = "only_vectors", 400, _INVALID, "use `/v1/embeddings`, or a model that writes text"
     MODEL_NOT_FOUND = "model_not_found", 404, _INVALID, "use one of `GET /v1/models`"

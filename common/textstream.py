@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,6 +18,17 @@ from moe2.common.link.messages import TokenAlternative, TokenPiece
 def answer_text(pieces: Iterable[TokenPiece]) -> str:
     """The answer that pieces make, without the reasoning that came before it."""
     return "".join(piece.text for piece in pieces if not piece.is_reasoning)
+
+
+class Likelihood(NamedTuple):
+    """What is told of a token where log-probabilities are asked for.
+
+    logprob: None for a token that nothing comes before. name: how a control token is spelt; "" for all others.
+    """
+
+    logprob: float | None
+    alternatives: tuple[TokenAlternative, ...] = ()
+    name: str = ""
 
 
 class TextStream:
@@ -34,19 +46,17 @@ class TextStream:
         """True once a stop string has ended the text."""
         return self.stopped_by is not None
 
-    def feed(
-        self, token: bytes, logprob: float | None = None, alternatives: tuple[TokenAlternative, ...] = ()
-    ) -> tuple[TokenPiece, ...]:
+    def feed(self, token: bytes, likelihood: Likelihood | None = None) -> tuple[TokenPiece, ...]:
         """Take in one token's bytes; returns the pieces that are final now (see `take`)."""
-        return self.take(self.decoded(token, logprob, alternatives))
+        return self.take(self.decoded(token, likelihood))
 
-    def decoded(
-        self, token: bytes, logprob: float | None = None, alternatives: tuple[TokenAlternative, ...] = ()
-    ) -> TokenPiece:
+    def decoded(self, token: bytes, likelihood: Likelihood | None = None) -> TokenPiece:
         """One token's bytes as a piece. A character's text belongs to the token that completes it."""
         text = self._decoder.decode(token)
-        own = "" if logprob is None or text.encode() == token else token.hex()
-        return TokenPiece(text, logprob, alternatives, hex=own)
+        if likelihood is None:
+            return TokenPiece(text)
+        own = "" if text.encode() == token else token.hex()
+        return TokenPiece(text, likelihood.logprob, likelihood.alternatives, hex=own, name=likelihood.name)
 
     def take(self, piece: TokenPiece) -> tuple[TokenPiece, ...]:
         """Take in the next piece; returns those that are final now.

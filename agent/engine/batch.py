@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-_STEADY_BATCH_TOKENS = 48
-"""The largest batch that a steady run is in: beyond 63 tokens llama.cpp's attention takes other kernels, which add up
-in another order (ggml's GGML_FA_TILE_Q is 64)."""
+_STEADY_BATCH_TOKENS = 32
+"""The largest batch of a steady run: beyond 63 tokens llama.cpp's attention takes other kernels, which add up in
+another order (ggml's GGML_FA_TILE_Q is 64), and others wait while it is decoded."""
 _OLDEST_SHARE = 4
 """The oldest prompt gets at least one part in this many of the prefill budget."""
 
@@ -46,7 +46,7 @@ class DecodeOutcome(Enum):
 class Chunk:
     """Tokens of one lane for one batch. Logits are wanted from index `logits_from` of `tokens` on.
 
-    is_steady: its logits are not to depend on what else is in the cache or in the batch.
+    is_steady: its logits are not to depend on what else is in the cache: it is alone in its batch.
     guessed: how many of its last tokens are guesses, which may have to leave the cache again.
     """
 
@@ -91,6 +91,8 @@ class Run:
     reserved: int
     is_steady: bool = False
     guesses: list[int] = field(default_factory=list)
+    decoded_at: int = 0
+    """When its latest tokens went through, by the lanes' own clock."""
 
     @property
     def remaining(self) -> int:
@@ -191,13 +193,20 @@ class Lanes:
 
     def plan(self, *, batch_tokens: int, prefill_tokens: int, outputs: int) -> list[tuple[Run, Chunk]]:
         """The next batch: at most `batch_tokens` tokens, of which at most `prefill_tokens` from prompts, and at most
-        `outputs` with logits."""
+        `outputs` with logits.
+
+        How llama.cpp adds up depends on a token's place in its batch: a steady run has every second batch to itself, or
+        all where nobody else is there, and its prompt is cut at the same places whatever the host's speed.
+        """
         chunks: list[tuple[Run, Chunk]] = []
-        if any(run.is_steady and run.remaining for run in self.runs):
-            batch_tokens = min(batch_tokens, _STEADY_BATCH_TOKENS)
+        steady = min((run for run in self.runs if run.is_steady and run.remaining), key=_decoded_at, default=None)
+        others = [run for run in self.runs if run.remaining and not run.is_steady]
+        if steady is not None and (not others or steady.decoded_at <= max(map(_decoded_at, others))):
+            count = min(steady.remaining, batch_tokens, _STEADY_BATCH_TOKENS)
+            return [(steady, _chunk(steady, min(count, _within_outputs(steady, outputs))))]
         room, rows = batch_tokens, outputs
-        written = [run for run in self.runs if run.is_written][: min(room, rows)]
-        prompts = [run for run in self.runs if run.remaining and not run.is_written]
+        written = [run for run in others if run.is_written][: min(room, rows)]
+        prompts = [run for run in others if not run.is_written]
         spare = max(0, min(room, rows) - len(written) - len(prompts))
         # Those that guess come last: what they give back leaves no gaps before the others' tokens, whose order in the
         # cache is that of the text.
@@ -220,9 +229,11 @@ class Lanes:
     def commit(self, chunks: Sequence[tuple[Run, Chunk]]) -> None:
         """Takes in that a batch went through, so that its tokens are in the cache. A run's guesses count only once they
         are accepted."""
+        now = self._tick()
         for run, chunk in chunks:
             run.filled += len(chunk.tokens) - chunk.guessed
             run.guesses = []
+            run.decoded_at = now
 
     def _start(
         self, lane: int, source: int, keep: int, tokens: list[int], *, reserve: int, logits_from: int
@@ -264,6 +275,10 @@ class Lanes:
     def _tick(self) -> int:
         self._clock += 1
         return self._clock
+
+
+def _decoded_at(run: Run) -> int:
+    return run.decoded_at
 
 
 def most_reused(tokens: list[int], logits_from: int) -> int:

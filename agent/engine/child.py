@@ -124,6 +124,7 @@ def _serve(inbox: queue.SimpleQueue[Inbox], output: _Output) -> int:
                     emit=emit,
                     log=_log,
                     clock=time.monotonic,
+                    work_clock=time.thread_time,
                     wake=lambda job_id: inbox.put(Resume(job_id)),
                 )
             )

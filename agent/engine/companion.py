@@ -69,9 +69,15 @@ def _checked(spec: ModelSpec, draft: DraftSpec) -> str:
 
 
 def open_drafter(
-    companion: ModelSpec, model: Model, stack: ExitStack, *, threads: int, clock: Callable[[], float]
+    companion: ModelSpec,
+    model: Model,
+    stack: ExitStack,
+    *,
+    threads: int,
+    clock: Callable[[], float],
+    work_clock: Callable[[], float],
 ) -> Drafter:
-    """Load the draft model and measure it. The stack frees it.
+    """Load the draft model and measure it. The stack frees it. work_clock: by which its steps are compared.
 
     Raises `ModelError` where it cannot guess for `model`.
     """
@@ -94,7 +100,7 @@ def open_drafter(
         apply_adapters(draft, context, companion.lora)
         with measured_alone(companion.measuring_lock, clock=clock, sleep=time.sleep):
             prefill_rate, decode_rate = warm_up(
-                context, draft, clock, most_tokens=min(context.batch_tokens, context.tokens - WARMUP_DECODE_TOKENS)
+                context, draft, work_clock, most_tokens=min(context.batch_tokens, context.tokens - WARMUP_DECODE_TOKENS)
             )
         stack.push(own.pop_all())
     return Drafter(
@@ -103,6 +109,6 @@ def open_drafter(
         batch_tokens=context.batch_tokens,
         most_tokens=min(context.tokens, draft.trained_context_tokens or context.tokens),
         cuts_anywhere=context.cuts_anywhere,
-        clock=clock,
+        clock=work_clock,
         costs=StepCosts(step_s=1 / decode_rate, token_s=1 / prefill_rate),
     )

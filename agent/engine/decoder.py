@@ -57,14 +57,17 @@ class Decoder:
         emit: Callable[[Event], None],
         prefill_tokens_per_s: float | None = None,
         guessing: Guessing | None = None,
+        work_clock: Callable[[], float] | None = None,
     ) -> None:
-        """guessing: None where nothing is guessed, as where the cache cannot give back its latest tokens."""
+        """guessing: None where nothing is guessed, as where the cache cannot give back its latest tokens.
+        work_clock: by which steps are compared (see `open_session`); None for `clock`."""
         self._intake = intake
         self._cache = cache
         self._lanes = lanes
         self._shelf = shelf
         self._limits = limits
         self._clock = clock
+        self._work_clock = work_clock or clock
         self._emit = emit
         self._prefill_tokens_per_s = prefill_tokens_per_s
         self._guessing = guessing
@@ -143,7 +146,7 @@ class Decoder:
 
     def step(self) -> None:
         """Decode one batch and report what came of it."""
-        began_at_s = self._clock()
+        began_at_s = self._work_clock()
         self._branch()
         prefill_tokens = self._prefill_budget()
         if self._guessing is not None:
@@ -170,8 +173,8 @@ class Decoder:
         self._lanes.commit(chunks)
         made: list[_Made] = []
         touched = self._hand_out(chunks, made)
-        ended_at_s = self._clock()
-        self._learn([chunk for _, chunk in chunks], made, ended_at_s - decoded_at_s, ended_at_s - began_at_s)
+        step_s = self._work_clock() - began_at_s
+        self._learn([chunk for _, chunk in chunks], made, self._clock() - decoded_at_s, step_s)
         if guesses := [JobGuesses(each.job.job_id, each.drafted, each.accepted) for each in made if each.drafted]:
             self._emit(Guessed(jobs=tuple(guesses)))
         self._report([job for job, error in touched.items() if error is None])

@@ -15,7 +15,7 @@ from moe2.agent.engine.speculation.speculation import Speculator
 from moe2.agent.engine.thinking import Channels, Thinker
 from moe2.agent.engine.writing import Means, Writing
 from moe2.common.link.messages import Submit, TokenAlternative, TokenPiece
-from moe2.common.textstream import TextStream
+from moe2.common.textstream import Likelihood, TextStream
 
 
 class Draw(Protocol):
@@ -126,7 +126,7 @@ class Drawing(Writing):
         if self._speculator is None:
             return None
         if known := list(self._forced) or (self._bound.coming() if self._bound is not None else []):
-            return self._speculator.suppose(known[:most])
+            return self._speculator.suppose(known, most)
         return self._speculator.guess(most)
 
     def expect(self, tokens: Sequence[int]) -> None:
@@ -223,7 +223,7 @@ class Drawing(Writing):
         """Adds a token to the text."""
         spelled = self._spelled.get(token)
         said = self._vocabulary.piece(token) if spelled is None else spelled
-        piece = self._text.decoded(said, *self._likelihood(token, logits))
+        piece = self._text.decoded(said, self._likelihood(token, said, logits))
         if self._channels is None:
             self._answer(self._text.take(piece))
             return
@@ -261,15 +261,17 @@ class Drawing(Writing):
     def close(self) -> None:
         self._draw.close()
 
-    def _likelihood(
-        self, token: int, logits_of: Callable[[], Logits]
-    ) -> tuple[float | None, tuple[TokenAlternative, ...]]:
+    def _likelihood(self, token: int, said: bytes, logits_of: Callable[[], Logits] | None) -> Likelihood | None:
+        """What is told of a token beside its text. logits_of: None for one that nothing comes before."""
         wanted = self._request.logprobs
         if wanted is None:
-            return None, ()
+            return None
+        name = "" if said else self._vocabulary.special_text(token)
+        if logits_of is None:
+            return Likelihood(None, name=name)
         logits = logits_of()
         alternatives = tuple(self._alternative(other, value) for other, value in most_likely(logits, wanted))
-        return logprob(logits, token), alternatives
+        return Likelihood(logprob(logits, token), alternatives, name)
 
     def _alternative(self, token: int, value: float) -> TokenAlternative:
         said = self._vocabulary.piece(token)

@@ -42,8 +42,9 @@ class Echoing(Drawing):
         for index in range(self._n_echoed, until):
             token = self.prompt[index]
             at = place + index - 1 - chunk.start
-            scored = self._likelihood(token, partial(self._logits, at)) if index else (None, ())
-            self._pieces += self._prompt_text.feed(self._vocabulary.piece(token), *scored)
+            said = self._vocabulary.piece(token)
+            likelihood = self._likelihood(token, said, partial(self._logits, at) if index else None)
+            self._pieces += self._prompt_text.feed(said, likelihood)
         self._n_echoed = until
         if until == len(self.prompt):
             self._pieces += self._prompt_text.finish()

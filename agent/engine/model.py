@@ -176,6 +176,14 @@ class Model:
     def eos(self) -> str:
         return self.special_text(llama.llama_vocab_eos(self.vocabulary))
 
+    @property
+    def infill_marks(self) -> tuple[int, int, int] | None:
+        """The control tokens before the text that a gap follows, before the text after the gap, and before what fills
+        it; None for a vocabulary without them."""
+        kinds = (llama.llama_vocab_fim_pre, llama.llama_vocab_fim_suf, llama.llama_vocab_fim_mid)
+        before, after, middle = (int(mark(self.vocabulary)) for mark in kinds)
+        return None if min(before, after, middle) < 0 else (before, after, middle)
+
     def tokens_of(self, text: str) -> list[int]:
         """A text's tokens in the middle of others, control tokens among them."""
         return self.tokenize(text, add_special=False, parse_special=True)
@@ -222,6 +230,7 @@ class Model:
             has_chat_template=self.chat_template() is not None,
             supports_tools=supports_tools,
             supports_thinking=supports_thinking,
+            supports_infill=self.infill_marks is not None and not self.embeds,
             sampling=sampling,
             vector_size=self.vector_size if self.embeds else None,
         )

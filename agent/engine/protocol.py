@@ -109,6 +109,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     has_chat_template: bool
     supports_tools: bool | None = None
     supports_thinking: bool | None = None
+    supports_infill: bool | None = None
     sampling: Sampling | None = None
     vector_size: int | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +37,8 @@ class Vocabulary(Protocol):
     def bos(self) -> str: ...
     @property
     def control_texts(self) -> tuple[str, ...]: ...
+    @property
+    def infill_marks(self) -> tuple[int, int, int] | None: ...
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
     def piece(self, token: int) -> bytes: ...
     def special_text(self, token: int) -> str: ...
@@ -81,8 +84,8 @@ class RequestReader:
             raise invalid("More than one of grammar, JSON schema and forced tools is given.", "Send one of them.")
         if not all(request.stop):
             raise invalid("A stop string is empty: leave it out.")
-        if isinstance(request.prompt, TextPrompt) and request.prompt.tokens:
-            return Opened(self._given(request.prompt, limit), "")
+        if isinstance(request.prompt, TextPrompt) and (request.prompt.tokens or request.prompt.suffix):
+            return Opened(self._composed(request.prompt, request.prefix, limit), request.prefix)
         read = self._read(request.prompt, may_think=request.thinking_budget_tokens != 0)
         segments, begun = read.segments, read.begun
         if request.prefix and (words := self._words_before_answer(begun)) and not self._has_mark(request.prefix):
@@ -174,23 +177,32 @@ class RequestReader:
             raise invalid(error.message, error.remedy) from error
 
     def _tokens(self, segments: tuple[Segment, ...], *, limit: int) -> list[int]:
-        size = sum(_checked_bytes(segment.text) for segment in segments)
-        if size > limit * MAX_TOKEN_BYTES:
-            raise RequestError(
-                f"A prompt of {size} bytes cannot fit a context of {limit} tokens.",
-                code=JobErrorCode.CONTEXT_EXCEEDED,
-                remedy="Shorten it, or use an expert with a larger context.",
-            )
+        _check_size((segment.text for segment in segments), limit)
         tokens = self._tokenize(segments)
         if not tokens:
             raise invalid("The prompt is empty.", "Send at least one character.")
         return _with_room(tokens, limit)
 
-    def _given(self, prompt: TextPrompt, limit: int) -> list[int]:
-        """The tokens of a prompt that is given as such. Nothing is added: whoever has them knows what they mean."""
+    def _composed(self, prompt: TextPrompt, prefix: str, limit: int) -> list[int]:
+        """The tokens of a prompt that is given as such, or has a gap: what is before it, what is after it, and what it
+        begins with, in the order in which models learn to fill it. Texts are data: what looks like a control token in
+        them is none. Nothing is added to given tokens: whoever has them knows what they mean."""
         if unknown := [token for token in prompt.tokens if not self.knows_token(token)]:
             raise invalid(f"The prompt has the token {unknown[0]}, which is not in this model's vocabulary.")
-        return _with_room(list(prompt.tokens), limit)
+        texts = (prompt.text, prompt.suffix, prefix)
+        _check_size(texts, limit)
+        before, after, begun = map(self._data, texts)
+        before = list(prompt.tokens) or before
+        if not prompt.suffix:
+            return _with_room([*before, *begun], limit)
+        marks = self.vocabulary.infill_marks
+        if marks is None:
+            raise invalid(
+                "This model cannot fill a gap between two texts: its vocabulary has no marks for one.",
+                "Leave 'suffix' out, or use a model for code that can.",
+            )
+        start = self.vocabulary.tokenize("", add_special=True, parse_special=False)
+        return _with_room([*start, marks[0], *before, marks[1], *after, marks[2], *begun], limit)
 
     def _continuation(self, segments: tuple[Segment, ...], prompt: list[int], continuation: str) -> list[int]:
         """A continuation's tokens: as they are in the joint text where the prompt's own tokens stay what they are, else
@@ -200,10 +212,14 @@ class RequestReader:
         joint = self._tokenize(_joined(segments, following))
         if joint[: len(prompt)] == prompt and len(joint) > len(prompt):
             return joint[len(prompt) :]
-        tokens = self.vocabulary.tokenize(continuation, add_special=False, parse_special=False)
+        tokens = self._data(continuation)
         if not tokens:
             raise invalid("A continuation is empty.", "Send at least one character.")
         return tokens
+
+    def _data(self, text: str) -> list[int]:
+        """The tokens of a text within others, none of which is a control token."""
+        return self.vocabulary.tokenize(text, add_special=False, parse_special=False)
 
     def _tokenize(self, segments: tuple[Segment, ...]) -> list[int]:
         # A template that writes the BOS token itself must not get a second one.
@@ -260,6 +276,17 @@ def check_room(prompt: int, following: int, *, limit: int) -> None:
 
 def invalid(message: str, remedy: str | None = None) -> RequestError:
     return RequestError(message, code=JobErrorCode.INVALID_REQUEST, remedy=remedy)
+
+
+def _check_size(texts: Iterable[str], limit: int) -> None:
+    """Raises `RequestError` for texts that no tokenizer should see, and for more of them than can fit."""
+    size = sum(map(_checked_bytes, texts))
+    if size > limit * MAX_TOKEN_BYTES:
+        raise RequestError(
+            f"A prompt of {size} bytes cannot fit a context of {limit} tokens.",
+            code=JobErrorCode.CONTEXT_EXCEEDED,
+            remedy="Shorten it, or use an expert with a larger context.",
+        )
 
 
 def _checked_bytes(text: str) -> int:

@@ -51,6 +51,7 @@ from moe2.agent.engine.warmup import (
 )
 from moe2.common.generation import completed
 from moe2.common.link.messages import Submit
+from moe2.common.placement import gpu_layers
 
 _SPARE_MATCHERS = 2
 """Grammars compiled ahead for jobs that wait for a slot."""
@@ -97,10 +98,13 @@ def open_session(
     log: Callable[[str], None],
     clock: Callable[[], float],
     wake: Callable[[str], None],
+    work_clock: Callable[[], float] | None = None,
 ) -> Iterator[Decoder | Embedder]:
     """Load a model and emit `Loaded`; what is returned runs its jobs until the context is left. Raises `ModelError`.
 
     wake: called from another thread with the id of a job that the decoder is to resume.
+    work_clock: processor time of the calling thread in seconds. Steps are compared by it where no GPU takes part and no
+    pace is set, as other processes do not lengthen it. None for `clock`.
     """
     began_at_s = clock()
     check_spec(spec)
@@ -121,18 +125,28 @@ def open_session(
         apply_adapters(model, context, spec.lora)
         placement, gpu_fault = where_it_is(spec)
         cache = context if spec.pace is None else PacedCache(context, spec.pace, clock=clock, sleep=time.sleep)
+        draft_layers = companion.gpu_layers if companion is not None else 0
+        if work_clock is None or spec.pace is not None or gpu_layers(placement) or draft_layers:
+            work_clock = clock
         with measured_alone(spec.measuring_lock, clock=clock, sleep=time.sleep):
             prefill_rate, decode_rate = warm_up(
                 cache, model, clock, most_tokens=min(context.batch_tokens, context.tokens - WARMUP_DECODE_TOKENS)
             )
             room = min(outputs, context.batch_tokens, context.tokens)
-            measured_s = measured_batches(cache, model, clock, most_tokens=room) if spec.speculation else {}
+            measured_s = measured_batches(cache, model, work_clock, most_tokens=room) if spec.speculation else {}
         drafter = None
         if companion is not None and not context.gives_back_latest:
             draft_fault = f"{spec.path} is recurrent and cannot give back wrong guesses. Remove `draft`."
         elif companion is not None:
             try:
-                drafter = open_drafter(companion, model, stack, threads=spec.threads or physical_cores(), clock=clock)
+                drafter = open_drafter(
+                    companion,
+                    model,
+                    stack,
+                    threads=spec.threads or physical_cores(),
+                    clock=clock,
+                    work_clock=work_clock,
+                )
             except ModelError as error:
                 draft_fault = str(error)
         templates = _templates(model, log)
@@ -180,7 +194,9 @@ def open_session(
             idle_tokens=context.tokens // _IDLE_PART if spec.prefix_cache_mb else context.tokens,
         )
         speculation = (
-            Speculation(StepCosts(step_s=1 / decode_rate, token_s=1 / prefill_rate, measured_s=measured_s))
+            Speculation(
+                StepCosts(step_s=measured_s.get(1, 1 / decode_rate), token_s=1 / prefill_rate, measured_s=measured_s)
+            )
             if spec.speculation and context.gives_back_latest
             else None
         )
@@ -212,9 +228,10 @@ def open_session(
             shelf=shelf,
             limits=limits,
             clock=clock,
+            work_clock=work_clock,
             emit=emit,
             prefill_tokens_per_s=prefill_rate,
-            guessing=None if speculation is None else Guessing(speculation, drafter, clock=clock),
+            guessing=None if speculation is None else Guessing(speculation, drafter, clock=work_clock),
         )
 
 

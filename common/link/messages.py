@@ -290,7 +290,8 @@ class TokenPiece(msgspec.Struct, frozen=True, array_like=True, omit_defaults=Tru
     """One token's text (a whole number of UTF-8 characters, maybe none) and, where asked for, its log-probability.
 
     is_reasoning: it belongs to what the model thought before its answer. hex: with a log-probability, the token's own
-    bytes in hexadecimal where they are not those of its text; "" where they are. Protocol 4.
+    bytes in hexadecimal where they are not those of its text; "" where they are. name: where log-probabilities were
+    asked for, how a control token is spelt, which has no text; "" for all others. Protocol 4.
     """
 
     text: str
@@ -298,6 +299,7 @@ class TokenPiece(msgspec.Struct, frozen=True, array_like=True, omit_defaults=Tru
     alternatives: Annotated[tuple[TokenAlternative, ...], Meta(max_length=MAX_ALTERNATIVES)] = ()
     is_reasoning: bool = False
     hex: str = ""
+    name: str = ""
 
 
 class JobStarted(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_started"):

@@ -61,7 +61,8 @@ class ChatPrompt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 
 class TextPrompt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="text"):
     """Text to continue as it stands. tokens: the ids of its tokens in the expert's vocabulary, where these are given;
-    then `text` is empty."""
+    then `text` is empty. suffix: what follows the gap that is to be filled; empty where nothing does."""
 
     text: str
     tokens: Annotated[tuple[TokenId, ...], Meta(extra=since(4))] = ()
+    suffix: Annotated[str, Meta(extra=since(4))] = ""

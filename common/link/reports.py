@@ -84,7 +84,8 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     writes, or where nobody knows yet. vector_sizes: the lengths below it that its vectors may be cut to.
     paced: its speed is a simulated host's, so that its seconds are simulated, too.
     sampling: what it draws with where a request says nothing; None until it is loaded, and from earlier releases.
-    supports_thinking: its template has marks for reasoning; None where that is not known.
+    supports_thinking: its template has marks for reasoning; None where that is not known. supports_infill: its
+    vocabulary has the marks of a gap between two texts; None until it is loaded, and from earlier releases.
     load_cost, unload_cost: what bringing the model into memory and ending its process have taken; None before either
     was measured.
     placement: which device holds what of it; empty until it is loaded, and from earlier releases. gpu_fault: why it is
@@ -123,6 +124,7 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     vector_sizes: tuple[int, ...] = ()
     sampling: Sampling | None = None
     supports_thinking: bool | None = None
+    supports_infill: bool | None = None
     load_cost: TransitionCost | None = None
     unload_cost: TransitionCost | None = None
     placement: Annotated[tuple[DeviceShare, ...], Meta(max_length=MAX_DEVICES)] = ()

@@ -224,10 +224,12 @@ class FrameTooLargeError(ProtocolError):
 
 
 def _as_sent(piece: Sequence[Any]) -> Sequence[Any]:
-    """A piece without the fields at its end that say nothing: most tokens have neither channel nor bytes of their own,
-    and the peers of protocol 3 do not know them."""
-    text, logprob, alternatives, is_reasoning, own = piece
+    """A piece without the fields at its end that say nothing: most tokens have neither channel nor bytes nor a name
+    of their own, and the peers of protocol 3 do not know them."""
+    text, logprob, alternatives, is_reasoning, own, name = piece
     others = [other[:2] if other[2] == "" else other for other in alternatives]
+    if name:
+        return (text, logprob, others, is_reasoning, own, name)
     if own:
         return (text, logprob, others, is_reasoning, own)
     return (text, logprob, others, True) if is_reasoning else (text, logprob, others)

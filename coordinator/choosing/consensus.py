@@ -120,6 +120,7 @@ class Electorate:
         chosen = int(best_plan(plans, values, joules, price_per_j, usable)[0])
         models = [model for model in plans.members[chosen].tolist() if model >= 0]
         ends_at = float(plans.wanted[chosen]) if wanted is None else wanted
+        why = _why_alone(plans, values[0], joules[0], usable, chosen) if is_asked_for and len(models) == 1 else None
         return ChosenVote(
             places=tuple(self._place_of[model] for model in models),
             rule=VoteRule(
@@ -129,6 +130,7 @@ class Electorate:
                 value=float(values[0, chosen]),
                 expected_j=float(joules[0, chosen]),
                 asked=tuple(float(share) for share in (kinds @ plans.asked[:, chosen])[: len(models)]),
+                note=why,
             ),
             recorded=float(plans.recorded[chosen]),
         )
@@ -244,6 +246,30 @@ def _with_a_second_opinion(
     together = usable & (sizes > 2) & (kinds @ plans.asked[:, :, 1] >= ALWAYS)
     together &= net >= net[usable].max(initial=-np.inf) - PRIOR_DOUBT
     return together if together.any() else usable
+
+
+def _why_alone(
+    plans: VotePlans, values: FloatArray, joules: FloatArray, usable: npt.NDArray[np.bool_], single: int
+) -> str:
+    """Why the best usable plan, number `single`, has one member, in a sentence for the client.
+
+    values, joules: (T,) of each plan. usable: (T,) False for plans that may not be taken.
+    """
+    sizes = (plans.members >= 0).sum(axis=1)
+    several = usable & (sizes > 1)
+    if not several.any():
+        return "One member was chosen: no other model that is here may vote beside it within the request's limits."
+    other = int(np.where(several, values, -np.inf).argmax())
+    recorded = plans.recorded[other]
+    source = f"By {recorded:.0f} recorded prompts" if recorded >= MIN_RECORDED else "By what is assumed of such models"
+    told = f"{source} it is right alone with probability {values[single]:.3f}, the best vote of several with "
+    told += f"{values[other]:.3f}"
+    if values[other] <= values[single] + SAME_VALUE:
+        return f"One member was chosen. {told}."
+    return (
+        f"One member was chosen. {told}, which is not worth the price of {joules[other]:.3g} J instead of "
+        f"{joules[single]:.3g} J."
+    )
 
 
 def _keeps_limits(problem: Problem, members: IntArray) -> npt.NDArray[np.bool_]:

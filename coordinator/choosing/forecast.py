@@ -164,6 +164,8 @@ class Roster:
         """(N,) True where the model has no chat template."""
         self.toolless: BoolArray = np.array([report.supports_tools is False for report in reports])
         """(N,) True where the model's chat template has no tools."""
+        self.gapless: BoolArray = np.array([_fills_no_gap(report) for report in reports])
+        """(N,) True where the model cannot fill a gap between two texts."""
         self.vectorless: BoolArray = np.array([_writes(report) for report in reports])
         """(N,) True where the model writes text and yields no vectors."""
         self.mute: BoolArray = np.array([report.vector_size is not None for report in reports])
@@ -322,6 +324,13 @@ class Roster:
 def _writes(report: ExpertReport) -> bool:
     """True for a model that is known to write: before it is loaded for the first time nothing is known of it."""
     return report.vector_size is None and report.architecture is not None
+
+
+def _fills_no_gap(report: ExpertReport) -> bool:
+    """True for a model that cannot fill a gap, or whose agent does not know of such: before it is loaded for the first
+    time nothing is known of it."""
+    known = report.architecture is not None
+    return report.supports_infill is False or (known and report.supports_infill is None)
 
 
 def _idle_w(report: ExpertReport) -> float:

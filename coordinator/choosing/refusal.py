@@ -39,6 +39,8 @@ def ruled_out_by(request: SelectionRequest, roster: Roster, busy: IntArray) -> d
         out |= roster.bare
     if request.needs_tools:
         out |= roster.toolless
+    if request.needs_infill:
+        out |= roster.gapless
     if request.excluded:
         out |= np.array([key in request.excluded for key in roster.keys])
     if request.barred:
@@ -82,6 +84,8 @@ def _reason(request: SelectionRequest, roster: Roster, place: int, needed_tokens
         return "its model has no chat template"
     if request.needs_tools and roster.toolless[place]:
         return "its model's chat template does not support tools"
+    if request.needs_infill and roster.gapless[place]:
+        return "its model cannot fill a gap between two texts"
     if report.context_tokens < needed_tokens + (not request.needs_vectors):
         return f"its context of {report.context_tokens} tokens is too small for the prompt"
     queued = int(roster.room[place]) - report.slots

@@ -263,6 +263,8 @@ class SelectionRequest:
     """Largest context that was found too small; only larger ones are tried."""
     needs_chat_template: bool = False
     needs_tools: bool = False
+    needs_infill: bool = False
+    """Whether a gap between two texts is to be filled."""
     needs_vectors: bool = False
     """Whether vectors of texts are asked for, and no answer."""
     vector_size: int | None = None

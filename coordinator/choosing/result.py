@@ -145,6 +145,8 @@ class VoteRule:
     """Joules to expect: most votes are settled before everybody was asked."""
     asked: tuple[float, ...]
     """How probably each member is asked."""
+    note: str | None = None
+    """Why one member suffices although a vote was asked for; None where several may be asked or nobody asked."""
 
 
 @dataclass(frozen=True)

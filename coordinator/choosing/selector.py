@@ -472,6 +472,9 @@ def _all_ruled_out(request: SelectionRequest, roster: Roster, ruled_out: Mapping
         return NoExpert(ErrorCode.NO_CHAT_TEMPLATE, f"{request.model!r} has no chat template; use /v1/completions.")
     if request.needs_tools and roster.toolless.all():
         return NoExpert(ErrorCode.NO_TOOLS, f"{request.model!r} cannot use tools: this model's template has no tools.")
+    if request.needs_infill and roster.gapless.all():
+        text = f"{request.model!r} cannot fill a gap ('suffix'): this model's vocabulary has no marks for one."
+        return NoExpert(ErrorCode.NO_INFILL, text)
     left = [expert for expert in roster.experts if expert.key not in request.excluded]
     if not left:
         return NoExpert(ErrorCode.EXHAUSTED, f"All {len(roster)} experts that could answer have failed this request.")

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from moe2.common.errors import Moe2Error
 from moe2.common.terminal.commandline import optional_packages
 from moe2.coordinator.cli.train import add_pool_arguments, chosen_pool
-from moe2.coordinator.training.evaluate.report import EvaluationReport
+from moe2.coordinator.training.evaluate.report import FIFTHS, EvaluationReport
 from moe2.coordinator.training.evaluate.vote_report import VoteReport
 from moe2.coordinator.training.outcomes import read_outcomes
 
@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=int, metavar="N", help="networks trained and folded into one: 4, with --answers 1"
     )
     parser.add_argument(
-        "--fifth", type=int, default=0, metavar="K", help="the fifth of the train rows that is held out, 0 to 4"
+        "--fifth",
+        default="0",
+        metavar="K",
+        help="the fifth of the train rows that is held out, 0 to 4; all: each in turn",
     )
     parser.add_argument("--no-other-sources", action="store_true", help="do not learn from other sources' prompts")
     parser.add_argument(
@@ -116,8 +119,18 @@ def _votes(args: argparse.Namespace, console: Console) -> VoteReport:
             hosts=parsed_hosts(args.hosts),
             training=with_seeds(_seeds(args, usual=1)),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
-            fifth=args.fifth,
+            fifths=_fifths(args.fifth),
         )
+
+
+def _fifths(text: str) -> tuple[int, ...]:
+    """The fifths that are held out. Raises Moe2Error for what is neither "all" nor a number."""
+    if text == "all":
+        return tuple(range(FIFTHS))
+    try:
+        return (int(text),)
+    except ValueError as error:
+        raise Moe2Error(f"--fifth {text}: it is a number from 0 to {FIFTHS - 1}, or all.") from error
 
 
 def _seeds(args: argparse.Namespace, usual: int) -> int:
@@ -139,6 +152,9 @@ def _training_bar(console: Console) -> Iterator[tuple[Progress, TaskID]]:
 def _evaluated(args: argparse.Namespace, console: Console) -> EvaluationReport:
     with optional_packages("Evaluation", "gate"):
         from moe2.coordinator.training.evaluate.study import evaluate, with_seeds
+    fifths = _fifths(args.fifth)
+    if len(fifths) > 1:
+        raise Moe2Error("--fifth all goes with --answers alone.", remedy="With --outcomes, name one fifth.")
     pool, others = chosen_pool(read_outcomes(args.outcomes), args.source, args.experts)
     with _training_bar(console) as (bar, task):
         return evaluate(
@@ -146,7 +162,7 @@ def _evaluated(args: argparse.Namespace, console: Console) -> EvaluationReport:
             auxiliary=None if args.no_other_sources else others,
             hosts=parsed_hosts(args.hosts),
             answer_tokens=args.answer_tokens,
-            fifth=args.fifth,
+            fifth=fifths[0],
             training=with_seeds(_seeds(args, usual=4)),
             source=args.source,
             progress=lambda done, total: bar.update(task, completed=done, total=total),

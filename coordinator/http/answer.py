@@ -116,16 +116,16 @@ def logprobs_of(header: Header, pieces: Sequence[TokenPiece], *, offset: int = 0
         offsets.append(offset)
         offset += len(piece.text)
     return {
-        "tokens": [_token_name(piece.text, piece.hex) for piece in scored],
+        "tokens": [piece.name or _token_name(piece.text, piece.hex) for piece in scored],
         "token_logprobs": [piece.logprob for piece in scored],
-        "top_logprobs": [None if piece.logprob is None else _by_name(piece.alternatives) for piece in scored],
+        "top_logprobs": [None if piece.logprob is None else _by_name(piece) for piece in scored],
         "text_offset": offsets,
     }
 
 
 def _chat_logprob(piece: TokenPiece) -> dict[str, Any]:
     return {
-        **_token(piece.text, piece.hex),
+        **_token(piece.name or piece.text, None if piece.name else piece.hex),
         "logprob": piece.logprob,
         "top_logprobs": [{**_token(other.text, other.hex), "logprob": other.logprob} for other in piece.alternatives],
     }
@@ -144,10 +144,17 @@ def _token_name(text: str, own: str | None) -> str:
     return f"bytes:{_escaped(own)}" if own else text
 
 
-def _by_name(alternatives: Sequence[TokenAlternative]) -> dict[str, float]:
-    """Returns log-probabilities by token. Of two tokens with one text, the less likely one is named by its bytes."""
+def _by_name(piece: TokenPiece) -> dict[str, float]:
+    """Returns the log-probabilities of the likely tokens by token, and, as OpenAI has it, of the one that was drawn.
+
+    Of two tokens with one text, the less likely one is named by its bytes.
+    """
+    named = list(piece.alternatives)
+    # Its text is only what of it was shown, so that its likelihood tells whether it is among them.
+    if piece.logprob is not None and all(other.logprob != piece.logprob for other in named):
+        named.append(TokenAlternative(piece.name or piece.text, piece.logprob, piece.hex))
     found: dict[str, float] = {}
-    for other in alternatives:
+    for other in named:
         name = _token_name(other.text, other.hex)
         if name in found:
             name = _token_name(name, other.hex or other.text.encode().hex())

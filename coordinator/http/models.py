@@ -75,6 +75,7 @@ def model_object(name: str, reports: Sequence[ExpertReport], *, created_unix_s: 
             "chat": _any(report.has_chat_template for report in reports),
             "completion": True,
             "tools": _any(report.supports_tools for report in reports),
+            "infill": _any(report.supports_infill for report in reports),
             "reasoning": _any(report.supports_thinking for report in reports),
             "vision": False,
             "embeddings": any(report.vector_size is not None for report in reports),

@@ -220,6 +220,7 @@ def _shown(name: str, reports: Sequence[ExpertReport]) -> dict[str, Any]:
     named = {
         "completion": writes,
         "tools": abilities["tools"],
+        "insert": abilities["infill"],
         "thinking": abilities["reasoning"],
         "embedding": abilities["embeddings"],
     }

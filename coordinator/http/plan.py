@@ -20,7 +20,7 @@ from moe2.coordinator.http.body.parse import Call, Reading, parse_chat, parse_co
 from moe2.coordinator.http.parsing import BODY
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.keys.keys import ANYBODY, Principal
-from moe2.coordinator.serving.request import gate_text, uses_tools
+from moe2.coordinator.serving.request import gate_text, has_gap, uses_tools
 from moe2.coordinator.serving.service import Service
 
 
@@ -74,6 +74,7 @@ class PlanRoutes:
             budgets=principal.budgets,
             needs_chat_template=isinstance(call.prompt, ChatPrompt),
             needs_tools=uses_tools(call.prompt),
+            needs_infill=has_gap(call.prompt),
             modes=call.modes,
             choice_tokens=call.ballot.tokens if call.ballot else None,
         )

@@ -24,6 +24,7 @@ _ASKS_FOR_SLEEPERS = frozenset(
         ErrorCode.CONTEXT_EXCEEDED,
         ErrorCode.NO_CHAT_TEMPLATE,
         ErrorCode.NO_TOOLS,
+        ErrorCode.NO_INFILL,
         ErrorCode.EXHAUSTED,
     }
 )

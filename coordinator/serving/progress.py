@@ -14,7 +14,7 @@ from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.serving.attempt import Attempt
 from moe2.coordinator.serving.effects import Effect, Outcome
 from moe2.coordinator.serving.mode import ModeRun
-from moe2.coordinator.serving.request import Request, uses_tools
+from moe2.coordinator.serving.request import Request, has_gap, uses_tools
 from moe2.coordinator.serving.suspicion import is_suspect, restarts_seen
 
 OnChosen = Callable[[Selection | NoExpert, float], list[Effect]]
@@ -188,6 +188,7 @@ class Progress:
             least_context_tokens=self.least_context_tokens,
             needs_chat_template=isinstance(request.prompt, ChatPrompt),
             needs_tools=uses_tools(request.prompt),
+            needs_infill=has_gap(request.prompt),
             needs_vectors=bool(request.texts),
             vector_size=request.vector_size,
             modes=modes,

@@ -94,3 +94,8 @@ def uses_tools(prompt: ChatPrompt | TextPrompt) -> bool:
     if isinstance(prompt, TextPrompt):
         return False
     return bool(prompt.tools) or any(message.tool_calls or message.role == "tool" for message in prompt.messages)
+
+
+def has_gap(prompt: ChatPrompt | TextPrompt) -> bool:
+    """True where what is to be written stands between two texts."""
+    return isinstance(prompt, TextPrompt) and bool(prompt.suffix)

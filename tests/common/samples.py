@@ -414,6 +414,7 @@ SAMPLES: dict[str, WireMessage] = {
             JobPieces("req-2.0", ()),
         )
     ),
+    "tokens.control": Tokens(jobs=(JobPieces("req-1.0", (TokenPiece("", -0.5, name="<|im_start|>"),)),)),
     "tokens.reasoning": Tokens(
         jobs=(
             JobPieces(

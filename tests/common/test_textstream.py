@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.common.link.messages import TokenPiece
-from moe2.common.textstream import TextStream
+from moe2.common.textstream import Likelihood, TextStream
 
 
 def _cut(content: bytes, borders: list[int]) -> list[bytes]:
@@ -63,8 +63,11 @@ def test_a_piece_that_may_begin_a_stop_string_is_held_back() -> None:
 def test_a_held_piece_keeps_its_log_probability() -> None:
     """Pieces released later still carry what they were drawn with."""
     stream = TextStream(["END"])
-    stream.feed(b"E", -0.5)
-    assert [(piece.text, piece.logprob) for piece in stream.feed(b"x", -0.25)] == [("E", -0.5), ("x", -0.25)]
+    stream.feed(b"E", Likelihood(-0.5))
+    assert [(piece.text, piece.logprob) for piece in stream.feed(b"x", Likelihood(-0.25))] == [
+        ("E", -0.5),
+        ("x", -0.25),
+    ]
 
 
 def test_an_unfinished_character_is_shown_as_replaced() -> None:
@@ -85,7 +88,7 @@ def test_a_character_that_is_cut_in_half_is_dropped(stop: tuple[str, ...]) -> No
 def test_a_scored_token_tells_its_own_bytes_where_they_are_no_text() -> None:
     """A character's text belongs to the token that completes it; each token has its bytes."""
     stream = TextStream()
-    pieces = [piece for token in (b"a", b"\xc3", b"\xa9") for piece in stream.feed(token, -0.5)]
+    pieces = [piece for token in (b"a", b"\xc3", b"\xa9") for piece in stream.feed(token, Likelihood(-0.5))]
     assert [(piece.text, piece.hex) for piece in pieces] == [("a", ""), ("", "c3"), ("é", "a9")]
 
 

@@ -288,6 +288,7 @@ class _Counting:
 
     bos = ""
     control_texts: tuple[str, ...] = ()
+    infill_marks: tuple[int, int, int] | None = None
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         count, number = map(int, text.split())

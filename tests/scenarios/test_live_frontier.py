@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -30,6 +31,7 @@ from benchmarks.live_frontier_study import (
     Cost,
     Study,
     grid,
+    over_seeds,
     parted,
     question_row,
     questions_of,
@@ -118,6 +120,37 @@ def test_no_question_is_learned_from_and_reported_on() -> None:
     assert len(parts.learning) == len(parts.held_out) == 60
     assert sum(one.id.startswith("sum") for one in parts.held_out) == 30
     assert parted(list(reversed(questions)), None) == parts
+
+
+def test_another_seed_holds_out_other_questions() -> None:
+    """Each seed deals the same way every time, in the same shares of kinds, and no seed is the seed 0."""
+    questions = [*numbers(60, kind="sum"), *numbers(60, kind="word")]
+    first, second = (parted(questions, None, seed) for seed in (1, 2))
+    held = [{one.id for one in parts.held_out} for parts in (parted(questions, None), first, second)]
+    assert len({frozenset(ids) for ids in held}) == 3
+    assert [sum(name.startswith("sum") for name in ids) for ids in held] == [30] * 3
+    assert parted(list(reversed(questions)), None, 2) == second
+    assert parted(questions, None, 0) == parted(questions, None)
+
+
+def test_figures_over_seeds_are_means_with_the_seeds_errors() -> None:
+    """Scores of 0 and 1 make 0.5 ± 0.5; what one seed does not know is unknown; other grids are refused."""
+    runs: list[list[dict[str, Any]]] = []
+    for text in ("7", "8"):
+        of = study(dict.fromkeys(COSTS, text), {MOE2: "8", AUTO: "8"})
+        runs.append([{"energy_budget_j": 10.0, "latency_budget_s": None, "ways": of.figures(Budget())}])
+    runs[1][0]["energy_budget_j"] = 20.0
+    runs[1][0]["ways"][BEST]["mean_j"] = None
+    [cell] = over_seeds(runs)
+    assert (cell["energy_budget_j"], cell["latency_budget_s"]) == (15.0, None)
+    best = cell["ways"][BEST]
+    assert (best["score"], best["score_se"], best["mean_j"]) == (0.5, 0.5, None)
+    assert (best["route_gain_points"], best["route_gain_se"]) == (-50.0, 50.0)
+    runs[1][0]["energy_budget_j"] = None
+    with pytest.raises(Moe2Error, match="do not match"):
+        over_seeds(runs)
+    with pytest.raises(Moe2Error, match="do not match"):
+        over_seeds([runs[0], []])
 
 
 def test_rows_of_the_split_test_are_those_held_out() -> None:

@@ -213,6 +213,15 @@ async def test_each_of_several_answers_has_its_own_collaboration(tmp_path: Path)
         assert receipt["collaborations"][0] == receipt["collaboration"]
 
 
+async def test_a_consensus_of_one_says_why(tmp_path: Path) -> None:
+    """A client that asks for a vote and gets one member's answer reads the reason in the receipt."""
+    async with three_models(tmp_path) as running:
+        wish = {"mode": "consensus", "answer": "number", "max_experts": 1}
+        together = (await asked(running, "42 END", **COMPLETE, moe2=wish))["moe2"]["collaboration"]
+        assert [member["answer"] for member in together["members"]] == ["42"]
+        assert "within the request's limits" in together["note"]
+
+
 async def test_a_streamed_consensus_comments_and_then_delivers(tmp_path: Path) -> None:
     """A waiting client reads comments, which SSE clients leave out, and then the winner's text in one chunk."""
     async with three_models(tmp_path) as running:

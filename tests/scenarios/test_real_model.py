@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from moe2.agent.daemon import ENGINE_ARGV
 from moe2.common.link.reports import ExpertState
+from tests.agent.engine.gguf import with_metadata
 from tests.fakes.fleet import Fleet, fleet
 from tests.models import smollm2_path
 
@@ -53,6 +54,31 @@ async def test_real_experts_report_what_they_are(tmp_path: Path) -> None:
         assert expert.parameters > 100_000_000
         assert expert.performance.decode_tokens_per_s is not None
         assert expert.performance.decode_tokens_per_s > 0
+
+
+async def test_a_gap_between_two_texts_is_filled_where_the_vocabulary_has_marks(tmp_path: Path) -> None:
+    """OpenAI's and Ollama's `suffix` reach the model; one without marks is not asked, and refuses it by name."""
+    path = smollm2_path()
+    for mark, token in (("pre", 6), ("suf", 7), ("mid", 8)):
+        path = with_metadata(path, tmp_path / f"{mark}.gguf", f"tokenizer.ggml.fim_{mark}_token_id", token)
+    coder = {"name": "coder", "path": path, "context_tokens": 512, "slots": 1}
+    async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=[*smollm2(), coder]) as running:
+        gap = {"prompt": "def one():\n    return ", "suffix": "\n\nprint(one())"}
+        body = {"model": "moe2", "max_tokens": 4, "temperature": 0, **gap}
+        async with running.http.post("/v1/completions", json=body) as answer:
+            said = await answer.json()
+        assert (answer.status, said["model"]) == (200, "coder"), said
+        async with running.http.post("/v1/completions", json={**body, "model": "coder", "suffix": ""}) as answer:
+            plain = await answer.json()
+        # Three marks and the text behind the gap.
+        assert said["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"] + 3
+        ollama = {"model": "coder", "stream": False, "options": {"num_predict": 4, "temperature": 0}, **gap}
+        async with running.http.post("/api/generate", json=ollama) as answer:
+            assert (await answer.json())["response"] == said["choices"][0]["text"]
+        async with running.http.post("/v1/completions", json={**body, "model": "smollm2"}) as answer:
+            error = (await answer.json())["error"]
+        assert (answer.status, error["code"]) == (400, "no_infill")
+        assert "suffix" in error["message"]
 
 
 async def test_real_decoder_stops_when_the_client_leaves(tmp_path: Path) -> None:

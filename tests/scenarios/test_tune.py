@@ -195,6 +195,7 @@ async def test_a_limit_on_joules_is_kept(tmp_path: Path) -> None:
         assert 0 < spent_j("many") <= limit_j
         assert "J is reached" in told
         assert " answers were not asked for" in told
+        # Whether that many answers are enough to train a gate depends on the pace; a gate without success does not.
         assert code == int(not (tmp_path / "gate.safetensors").exists())
 
 

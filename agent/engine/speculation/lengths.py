@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import log
+from math import inf, log
 
 from moe2.agent.engine.speculation.ngrams import GROUNDS
 
@@ -43,6 +43,10 @@ _LOSS_SHARE = 0.0075
 """The share of its time that a request may lose besides."""
 
 
+Before = tuple[int, int]
+"""The two tokens that a guess follows on; the first is -1 where there is one alone."""
+
+
 class Rates:
     """How often guesses were right, by their ground."""
 
@@ -74,22 +78,25 @@ def shared_rates() -> Rates:
 
 
 class Places:
-    """How often an answer's guesses were right behind each token: a text that is copied differs again where it differed
-    before, as in its numbers."""
+    """How often an answer's guesses were right behind each token, and behind each two: a text that is copied differs
+    again where it differed before, as in its numbers, and a quotation mark begins a name or a value."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[float, float]] = {}
-        """(right guesses, all guesses) behind a token, the older ones in part."""
+        self._seen: dict[tuple[int, ...], tuple[float, float]] = {}
+        """(right guesses, all guesses) behind one or two tokens, the older ones in part."""
 
-    def rate(self, before: int, rate: float) -> float:
-        """The rate, 0..1, of a guess behind a token, from that of all guesses on its ground."""
-        right, seen = self._seen.get(before, (0.0, 0.0))
-        return (right + _PLACE_WEIGHT * rate) / (seen + _PLACE_WEIGHT)
+    def rate(self, before: Before, rate: float) -> float:
+        """The rate, 0..1, of a guess behind tokens, from that of all guesses on its ground."""
+        for place in (before[1:], before):
+            right, seen = self._seen.get(place, (0.0, 0.0))
+            rate = (right + _PLACE_WEIGHT * rate) / (seen + _PLACE_WEIGHT)
+        return rate
 
-    def learn(self, before: int, is_right: bool) -> None:
-        """A guess behind a token turned out right or wrong."""
-        right, seen = self._seen.get(before, (0.0, 0.0))
-        self._seen[before] = right * _MEMORY + is_right, seen * _MEMORY + 1
+    def learn(self, before: Before, is_right: bool) -> None:
+        """A guess behind tokens turned out right or wrong."""
+        for place in (before[1:], before):
+            right, seen = self._seen.get(place, (0.0, 0.0))
+            self._seen[place] = right * _MEMORY + is_right, seen * _MEMORY + 1
 
 
 class Account:
@@ -131,10 +138,12 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Guesses of one sequence. likely: how likely each is right if those before it are. allowance_s: see `Account`."""
+    """Guesses of one sequence. likely: how likely each is right if those before it are. allowance_s: see `Account`.
+    certain: how many at the beginning come in any case, and need no allowance."""
 
     likely: Sequence[float]
     allowance_s: float
+    certain: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +183,9 @@ def guess_lengths(offers: Sequence[Offer], load: Load, *, seconds: Callable[[int
             break
         offer = offers[at]
         # All sequences wait for it.
-        extra_s = everybody * (seconds(sequences + counts[at] + 1) - plain_s)
+        extra_s = everybody * (seconds(sequences + counts[at] + 1) - seconds(sequences + offer.certain))
+        if counts[at] < offer.certain:
+            extra_s = -inf
         if extra_s > _LOOK_BEYOND * offer.allowance_s:
             gains[at] = 0.0
             continue

@@ -207,6 +207,18 @@ class TokenHistory:
             length += 1
         return length
 
+    def behind(self, coming: Sequence[int], most: int) -> tuple[list[int], list[int]]:
+        """At most so many tokens that may follow on what is known to come next, which has at least one token, and why
+        each of them is guessed: those that followed the last time."""
+        end = [*self.tokens[-_MAX_COMPARED:], *coming][-_MAX_COMPARED:]
+        place = self._latest.get(tuple(end[-_NGRAM:]), 0)
+        if place < _NGRAM or most < 1:
+            return [], []
+        length = _NGRAM
+        while length < min(len(end), place) and self.tokens[place - length - 1] == end[-length - 1]:
+            length += 1
+        return self._foreseen(_Course(place, length), most)
+
     def substituted(self) -> int | None:
         """Where the sequence may go on as before, after a token that was another one than then; None for nowhere."""
         if self._left is None or len(self._left[1]) > 1:

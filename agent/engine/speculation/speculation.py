@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 
 from moe2.agent.engine.speculation.costs import StepCosts
-from moe2.agent.engine.speculation.lengths import Account, Load, Offer, Places, Rates, guess_lengths, shared_rates
+from moe2.agent.engine.speculation.lengths import (
+    Account,
+    Before,
+    Load,
+    Offer,
+    Places,
+    Rates,
+    guess_lengths,
+    shared_rates,
+)
 from moe2.agent.engine.speculation.ngrams import (
     DRAFTED,
     FORCED,
@@ -38,8 +46,7 @@ _HELD_UP = 1.3
 class _Pending:
     """A guess that what is drawn is compared with."""
 
-    def __init__(self, guess: Guess, before: int) -> None:
-        """before: the token that the guess follows on."""
+    def __init__(self, guess: Guess, before: Before) -> None:
         self._guess = guess
         self._before = before
         self._compared = 0
@@ -61,7 +68,7 @@ class _Pending:
                 each.learn(DRAFTED, is_right)
         if not is_drafted(guess.grounds[at]):
             places.learn(self._before, is_right)
-        self._before = token
+        self._before = self._before[1], token
         self._compared += 1
         return is_right
 
@@ -106,13 +113,16 @@ class Speculator:
         elif length:
             found = history.copy(place, length, most)
         guess = Guess(*found) if found[0] else None
-        self._pending = [] if guess is None else [_Pending(guess, history.tokens[-1])]
+        self._pending = [] if guess is None else [_Pending(guess, self._before())]
         return guess
 
-    def suppose(self, tokens: list[int]) -> Guess:
-        """A guess of tokens, at least one, that will come in any case."""
-        guess = Guess(tokens, [FORCED] * len(tokens))
-        self._pending = [_Pending(guess, self._known().tokens[-1])]
+    def suppose(self, coming: list[int], most: int) -> Guess:
+        """A guess of tokens, at least one, that will come in any case, and of those that may follow on them; at most so
+        many."""
+        known = coming[:most]
+        tokens, grounds = self._known().behind(known, most - len(known))
+        guess = Guess(known + tokens, [FORCED] * len(known) + grounds)
+        self._pending = [_Pending(guess, self._before())]
         return guess
 
     def rate(self, ground: int) -> float:
@@ -127,25 +137,23 @@ class Speculator:
         """A draft model's guess, of at least one token, with the probabilities that it gives to them. What the text
         suggested is still compared."""
         guess = Guess(tokens, [ground_of_draft(probability) for probability in probabilities])
-        self._pending.append(_Pending(guess, self._known().tokens[-1]))
+        self._pending.append(_Pending(guess, self._before()))
         return guess
 
     def offer(self, guess: Guess, plain_s: float) -> Offer:
         """A guess as it is weighed against those of other sequences. plain_s: what a step takes without guesses."""
-        if guess.grounds[0] == FORCED:
-            return Offer([1.0] * len(guess.tokens), inf)
         likely: list[float] = []
-        chance, before = 1.0, self._known().tokens[-1]
+        chance, before = 1.0, self._before()
         for token, ground in zip(guess.tokens, guess.grounds, strict=True):
-            rate = self._rates.of(ground)
-            if not is_drafted(ground):
+            rate = 1.0 if ground == FORCED else self._rates.of(ground)
+            if ground != FORCED and not is_drafted(ground):
                 rate = self._places.rate(before, rate)
-            before = token
+            before = before[1], token
             chance *= rate
             if chance < _HOPELESS:
                 break
             likely.append(rate)
-        return Offer(likely, self.account.allowance_s(plain_s))
+        return Offer(likely, self.account.allowance_s(plain_s), guess.grounds.count(FORCED))
 
     def drew(self, token: int) -> None:
         """The answer goes on with this token."""
@@ -158,6 +166,11 @@ class Speculator:
         history = self._known()
         history.append(token)
         self._shared.learn(history.tokens)
+
+    def _before(self) -> Before:
+        """The tokens that a guess follows on."""
+        tokens = self._known().tokens
+        return tokens[-2] if len(tokens) > 1 else -1, tokens[-1]
 
     def _known(self) -> TokenHistory:
         """The prompt and the answer so far. A prompt is looked through once, when its answer begins."""

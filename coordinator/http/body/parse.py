@@ -115,7 +115,10 @@ class Call:
     def prompt_tokens(self) -> int:
         """Returns the estimated length of the prompt; that of given token ids is exact."""
         if isinstance(self.prompt, TextPrompt):
-            return len(self.prompt.tokens) or estimate_prompt_tokens([self.prompt.text])
+            ends = [self.prompt.suffix] if self.prompt.suffix else []
+            if self.prompt.tokens:
+                return len(self.prompt.tokens) + (estimate_prompt_tokens(ends) if ends else 0)
+            return estimate_prompt_tokens([self.prompt.text, *ends])
         tools = [f"{tool.name}{tool.description or ''}{tool.parameters}" for tool in self.prompt.tools]
         calls = [f"{call.name}{call.arguments}" for message in self.prompt.messages for call in message.tool_calls]
         said = [f"{message.reasoning_content or ''}{message.content}" for message in self.prompt.messages]
@@ -145,7 +148,8 @@ class Call:
 
 def _least_tokens(prompt: ChatPrompt | TextPrompt) -> int:
     if isinstance(prompt, TextPrompt):
-        return len(prompt.tokens) or len(prompt.text) // MAX_CHARACTERS_PER_TOKEN
+        n_before = len(prompt.tokens) or len(prompt.text) // MAX_CHARACTERS_PER_TOKEN
+        return n_before + len(prompt.suffix) // MAX_CHARACTERS_PER_TOKEN
     said = sum(len(message.content) + len(message.reasoning_content or "") for message in prompt.messages)
     return said // MAX_CHARACTERS_PER_TOKEN
 
@@ -194,9 +198,11 @@ def read_completion(fields: dict[str, Any], headers: Mapping[str, str] = NO_HEAD
     """Parses the fields of a text completion, of which only `max_tokens` may be null, for no limit. Raises `ApiError`
     (400), as `parse_completion`."""
     text, ignored = read_struct(fields, TextRequest, reading)
-    prompt, *more = prompts_of(text.prompt)
+    prompt, *more = (msgspec.structs.replace(each, suffix=text.suffix) for each in prompts_of(text.prompt))
     if (1 + len(more)) * text.n > MAX_PROMPTS:
         raise invalid(f"'prompt' times 'n' must be at most {MAX_PROMPTS}.", param="n")
+    if text.suffix and text.echo:
+        raise unsupported("echo", hint="Together with 'suffix' it must be false.")
     only_reads = text.max_tokens == 0 and text.echo
     # Only the expert knows the tokens of a prompt, and what given ids stand for.
     by_expert = text.echo and (text.logprobs is not None or bool(prompt.tokens) or only_reads)
@@ -210,7 +216,7 @@ def read_completion(fields: dict[str, Any], headers: Mapping[str, str] = NO_HEAD
             "logprobs": text.logprobs,
             "echo": by_expert,
         },
-        for_one="echo" if text.echo else "prompt" if prompt.tokens else None,
+        for_one="echo" if text.echo else "suffix" if text.suffix else "prompt" if prompt.tokens else None,
         fields=fields,
         headers=headers,
         reading=reading,

@@ -366,7 +366,7 @@ class CommonRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache_prompt: bool = True
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] = 1
     best_of: Annotated[Any, only(1)] = None
-    suffix: Annotated[Any, only("", why="No model here writes what is between a beginning and an end.")] = None
+    suffix: Annotated[Any, only("", why="A gap between two texts is filled on /v1/completions.")] = None
     modalities: Annotated[Any, only(["text"])] = None
     # vLLM's, by the values that its clients write down though they are its defaults.
     add_generation_prompt: Annotated[Any, only(True)] = None
@@ -380,6 +380,7 @@ class CommonRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=T
     use_beam_search: Annotated[Any, only(False)] = None
     metadata: Annotated[dict[str, Any] | None, idle({})] = None
     prompt_cache_key: Annotated[str | None, idle()] = None
+    prompt_cache_options: Annotated[dict[str, Any] | None, idle({})] = None
     prompt_cache_retention: Annotated[str | None, idle()] = None
     safety_identifier: Annotated[str | None, idle()] = None
     service_tier: Annotated[str | None, idle("auto", "default")] = None
@@ -422,6 +423,7 @@ class TextRequest(CommonRequest, frozen=True, kw_only=True):
         ],
         Meta(extra={"must": f"be a string, a list of token ids, or a list of at most {MAX_PROMPTS} of either"}),
     ]
+    suffix: Annotated[Text, Meta(description="What follows the gap behind `prompt` that is to be filled.")] = ""
     echo: bool = False
     logprobs: Annotated[int, Meta(ge=0, le=MAX_COMPLETION_LOGPROBS)] | None = None
 

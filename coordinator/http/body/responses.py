@@ -269,7 +269,7 @@ class ResponsesRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_field
     prompt_cache_options: Annotated[dict[str, Any] | None, idle({})] = None
     service_tier: Annotated[str | None, idle("auto", "default")] = None
     background: Annotated[Any, only(False)] = None
-    truncation: Annotated[Any, only("disabled")] = None
+    truncation: Annotated[Literal["auto", "disabled"] | None, idle("disabled")] = None
 
 
 CHAT_NAMES = {
@@ -296,6 +296,8 @@ def read_responses(fields: dict[str, Any], reading: Reading = STRICT) -> tuple[R
         fields["input"] = [_typed(item) for item in kept]
         if len(kept) < len(items):
             left_out[f"input[{SEARCH_CALL}]"] = None
+    if isinstance(wanted := fields.get("include"), list) and any(each != LOGPROBS for each in wanted):
+        left_out["include"] = None
     if isinstance(tools := fields.get("tools"), list):
         fields["tools"] = list(_offered(tools, left_out))
     request, ignored = read_struct(fields, ResponsesRequest, reading)

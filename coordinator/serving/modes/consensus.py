@@ -99,7 +99,7 @@ class Consensus(PanelRun):
             settled=self._settled,
             probability=self._vote.probability if self._vote.leader is not None else None,
             not_asked=tuple(member.expert.key for member in self._queue),
-            note=self._note,
+            note=self._note or self._rule.note,
         )
 
     # --- What happens -----------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from moe2.common.link.messages import (
     TokenAlternative,
     TokenPiece,
 )
-from moe2.common.textstream import TextStream
+from moe2.common.textstream import Likelihood, TextStream
 from moe2.coordinator.choosing.result import Member, Selection
 from moe2.coordinator.serving.attempt import Attempt, Purpose
 from moe2.coordinator.serving.collaboration import Collaboration
@@ -98,7 +98,7 @@ class Mix(PanelRun):
         if chosen.ends:
             self._ended_by = "stop"
         else:
-            pieces = self._text.feed(chosen.piece, *self._likelihood(chosen, mixture))
+            pieces = self._text.feed(chosen.piece, self._likelihood(chosen, mixture))
             if self._text.stopped:
                 self._ended_by = "stop"
             elif self._step == self.life.request.generation.max_tokens:
@@ -151,13 +151,9 @@ class Mix(PanelRun):
             self.wait_for(attempt, predicted_s.p95 if predicted_s else None, now_s)
         return todo
 
-    def _likelihood(
-        self, chosen: Candidate, mixture: TokenMixture
-    ) -> tuple[float | None, tuple[TokenAlternative, ...]]:
+    def _likelihood(self, chosen: Candidate, mixture: TokenMixture) -> Likelihood | None:
         wanted = self.life.request.generation.logprobs
-        if wanted is None:
-            return None, ()
-        return chosen.logprob, _alternatives(mixture.best(wanted))
+        return None if wanted is None else Likelihood(chosen.logprob, _alternatives(mixture.best(wanted)))
 
     def _job(self, member: Member) -> MakeJob:
         request = self.life.request

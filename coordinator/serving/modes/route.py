@@ -1,8 +1,9 @@
 """Route: one expert answers, and its stream passes through. PURE.
 
 Before the client has seen a token another expert may take over: in the place of one that failed, or beside one that is
-late, where the first token decides (a hedge, after Dean and Barroso, "The Tail at Scale", 2013). Afterwards a failure
-is told, unless the client asked that another expert goes on from the text so far.
+late, where the first token decides (a hedge, after Dean and Barroso, "The Tail at Scale", 2013), or beside one that is
+still being loaded or woken, if it joined the fleet meanwhile. Afterwards a failure is told, unless the client asked
+that another expert goes on from the text so far.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from weakref import ref
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
 from moe2.common.link.messages import JobDone, JobFailed, JobScored, TokenPiece
 from moe2.common.link.prompts import ChatPrompt
+from moe2.common.link.reports import ExpertState
 from moe2.coordinator.choosing.result import Member, NoExpert, Selection
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import Attempt
@@ -24,6 +26,8 @@ MIN_PAUSE_S = 0.01
 """Shortest time between two looks for a second expert."""
 HANG_PAUSE_S = 1.0
 """Time between two looks for an expert in the place of one that hangs."""
+COMING_PAUSE_S = 0.25
+"""Time until the first look for an expert that joined while the one that was asked is being loaded or woken."""
 RESUMES_SINCE_PROTOCOL = 2
 """Older agents do not know `Submit.prefix`: theirs would be a second answer behind the first one's beginning."""
 
@@ -38,6 +42,8 @@ class Route(ModeRun):
         self._last_failure: JobFailed | None = None
         self._look_at_s: dict[str, float] = {}
         """When to look again for a faster expert, by job; the first look is when the job is late."""
+        self._look_beside_at_s: dict[str, float] = {}
+        """When to look again for one that joined, by job of an expert that is being loaded or woken."""
         self._text: list[str] | None = [] if _can_resume(life) else None
 
     @property
@@ -98,6 +104,9 @@ class Route(ModeRun):
         [attempt] = self._running()  # There is no second one yet.
         if attempt.hangs:
             return self.hangs(attempt, now_s)
+        if _is_coming(attempt):
+            known = frozenset(attempt.selection.outlook.forecast.roster.keys)
+            return self.life.choose(partial(self._go_beside, attempt), now_s, excluded=known)
         return self.life.choose(partial(self._compare, attempt), now_s)
 
     def _compare(self, late: Attempt, chosen: Selection | NoExpert, now_s: float) -> list[Effect]:
@@ -111,6 +120,17 @@ class Route(ModeRun):
             return self._help(chosen, now_s, is_hedge=True) if is_allowed else self._look_later(late, waited_s, now_s)
 
         return self.life.ask_to_hedge(hedge)
+
+    def _go_beside(self, coming: Attempt, chosen: Selection | NoExpert, now_s: float) -> list[Effect]:
+        """Set an expert to work that has joined since another one was chosen which still is not there.
+
+        Those that could be chosen then were not, for good reasons. This uses up no hedge: nobody is late.
+        """
+        if isinstance(chosen, NoExpert) or chosen.first.expert.report.state is not ExpertState.READY:
+            # Ever less often: a host may take minutes, and hundreds of requests may wait for it.
+            self._look_beside_at_s[coming.job_id] = now_s + (now_s - coming.submitted_s) / 2
+            return []
+        return self._help(chosen, now_s)
 
     def _look_later(self, late: Attempt, pause_s: float, now_s: float) -> list[Effect]:
         """Look again for a faster expert after a pause: the later it is, the slower an expert would do."""
@@ -143,6 +163,8 @@ class Route(ModeRun):
         # What may bring down one engine is not given to a second one beside it.
         if attempt.is_custom or attempt.alone_until is not None:
             return None
+        if _is_coming(attempt):
+            return self._look_beside_at_s.get(attempt.job_id, attempt.submitted_s + COMING_PAUSE_S)
         return self._look_at_s.get(attempt.job_id, attempt.due_s)
 
     def _go_on(self, chosen: Selection | NoExpert, now_s: float, *, may_wait: bool = False) -> list[Effect]:
@@ -194,6 +216,11 @@ class Route(ModeRun):
 
     def _running(self) -> list[Attempt]:
         return [attempt for attempt in self.life.attempts if attempt.state is AttemptState.RUNNING]
+
+
+def _is_coming(attempt: Attempt) -> bool:
+    """Whether the expert was not there when it was asked, and has not begun to work since."""
+    return attempt.expert.report.state is not ExpertState.READY and attempt.prompt_tokens is None
 
 
 def _can_resume(life: Lifecycle) -> bool:

@@ -9,6 +9,7 @@ where the fleet's own pacing settles while it answers; what an answer is worth n
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -103,52 +104,87 @@ def evaluate_votes(
     targets_j: Sequence[float | None] = TARGETS_J,
     hosts: Mapping[str, str] | None = None,
     training: TrainingConfig | None = None,
-    trained: TrainedGate | None = None,
     progress: Progress | None = None,
-    fifth: int = 0,
+    fifths: Sequence[int] = (0,),
 ) -> VoteReport:
     """Compare votes of each pool with one expert alone, within each target of mean joules.
 
     pools: experts by the pool's name; None for `default_pools`. hosts: host profile by expert, `HOST` for the others.
-    trained: a gate of exactly the learnt rows, if there is one already. fifth: as in `split_for_report`. Raises
-    Moe2Error where the file holds no answers or too few rows.
+    fifths: each is held out in turn, as in `split_for_report`, and reported on by what the other rows say; figures are
+    those of all reported rows together. Raises Moe2Error where the file holds no answers or too few rows.
     """
     if answer_codes(table) is None:
         raise VoteEvaluationError(
             "The file holds no answers, only scores.",
             remedy="Columns 'answer__NAME' hold them; `moe2-coordinator collect` writes them.",
         )
-    parts = split_for_report(table, fifth)
-    trained = trained or train_gate(parts.learn, config=training, progress=progress)
-    named = {name: tuple(experts) for name, experts in (pools or default_pools(parts.learn)).items()}
+    splits = [split_for_report(table, fifth) for fifth in fifths]
+    # The same pools in every part: which experts are the best four is no outcome of the held-out rows of one.
+    learned = splits[0].learn if len(splits) == 1 else table.take(table.rows_of("train"))
+    named = {name: tuple(experts) for name, experts in (pools or default_pools(learned)).items()}
+    placed = {name: dict.fromkeys(experts, HOST) | dict(hosts or {}) for name, experts in named.items()}
+    reached: dict[tuple[str, float | None], list[dict[str, _Reached]]] = defaultdict(list)
+    ends: dict[str, list[dict[str, _Reached]]] = defaultdict(list)
+    trained_on: list[int] = []
+    for place, parts in enumerate(splits):
+        trained = train_gate(parts.learn, config=training, progress=_part_of(progress, place, len(splits)))
+        trained_on.append(trained.manifest.rows["train"])
+        for pool, experts in named.items():
+            study = _Study(parts, experts, trained, placed[pool])
+            for target_j in targets_j:
+                reached[pool, target_j].append(study.within(target_j))
+            ends[pool].append(study.until_certain())
     figures: list[PolicyFigures] = []
-    stops: list[EarlyStop] = []
     behind: list[BehindBest] = []
-    for pool, experts in named.items():
-        study = _Study(pool, parts, experts, trained, dict.fromkeys(experts, HOST) | dict(hosts or {}))
-        for target_j in targets_j:
-            found = study.within(target_j)
-            figures += found[0]
-            behind += found[1]
-        stops.append(study.early_stop())
+    for (pool, target_j), found in reached.items():
+        together = _together(found)
+        if SINGLE in together:
+            figures += [_figures(pool, target_j, policy, one, together) for policy, one in together.items()]
+            behind += _behind_best(pool, target_j, together)
+    reported = sum(len(parts.report) for parts in splits)
     return VoteReport(
         pools=named,
-        rows={**trained.manifest.rows, "reported": len(parts.report)},
-        reported_on=parts.reported_on,
+        rows={**trained.manifest.rows, "train": min(trained_on), "reported": reported},
+        reported_on="; ".join(parts.reported_on for parts in splits),
         host_marks="joules by answer lengths, four characters a token, scaled with the parameters: assumed",
         consensus=tuple(figures),
-        early_stop=tuple(stops),
+        early_stop=tuple(_early_stop(pool, _together(found)) for pool, found in ends.items()),
         behind_best=tuple(behind),
     )
+
+
+def _part_of(progress: Progress | None, place: int, parts: int) -> Progress | None:
+    """The progress of one of several trainings of equal length, as that of all together."""
+    return None if progress is None else lambda done, total: progress(place * total + done, parts * total)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reached:
+    """What one policy reached on rows."""
+
+    answered: Answered
+    members: tuple[str, ...] = ()
+    """The fixed expert or voters in the order in which they are asked; empty where they depend on the row."""
+
+
+def _together(parts: Sequence[Mapping[str, _Reached]]) -> dict[str, _Reached]:
+    """What the policies that were possible in every part reached on all rows. Members that differ are left out."""
+    found = {}
+    for policy in parts[0]:
+        own = [part[policy] for part in parts if policy in part]
+        if len(own) == len(parts):
+            figures = zip(*(one.answered for one in own), strict=True)
+            score, joules, asked = (np.concatenate(figure) for figure in figures)
+            members = own[0].members if len({one.members for one in own}) == 1 else ()
+            found[policy] = _Reached((score, joules, asked), members)
+    return found
 
 
 class _Study:
     """One pool: policies are chosen on the learnt rows, and answer the others."""
 
-    def __init__(
-        self, pool: str, parts: Parts, experts: Sequence[str], trained: TrainedGate, hosts: Mapping[str, str]
-    ) -> None:
-        self.pool, self.experts = pool, tuple(experts)
+    def __init__(self, parts: Parts, experts: Sequence[str], trained: TrainedGate, hosts: Mapping[str, str]) -> None:
+        self.experts = tuple(experts)
         learn, report = parts.learn.with_experts(experts), parts.report.with_experts(experts)
         train = learn.take(learn.rows_of("train"))
         fleet = FleetGate(trained.gate, [facts_from_name(name) for name in experts])
@@ -172,59 +208,36 @@ class _Study:
         self._plan_all_j = np.where(self._plans.members >= 0, self._mean_j[self._plans.members], 0.0).sum(axis=1)
         self._is_certain = np.isinf(self._plans.wanted) & (sizes > 1)
 
-    def within(self, target_j: float | None) -> tuple[list[PolicyFigures], list[BehindBest]]:
-        """The figures of every policy within one target; none where not even the cheapest expert fits."""
+    def within(self, target_j: float | None) -> dict[str, _Reached]:
+        """What every policy reaches within one target; none where not even the cheapest expert fits."""
         limit = np.inf if target_j is None else target_j
         fits = np.flatnonzero(self._mean_j <= limit)
         if fits.size == 0:
-            return [], []
+            return {}
         single = int(fits[np.nanmean(self._learn.right, axis=0)[fits].argmax()])
-        answered: dict[str, tuple[Answered, tuple[int, ...]]] = {
-            SINGLE: (_alone(self._report, np.full(len(self._report.label), single)), (single,)),
-            LABEL: (self._label_known(limit), ()),
-            ROUTE: (self._priced_route(limit), ()),
+        found = {
+            SINGLE: _Reached(_alone(self._report, np.full(len(self._report.label), single)), self._names([single])),
+            LABEL: _Reached(self._label_known(limit)),
+            ROUTE: _Reached(self._priced_route(limit)),
         }
         for policy, joules in ((ALL, self._plan_all_j), (EARLY, self._plan_j)):
             plan = self._best_vote(joules, limit)
             if plan is not None:
-                members = self._members(plan)
-                ends = np.full(len(self._report.label), np.nan if policy == ALL else np.inf)
-                answered[policy] = (_voted(self._report, self._replay, members, ends), members)
-        answered[AUTO] = (self._auto(limit, self._report), ())
-        base = answered[SINGLE][0][0]
-        best = max((name for name in answered if name != AUTO), key=lambda name: answered[name][0][0].mean())
-        answered[AUTO_LABEL] = (self._auto(limit, self._told), ())
-        figures = [self._figures(target_j, name, *found, base) for name, found in answered.items()]
-        behind = []
-        for policy in (AUTO, AUTO_LABEL):
-            gap = answered[best][0][0] - answered[policy][0][0]
-            behind.append(
-                BehindBest(
-                    pool=self.pool,
-                    target_j=target_j,
-                    policy=policy,
-                    best_policy=best,
-                    behind_points=100 * float(gap.mean()),
-                    behind_se=100 * _standard_error(gap),
-                )
-            )
-        return figures, behind
+                found[policy] = self._asked(self._members(plan), np.nan if policy == ALL else np.inf)
+        found[AUTO] = _Reached(self._auto(limit, self._report))
+        found[AUTO_LABEL] = _Reached(self._auto(limit, self._told))
+        return found
 
-    def early_stop(self) -> EarlyStop:
-        """The best set of voters without a limit: asked in turn until the outcome is certain, against asking all."""
+    def until_certain(self) -> dict[str, _Reached]:
+        """The best set of voters without a limit: asked in turn until the outcome is certain, and all asked."""
         plan = self._best_vote(self._plan_all_j, np.inf)
         members = tuple(range(len(self.experts)))[:MAX_VOTERS] if plan is None else self._members(plan)
-        rows = len(self._report.label)
-        everybody = _voted(self._report, self._replay, members, np.full(rows, np.nan))
-        in_turn = _voted(self._report, self._replay, members, np.full(rows, np.inf))
-        lost = everybody[0] - in_turn[0]
-        return EarlyStop(
-            pool=self.pool,
-            members=self._names(members),
-            lost_points=100 * float(lost.mean()),
-            lost_se=100 * _standard_error(lost),
-            joules_ratio=float(in_turn[1].mean() / everybody[1].mean()),
-        )
+        return {ALL: self._asked(members, np.nan), EARLY: self._asked(members, np.inf)}
+
+    def _asked(self, members: tuple[int, ...], wanted: float) -> _Reached:
+        """A fixed vote. wanted: as in `_voted`, the same for all rows."""
+        wanted_of_rows = np.full(len(self._report.label), wanted)
+        return _Reached(_voted(self._report, self._replay, members, wanted_of_rows), self._names(members))
 
     def _rows(
         self,
@@ -334,23 +347,57 @@ class _Study:
     def _mean_of(figures: FloatArray, rows: npt.NDArray[np.bool_]) -> FloatArray:
         return np.asarray(figures[rows].mean(axis=0) if rows.any() else figures.mean(axis=0))
 
-    def _figures(
-        self, target_j: float | None, policy: str, answered: Answered, members: tuple[int, ...], base: FloatArray
-    ) -> PolicyFigures:
-        score, joules, asked = answered
-        gain = score - base
-        return PolicyFigures(
-            pool=self.pool,
-            target_j=target_j,
-            policy=policy,
-            score=float(score.mean()),
-            score_se=_standard_error(score),
-            mean_j=float(joules.mean()),
-            asked_mean=float(asked.mean()),
-            gain_points=100 * float(gain.mean()),
-            gain_se=100 * _standard_error(gain),
-            members=self._names(members),
+
+def _figures(
+    pool: str, target_j: float | None, policy: str, reached: _Reached, together: Mapping[str, _Reached]
+) -> PolicyFigures:
+    score, joules, asked = reached.answered
+    gain = score - together[SINGLE].answered[0]
+    return PolicyFigures(
+        pool=pool,
+        target_j=target_j,
+        policy=policy,
+        score=float(score.mean()),
+        score_se=_standard_error(score),
+        mean_j=float(joules.mean()),
+        asked_mean=float(asked.mean()),
+        gain_points=100 * float(gain.mean()),
+        gain_se=100 * _standard_error(gain),
+        members=reached.members,
+    )
+
+
+def _behind_best(pool: str, target_j: float | None, together: Mapping[str, _Reached]) -> list[BehindBest]:
+    """How far moe2's own choice is behind the best of the other policies."""
+    scores = {policy: reached.answered[0] for policy, reached in together.items()}
+    best = max((policy for policy in scores if policy not in (AUTO, AUTO_LABEL)), key=lambda name: scores[name].mean())
+    found = []
+    for policy in (AUTO, AUTO_LABEL):
+        gap = scores[best] - scores[policy]
+        found.append(
+            BehindBest(
+                pool=pool,
+                target_j=target_j,
+                policy=policy,
+                best_policy=best,
+                behind_points=100 * float(gap.mean()),
+                behind_se=100 * _standard_error(gap),
+            )
         )
+    return found
+
+
+def _early_stop(pool: str, together: Mapping[str, _Reached]) -> EarlyStop:
+    """What asking in turn saves and costs against asking the same voters all."""
+    everybody, in_turn = together[ALL].answered, together[EARLY].answered
+    lost = everybody[0] - in_turn[0]
+    return EarlyStop(
+        pool=pool,
+        members=together[ALL].members,
+        lost_points=100 * float(lost.mean()),
+        lost_se=100 * _standard_error(lost),
+        joules_ratio=float(in_turn[1].mean() / everybody[1].mean()),
+    )
 
 
 def _alone(rows: _Rows, chosen: IntArray) -> Answered:

@@ -22,7 +22,7 @@ from moe2.coordinator.training.evaluate.budgets import Budget, budget_grid, feas
 from moe2.coordinator.training.evaluate.days import day_figures
 from moe2.coordinator.training.evaluate.panels import PanelSelector, Planner
 from moe2.coordinator.training.evaluate.profiles import PROFILES, Costs, default_hosts, fleet_costs
-from moe2.coordinator.training.evaluate.report import BudgetFigures, EvaluationReport, RouterFigures
+from moe2.coordinator.training.evaluate.report import FIFTHS, BudgetFigures, EvaluationReport, RouterFigures
 from moe2.coordinator.training.evaluate.routers import (
     ORACLES,
     Router,
@@ -45,7 +45,6 @@ MOE2_TOLD = "moe2, category given"
 ALL_EXPERTS = "all experts (median)"
 """All experts run; the median of their scores stands for a vote, which scores alone cannot replay."""
 _NEIGHBOURS = 40
-FIFTHS = 5
 
 
 class EvaluationError(Moe2Error):

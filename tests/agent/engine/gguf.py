@@ -38,7 +38,7 @@ def with_metadata(model: Path, target: Path, key: str, value: int | bool) -> Pat
     content = model.read_bytes()
     version, n_tensors, n_fields = struct.unpack_from("<IQQ", content, 4)
     kind = struct.pack("<IB", _BOOLEAN, value) if isinstance(value, bool) else struct.pack("<II", _UINT32, value)
-    added = _text(key) + kind + _text("filling") + struct.pack("<I", _STRING)
+    added = _text(key) + kind + _text(f"filling.{key}") + struct.pack("<I", _STRING)
     # The tensors stay aligned where they move by a multiple of the alignment.
     added += _text("." * (-(len(added) + 8) % _ALIGNMENT))
     target.write_bytes(b"GGUF" + struct.pack("<IQQ", version, n_tensors, n_fields + 2) + added + content[24:])

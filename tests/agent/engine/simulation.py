@@ -48,6 +48,7 @@ class Letters:
 
     bos = ""
     control_texts: tuple[str, ...] = ()
+    infill_marks: tuple[int, int, int] | None = None
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return [ord(letter) - ord("a") + 1 for letter in text]
@@ -177,6 +178,7 @@ class Engine:
         speculation: Speculation | None = None,
         gives_back: bool = True,
         seconds: Callable[[int], float] | None = None,
+        held_up_s: Callable[[int], float] = lambda tokens: 0.0,
         draft_says: Callable[[Sequence[int]], Logits] | None = None,
         draft_seconds: Callable[[int], float] = lambda tokens: 0.0,
         draft_cells: int | None = None,
@@ -184,6 +186,7 @@ class Engine:
         """`endless`: the end token is never drawn. idle_tokens: None is all of the cache. shelved_tokens: room on the
         shelf. new_draw: None draws the most likely token. says, gives_back: see `SimulatedCache`.
         seconds: what a step takes, by the tokens in its batch; None for a clock that is only looked at.
+        held_up_s: how long other work of the host holds a step up besides.
         draft_says: what a draft model says; None for no draft model. draft_seconds, draft_cells: its steps and its
         cache, which is as large as the other one by default."""
         self._endless = endless
@@ -191,10 +194,10 @@ class Engine:
         self.cache = SimulatedCache(cells, says=says, gives_back=gives_back)
         self.steps = 0
         if seconds is not None:
-            self.cache.on_decode = lambda tokens: self._pass(seconds(tokens))
+            self.cache.on_decode = lambda tokens: self._pass(seconds(tokens), held_up_s(tokens))
         self._tick_s = 0.001 if seconds is None else 0.0
         self.events: list[Event] = []
-        self.now_s = 0.0
+        self.now_s = self._held_up_s = 0.0
         lanes = Lanes(lanes=2 * slots + 2, cells=cells, cuts_anywhere=True)
         limits = Limits(
             slots=slots,
@@ -234,8 +237,9 @@ class Engine:
             shelf=self.shelf,
             limits=limits,
             clock=self._clock,
+            work_clock=self._work_clock,
             emit=self.events.append,
-            guessing=None if speculation is None else Guessing(speculation, drafter, clock=self._clock),
+            guessing=None if speculation is None else Guessing(speculation, drafter, clock=self._work_clock),
         )
 
     def _new_draw(self, request: Submit) -> Draw:
@@ -247,8 +251,12 @@ class Engine:
         self.now_s += self._tick_s
         return self.now_s
 
-    def _pass(self, seconds: float) -> None:
-        self.now_s += seconds
+    def _work_clock(self) -> float:
+        return self._clock() - self._held_up_s
+
+    def _pass(self, seconds: float, held_up_s: float = 0.0) -> None:
+        self.now_s += seconds + held_up_s
+        self._held_up_s += held_up_s
 
     def run(self, most_steps: int = 10_000) -> None:
         """Step until there is nothing to do."""

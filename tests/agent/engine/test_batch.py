@@ -139,9 +139,25 @@ def test_batches_of_a_steady_run_are_small() -> None:
     lanes = _lanes()
     steady = _start(lanes, list(range(200)))
     steady.is_steady = True
-    [(_, chunk)] = lanes.plan(batch_tokens=128, prefill_tokens=128, outputs=8)
-    assert (len(chunk.tokens), chunk.is_steady) == (48, True)
+    # Neither the host's speed nor a guess changes where its prompt is cut.
+    [(_, chunk)] = lanes.plan(batch_tokens=128, prefill_tokens=2, outputs=8)
+    assert (len(chunk.tokens), chunk.is_steady) == (32, True)
     _finish(lanes, steady)
     _start(lanes, [*range(300, 500)])
     [(_, chunk)] = lanes.plan(batch_tokens=128, prefill_tokens=128, outputs=8)
     assert (len(chunk.tokens), chunk.is_steady) == (128, False)
+
+
+def test_a_steady_run_shares_no_batch_and_stops_nobody() -> None:
+    """What it adds up depends on its place in a batch: it has every second one to itself, and others have the rest."""
+    lanes = _lanes()
+    other = _start(lanes, [1])
+    steady = _start(lanes, list(range(2, 80)))
+    steady.is_steady = True
+    seen = []
+    for _ in range(5):
+        chunks = lanes.plan(batch_tokens=100, prefill_tokens=100, outputs=8)
+        lanes.commit(chunks)
+        seen.append([(chunk.is_steady, len(chunk.tokens)) for _, chunk in chunks])
+        other.tokens = [*other.tokens[: other.filled], 1]
+    assert seen == [[(True, 32)], [(False, 1)], [(True, 32)], [(False, 1)], [(True, 14)]]

@@ -12,7 +12,7 @@ from moe2.common.errors import JobErrorCode
 from moe2.common.generation import Sampling
 from moe2.common.link.messages import Submit, TokenPiece, Tokens
 from moe2.common.link.prompts import TextPrompt
-from tests.agent.engine.simulation import Engine, Letters, greedy, letters, logits_after
+from tests.agent.engine.simulation import END, Engine, Letters, greedy, letters, logits_after
 
 PROMPT = [1, 2, 3, 1, 2]
 
@@ -45,6 +45,15 @@ def test_every_token_of_a_prompt_is_scored_after_those_before_it(prompt: TextPro
         assert piece.logprob == pytest.approx(logprob(logits, PROMPT[place]), abs=1e-5)
         assert piece.alternatives[0].logprob == pytest.approx(logprob(logits, int(logits.argmax())), abs=1e-5)
     assert (end.reason, end.prompt_tokens, end.decoded_tokens) == ("length", 5, 0)
+
+
+def test_a_control_token_of_a_prompt_is_named() -> None:
+    """It has no text, and its name tells it from a token that is only part of a character; the first one, too."""
+    ids = TextPrompt(text="", tokens=(END, 1, END, 2))
+    pieces, _ = run(Engine(), echoing(ids, max_tokens=0, logprobs=1))
+    assert [(piece.text, piece.name) for piece in pieces] == [("", "<end>"), ("a", ""), ("", "<end>"), ("b", "")]
+    unscored, _ = run(Engine(), echoing(ids, max_tokens=0))
+    assert not any(piece.name for piece in unscored)
 
 
 def test_an_answer_follows_its_prompt() -> None:

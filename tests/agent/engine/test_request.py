@@ -118,6 +118,38 @@ def test_a_beginning_that_fills_the_context_leaves_no_room() -> None:
     assert len(_reader().generate(_generate(prefix="defg"), limit=8)) == 7
 
 
+def test_a_gap_stands_behind_the_texts_around_it() -> None:
+    """What is before and after it follows its mark, then comes what fills it; both texts are data, and may be empty."""
+    vocabulary = _Controlled()
+    vocabulary.infill_marks = (90, 91, 92)
+    reader = RequestReader(vocabulary, None, vocabulary_size=99)
+    assert reader.generate(_generate(TextPrompt(text="ab", suffix="c")), limit=9) == [90, 1, 2, 91, 3, 92]
+    assert reader.generate(_generate(TextPrompt(text="", suffix="c"), prefix="d"), limit=9) == [90, 91, 3, 92, 4]
+    assert _CONTROL_TOKEN not in reader.generate(_generate(TextPrompt(text="<end>", suffix="<end>")), limit=99)
+    ids = TextPrompt(text="", tokens=(5, 6), suffix="c")
+    assert reader.generate(_generate(ids), limit=9) == [90, 5, 6, 91, 3, 92]
+
+
+def test_a_gap_that_nobody_can_fill_is_refused() -> None:
+    """A vocabulary without the marks is named, and so are texts that fill the context themselves."""
+    with pytest.raises(RequestError, match="no marks") as caught:
+        _reader().generate(_generate(TextPrompt(text="a", suffix="b")), limit=9)
+    assert caught.value.code == JobErrorCode.INVALID_REQUEST
+    vocabulary = Letters()
+    vocabulary.infill_marks = (90, 91, 92)
+    reader = RequestReader(vocabulary, None, vocabulary_size=99)
+    for suffix in ("bcd", "b" * 10_000):
+        with pytest.raises(RequestError) as caught:
+            reader.generate(_generate(TextPrompt(text="a", suffix=suffix)), limit=7)
+        assert caught.value.code == JobErrorCode.CONTEXT_EXCEEDED
+
+
+def test_an_answer_to_given_tokens_goes_on_behind_them() -> None:
+    """Whoever takes over for an expert that fell silent goes on from what the client has."""
+    ids = TextPrompt(text="", tokens=(5, 6))
+    assert _reader().generate(_generate(ids, prefix="ab"), limit=9) == [5, 6, 1, 2]
+
+
 def _controlled(template: str = "{{ messages[0].content }}<end>") -> RequestReader:
     vocabulary = _Controlled()
     quotation = Quotation(vocabulary.control_texts)

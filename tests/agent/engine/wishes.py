@@ -29,6 +29,7 @@ class Alphabet:
     """A vocabulary of bytes, with marks as control tokens behind them. ends: those of the marks that end an answer."""
 
     bos = ""
+    infill_marks: tuple[int, int, int] | None = None
 
     def __init__(self, marks: Sequence[str], ends: Sequence[str]) -> None:
         self.control_texts = tuple(marks)

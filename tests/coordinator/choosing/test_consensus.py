@@ -116,6 +116,27 @@ def test_dear_joules_end_the_asking_sooner(tmp_path: Path) -> None:
     assert models(decided) == ["two"]
 
 
+def test_a_vote_of_one_says_why(tmp_path: Path) -> None:
+    """Where a client asks for a vote, one member suffices because others add nothing, are too dear, or do not fit."""
+
+    def note(chooser: Selector, *experts: Expert, **wish: Any) -> str | None:
+        decided = choose(chooser, *experts, **wish)
+        assert isinstance(decided, Selection)
+        assert decided.vote is not None
+        return decided.vote.note
+
+    chooser = gated(tmp_path, *SMALL)
+    assert note(chooser, *FLEET) is None
+    assert "not worth the price" in (note(chooser, *FLEET, price_per_j=1e-2) or "")
+    assert "limits" in (note(chooser, *FLEET, max_experts=1) or "")
+    assert "limits" in (note(chooser, FLEET[0]) or "")
+    assert note(chooser, *FLEET, mode=Mode.AUTO) is None
+    best = note(gated(tmp_path, 0.9, 0.3, 0.3), *FLEET) or ""
+    assert "By 600 recorded prompts" in best
+    assert "price" not in best
+    assert "assumed" in (note(Selector(Scorer(None), {}, clock=lambda: 0.0), served("x", 1.0), served("y", 2.0)) or "")
+
+
 def test_the_clients_confidence_stands(tmp_path: Path) -> None:
     """It is the probability at which nobody else is asked."""
     decided = choose(gated(tmp_path, *SMALL), *FLEET, confidence=0.8)

@@ -345,6 +345,15 @@ def test_a_request_with_tools_goes_where_the_template_has_them() -> None:
     assert chosen(asked(), without, silent) == "agent-1/m"
 
 
+def test_a_text_with_a_gap_goes_where_the_vocabulary_has_marks_for_one() -> None:
+    """Models without them, and agents that do not say, are ruled out; a model that was never loaded is not."""
+    plain, silent = expert("agent-1", supports_infill=False), expert("agent-2", architecture="llama")
+    filling = expert("agent-3", latency=SLOW, supports_infill=True)
+    assert chosen(asked(needs_infill=True), plain, silent, filling) == "agent-3/m"
+    assert chosen(asked(model="m", needs_infill=True), plain, silent) == "no_infill"
+    assert chosen(asked(needs_infill=True), plain, expert("agent-2")) == "agent-2/m"
+
+
 def test_a_model_without_tools_is_named_as_such() -> None:
     """Where no model has tools the refusal says so, because trying again is of no use."""
     assert chosen(asked(model="m", needs_tools=True), expert("agent-1", supports_tools=False)) == "no_tools"

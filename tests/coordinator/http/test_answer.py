@@ -128,15 +128,15 @@ def test_a_completions_logprobs_are_openais() -> None:
     assert answer["choices"][0]["logprobs"] == {
         "tokens": ["Hé", "llo"],
         "token_logprobs": [-0.5, -0.25],
-        "top_logprobs": [{"Ha": -1.5}, {}],
+        "top_logprobs": [{"Ha": -1.5, "Hé": -0.5}, {"llo": -0.25}],
         "text_offset": [0, 2],
     }
     strict(Completion, answer)
 
 
 HALVES = (
-    TokenPiece("", -0.5, (TokenAlternative("<|end|>", -1.0, None), TokenAlternative("\ufffd", -2.0, "c3")), hex="c3"),
-    TokenPiece("é", -0.25, (TokenAlternative("\ufffd", -3.0, "a8"), TokenAlternative("\ufffd", -4.0, "a9")), hex="a9"),
+    TokenPiece("", -2.0, (TokenAlternative("<|end|>", -1.0, None), TokenAlternative("\ufffd", -2.0, "c3")), hex="c3"),
+    TokenPiece("é", -4.0, (TokenAlternative("\ufffd", -3.0, "a8"), TokenAlternative("\ufffd", -4.0, "a9")), hex="a9"),
 )
 
 
@@ -158,9 +158,19 @@ def test_tokens_of_a_completion_do_not_share_a_key() -> None:
         {"<|end|>": -1.0, r"bytes:\xc3": -2.0},
         {r"bytes:\xa8": -3.0, r"bytes:\xa9": -4.0},
     ]
-    twice = (TokenPiece("\n", -0.5, tuple(TokenAlternative("\n", -value) for value in (1.0, 2.0, 3.0))),)
+    twice = (TokenPiece("\n", -1.0, tuple(TokenAlternative("\n", -value) for value in (1.0, 2.0, 3.0))),)
     [found] = logprobs_of(TEXT, twice)["top_logprobs"]
     assert (len(found), found["\n"], found[r"bytes:\x0a"]) == (3, -1.0, -2.0)
+
+
+def test_a_control_token_that_was_drawn_has_its_name() -> None:
+    """It has no text; in a completion the likelihood of what was drawn stands beside those of the likelier ones."""
+    piece = TokenPiece("", -3.0, (TokenAlternative("a", -1.0),), name="<|im_start|>")
+    [token] = logprobs_of(CHAT, [piece])["content"]
+    assert (token["token"], token["bytes"]) == ("<|im_start|>", None)
+    scored = logprobs_of(TEXT, [piece])
+    assert scored["tokens"] == ["<|im_start|>"]
+    assert scored["top_logprobs"] == [{"a": -1.0, "<|im_start|>": -3.0}]
 
 
 def test_usage_is_null_where_tokens_are_not_known() -> None:

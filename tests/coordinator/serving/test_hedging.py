@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from moe2.common.energy import Energy, Quality
-from moe2.common.link.messages import JobUsage, Submit, TokenPiece
+from moe2.common.link.messages import JobStarted, JobUsage, Submit, TokenPiece
 from moe2.common.link.prompts import ChatMessage, ChatPrompt, Tool
+from moe2.common.link.reports import ExpertState
 from moe2.coordinator.choosing.request import Wish
+from moe2.coordinator.choosing.result import Selection
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import events
 from moe2.coordinator.serving.attempt import MIN_LATE_S
@@ -27,7 +29,7 @@ from moe2.coordinator.serving.effects import (
 )
 from moe2.coordinator.serving.hedging import HedgeRation
 from moe2.coordinator.serving.receipt import receipt_of
-from tests.coordinator.experts import cost, expert, speed
+from tests.coordinator.experts import cost, expert, selector, speed
 from tests.coordinator.lives import EXPERTS, USAGE, LifeBench, outcomes, retires, stopped, submitted
 
 PLAIN: dict[str, Any] = {"logprobs": None}
@@ -39,6 +41,47 @@ def hedged(*experts: Any, **fields: Any) -> LifeBench:
     life.at_next()
     assert submitted(life.effects) == ["req-1.0", "req-1.1"]
     return life
+
+
+# --- While an expert is being loaded or woken -------------------------------------------------------------------------
+
+COLD = expert("agent-1", state=ExpertState.COLD, on_demand=True, load_s=300.0)
+READY = expert("agent-2")
+
+
+def test_who_joins_while_another_expert_is_woken_answers() -> None:
+    """An agent that was away, too, for a moment, is not kept waiting by a host that takes minutes; no hedge is used."""
+    life = LifeBench(COLD).admitted()
+    assert life.at_next() == []
+    life.experts.append(READY)
+    assert submitted(life.at_next()) == ["req-1.1"]
+    assert stopped(life.tokens("a", attempt=1)) == [("agent-1", "req-1.0")]
+    assert outcomes(life.done(attempt=1)) == [Completed("stop")]
+
+
+def test_who_was_there_when_another_expert_was_chosen_is_not_asked_beside_it() -> None:
+    """An expert that has to be loaded is chosen because it is better: its loading is no reason to take another one."""
+    life = LifeBench(COLD).admitted()
+    attempt = life.life.attempts[0]
+    among_both = selector().select(replace(life.chosen_for[0], model="moe2"), [COLD, READY], {}, 0)
+    assert isinstance(among_both, Selection)
+    attempt.selection = replace(attempt.selection, outlook=among_both.outlook)
+    life.experts.append(READY)
+    assert life.at_next() == []
+    assert READY.key in life.chosen_for[-1].excluded
+
+
+def test_looks_for_who_joined_become_rare_and_end_when_the_expert_is_there() -> None:
+    """Ten looks in the first minute, none after the first sign of life."""
+    life = LifeBench(COLD).admitted()
+    looks_s = []
+    for _ in range(12):
+        life.at_next()
+        looks_s.append(life.now_s - 100.5)
+    assert looks_s[0] < 1.0
+    assert 10.0 < looks_s[-1] < 120.0
+    life.do(events.AttemptStarted(JobStarted(job_id="req-1.0", prompt_tokens=10, queue_s=0.0)))
+    assert life.life.next_deadline_s == life.life.request.deadline_s
 
 
 # --- Hedging ----------------------------------------------------------------------------------------------------------

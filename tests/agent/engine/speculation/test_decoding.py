@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from random import Random
 
 import numpy as np
 import pytest
@@ -141,6 +142,30 @@ def test_guesses_that_hold_save_steps_and_are_counted() -> None:
     assert end.decoded_tokens == 60
     assert 0 < accepted <= drafted
     assert guessing.steps + accepted == plain.steps
+
+
+def test_other_work_of_the_host_changes_nothing_about_guesses() -> None:
+    """Steps that others hold up by nothing to ten times their time: what steps take is learned by processor time."""
+    found = []
+    for most_s in (0.0, 10.0):
+        chance = Random(5)
+        speculation = Speculation(StepCosts(step_s=1.0, token_s=0.1))
+        engine = Engine(
+            cells=512,
+            batch_tokens=64,
+            says=repeats,
+            endless=True,
+            seconds=lambda n: 1 + 0.1 * (n - 1),
+            held_up_s=lambda _, most_s=most_s, chance=chance: chance.uniform(0, most_s),  # type: ignore[misc]
+            speculation=speculation,
+        )
+        engine.decoder.submit(submit("j", "abcabcabc", max_tokens=120))
+        engine.run()
+        costs = [speculation.costs.of(n) / speculation.costs.of(1) for n in (2, 4, 8)]
+        found.append((counts(engine), engine.steps, costs))
+    assert found[0][0][1] > 40
+    assert found[0][:2] == found[1][:2]
+    assert found[0][2] == pytest.approx(found[1][2])
 
 
 def test_wrong_guesses_leave_the_cache() -> None:

@@ -116,18 +116,37 @@ def test_a_guess_that_never_holds_is_soon_known() -> None:
     assert rates.of(GROUNDS - 1) > 0.95
 
 
-def test_a_guess_behind_a_token_where_guesses_failed_is_less_likely() -> None:
+def test_a_guess_behind_tokens_where_guesses_failed_is_less_likely() -> None:
     """Whatever guesses on its ground are; behind other tokens they are as likely as before."""
     places = Places()
     for _ in range(3):
-        places.learn(7, False)
-        places.learn(8, True)
-    assert places.rate(7, 0.9) < 0.35
-    assert places.rate(8, 0.9) > 0.95
-    assert places.rate(9, 0.9) == pytest.approx(0.9)
+        places.learn((1, 7), False)
+        places.learn((1, 8), True)
+    assert places.rate((1, 7), 0.9) < 0.35
+    assert places.rate((1, 8), 0.9) > 0.95
+    assert places.rate((1, 9), 0.9) == pytest.approx(0.9)
     for _ in range(20):
-        places.learn(7, True)
-    assert places.rate(7, 0.9) > 0.85
+        places.learn((1, 7), True)
+    assert places.rate((1, 7), 0.9) > 0.85
+
+
+def test_a_token_that_follows_on_two_others_is_two_places() -> None:
+    """A quotation mark before a name, where guesses hold, says little of one before a value, but something."""
+    places = Places()
+    for _ in range(6):
+        places.learn((1, 7), True)
+        places.learn((2, 7), False)
+    assert places.rate((1, 7), 0.7) > 0.8
+    assert places.rate((2, 7), 0.7) < 0.2
+    assert places.rate((2, 7), 0.7) < places.rate((3, 7), 0.7) < places.rate((1, 7), 0.7)
+
+
+def test_what_comes_in_any_case_needs_no_allowance() -> None:
+    """What is guessed behind it does, for what it takes beyond that."""
+    assert _lengths(Offer([1.0] * 3, -1.0, certain=3), token_s=0.1) == [3]
+    assert _lengths(Offer([1.0] * 3 + [0.99] * 20, 0.16, certain=3), token_s=0.1) == [4]
+    assert _lengths(Offer([1.0] * 3 + [0.99] * 20, -0.1, certain=3), token_s=0.1) == [3]
+    assert _lengths(Offer([1.0], inf, certain=1), token_s=1.2) == [0]
 
 
 def test_a_larger_batch_that_takes_less_is_found() -> None:

@@ -109,6 +109,18 @@ def test_agreements_are_real(prompt: list[int], answer: list[int], most: int) ->
         assert [len(each) for each in history.copy(place, length, most)] == [most, most]
 
 
+def test_what_is_known_to_come_is_gone_on_from_where_it_came_before() -> None:
+    """The latest place counts, and what stands before both tells how sure it is; nothing changes by asking."""
+    history = TokenHistory([1, 2, 3, 4, 5, 6, 9, 3, 4, 7, 8, 1, 2])
+    assert history.behind([3, 4], 2) == ([7, 8], [ground_of_copy(2), ground_of_copy(3)])
+    assert history.behind([3], 2)[0] == [4, 5]
+    assert history.behind([3], 1)[1] == [ground_of_copy(3)]
+    assert history.behind([3, 3], 2) == ([], [])
+    assert history.behind([3, 4], 0) == ([], [])
+    assert history.copied_length == 0
+    assert TokenHistory([1]).behind([1], 5) == ([], [])
+
+
 def test_of_a_huge_prompt_the_end_is_looked_through() -> None:
     """What was forgotten suggests nothing; memory is bounded."""
     history = TokenHistory([1, 2, 3, *range(10, MAX_INDEXED_TOKENS + 10), 1, 2])

@@ -8,6 +8,7 @@ import pytest
 
 from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.lengths import Load
+from moe2.agent.engine.speculation.ngrams import FORCED
 from moe2.agent.engine.speculation.speculation import Speculation, Speculator, Step
 
 _TEXT = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12] * 4
@@ -105,3 +106,17 @@ def test_what_is_never_copied_is_not_guessed() -> None:
     likely = speculator.offer(guess, 0.1).likely
     assert likely[0] > 0.8
     assert likely[2] < 0.5
+
+
+def test_text_without_a_choice_is_gone_on_behind() -> None:
+    """What comes in any case is sure and needs no allowance; behind it stands what followed the last time."""
+    speculator = Speculation(StepCosts(step_s=1.0, token_s=0.3)).speculator([1, 2, 3, 4, 5, 1])
+    guess = speculator.suppose([2, 3], 4)
+    assert guess.tokens == [2, 3, 4, 5]
+    assert guess.grounds[:2] == [FORCED, FORCED]
+    assert FORCED not in guess.grounds[2:]
+    offer = speculator.offer(guess, 1.0)
+    assert offer.certain == 2
+    assert list(offer.likely[:2]) == [1.0, 1.0]
+    assert offer.likely[2] < 1.0
+    assert speculator.suppose([2, 3], 1).tokens == [2]

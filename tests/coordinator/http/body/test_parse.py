@@ -213,7 +213,6 @@ def test_null_means_not_set_in_completions(name: str) -> None:
 NEUTRAL = {
     "best_of": (1, 2),
     "echo": (False, True),
-    "suffix": ("", "end"),
     "modalities": (["text"], ["audio"]),
     "add_generation_prompt": (True, False),
     "ignore_eos": (False, True),
@@ -236,6 +235,7 @@ def test_a_value_that_changes_nothing_is_accepted(name: str) -> None:
 IDLE: dict[str, tuple[Any, Any]] = {
     "metadata": ({}, {"a": "b"}),
     "prompt_cache_key": (None, "k"),
+    "prompt_cache_options": ({}, {"mode": "explicit"}),
     "safety_identifier": (None, "s"),
     "service_tier": ("auto", "flex"),
     "store": (False, True),
@@ -273,6 +273,29 @@ def test_a_value_that_would_change_something_is_refused_by_name(name: str) -> No
 def test_a_value_of_another_type_is_not_neutral(name: str, value: Any) -> None:
     """A value of another type is refused, even if Python takes it for equal."""
     assert refused(completion, **{name: value}).param == name
+
+
+def test_a_text_behind_a_gap_goes_with_each_prompt() -> None:
+    """`suffix` is what follows the gap, whatever the prompt before it is; only one expert alone can fill it."""
+    assert completion(suffix="") == completion()
+    call = completion(prompt=["a", "b"], suffix="end")
+    assert [call.prompt, *call.more_prompts] == [TextPrompt(text=text, suffix="end") for text in ("a", "b")]
+    assert call.modes == {Mode.ROUTE}
+    assert completion(prompt=[1, 2], suffix="end").prompt == TextPrompt(text="", tokens=(1, 2), suffix="end")
+
+
+def test_a_text_behind_a_gap_counts_as_prompt() -> None:
+    """What is reserved, and what certainly fits no context, reckons with both texts."""
+    call, longer = completion(prompt="a" * 1000), completion(prompt="a" * 1000, suffix="b" * 1000)
+    assert longer.prompt_tokens() >= 2 * call.prompt_tokens() - 10
+    assert longer.least_tokens() == 2 * call.least_tokens()
+    assert completion(prompt=[1, 2], suffix="b" * 1000).prompt_tokens() > 200
+
+
+def test_a_text_behind_a_gap_is_not_echoed_and_no_chats() -> None:
+    """Where the prompt has two ends there is no order to repeat it in; a conversation has no gap."""
+    assert refused(completion, suffix="end", echo=True).param == "echo"
+    assert refused(chat, suffix="end").param == "suffix"
 
 
 # --- Refused ----------------------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def test_allowed_tools_are_the_only_ones() -> None:
         ({"input": [{"type": "computer_call_output", "call_id": "c"}]}, "input[0]"),
         ({"input": "hi", "tools": [{"type": "file_search"}]}, "tools[0]"),
         ({"input": "hi", "background": True}, "background"),
-        ({"input": "hi", "truncation": "auto"}, "truncation"),
+        ({"input": "hi", "truncation": "oldest"}, "truncation"),
         ({"input": "hi", "conversation": "conv_1"}, "conversation"),
         ({"input": "hi", "max_output_tokens": -2}, "max_output_tokens"),
         ({"input": "hi", "text": {"format": {"type": "grammar"}}}, "text.format.type"),
@@ -142,6 +142,11 @@ def test_what_changes_nothing_is_told() -> None:
         "user": "me",
         "reasoning": {"summary": "auto", "effort": "low"},
         "store": False,
+        "truncation": "auto",
+        "include": ["message.output_text.logprobs", "reasoning.encrypted_content"],
     }
     _, ignored = read_responses(body)
-    assert set(ignored) == {"user", "reasoning.summary", "input[].content[].prompt_cache_breakpoint"}
+    said = {"user", "reasoning.summary", "input[].content[].prompt_cache_breakpoint", "truncation", "include"}
+    assert set(ignored) == said
+    _, ignored = read_responses({"model": "moe2", "input": "hi", "include": ["message.output_text.logprobs"]})
+    assert not ignored

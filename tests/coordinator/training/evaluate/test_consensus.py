@@ -101,6 +101,24 @@ def test_default_pools_are_the_small_ones_and_all() -> None:
     assert list(default_pools(answered()).values()) == [NAMES[:3], NAMES]
 
 
+def test_figures_of_all_fifths_are_those_of_all_rows() -> None:
+    """Each train row is answered once by what the others say; paired errors are smaller than those of one fifth."""
+    table = answered(rows=300)
+    table = table.take(np.concatenate([table.rows_of("train"), table.rows_of("val")]))
+    pools = {"small": NAMES[:3]}
+    whole = evaluate_votes(table, pools=pools, targets_j=(None,), training=QUICK, fifths=range(5))
+    parts = [
+        evaluate_votes(table, pools=pools, targets_j=(None,), training=QUICK, fifths=(fifth,)) for fifth in range(5)
+    ]
+    assert whole.rows["reported"] == len(table.rows_of("train")) == sum(part.rows["reported"] for part in parts)
+    for policy in ("best_single", "auto", "consensus_all"):
+        lines = [found(part, "small", None, policy) for part in parts]
+        right = sum(line.score * part.rows["reported"] for line, part in zip(lines, parts, strict=True))
+        together = found(whole, "small", None, policy)
+        assert together.score == pytest.approx(right / whole.rows["reported"])
+        assert together.score_se < min(line.score_se for line in lines)
+
+
 def test_outcomes_without_answers_are_refused() -> None:
     """Scores alone say nothing of votes."""
     with pytest.raises(VoteEvaluationError, match="no answers"):
@@ -136,3 +154,5 @@ def test_the_command_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFi
     assert "mine" in capsys.readouterr().out
     assert call() == 1
     assert call("--answers", str(path), "--pool", "nothing") == 1
+    assert call("--answers", str(path), "--fifth", "every") == 1
+    assert call("--outcomes", str(path), "--fifth", "all") == 1
