@@ -747,7 +747,7 @@ async def test_models_are_shown_and_served_by_a_button_where_the_key_may_operate
             )
             browser.js("document.querySelector('button[data-verb=set]').click()")
             browser.until("window.words.length === 1")
-            word = msgspec.json.decode(browser.js("window.words[0]"))
+            word = msgspec.json.decode(str(browser.js("window.words[0]")))
             assert (word["verb"], word["cache_type"], word["gpu_layers"]) == ("set", "q8_0", -1)
             browser.until("document.querySelector('button[data-verb=set][data-slots=\"2\"]') !== null")
             browser.js("document.querySelector('button[data-verb=remove]').click()")
