@@ -20,6 +20,8 @@ from tests.coordinator.keys.keys import add_key
 from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet, model_file
 from tests.scenarios.test_metrics import sums
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 30
 SLOW_EXPERT = (*FAKE_EXPERT, "--seconds-per-token", "0.015")
 """Long enough for the samples that a request's energy needs before anything is learned from it."""
@@ -68,7 +70,6 @@ def price_known(scope: str) -> Callable[[CoordinatorStatus], bool]:
     return lambda status: any(row.scope == scope and row.price_per_j > 0 for row in status.averages)
 
 
-@pytest.mark.slow
 async def test_the_average_holds_while_answers_are_as_good_as_it_allows(tmp_path: Path) -> None:
     """Between what the two models take, both answer in such shares that the mean is the target's."""
     async with two_hosts(tmp_path) as running:
@@ -88,7 +89,6 @@ async def test_the_average_holds_while_answers_are_as_good_as_it_allows(tmp_path
         assert receipts[-1]["decision"]["price"]["price_per_j"] > 0
 
 
-@pytest.mark.slow
 async def test_the_price_is_told_wherever_decisions_are(tmp_path: Path) -> None:
     """Receipt, plan, status and metrics show one price with its scopes; without averages there is none."""
     async with two_hosts(tmp_path) as running:
@@ -174,7 +174,6 @@ async def test_joules_of_a_cancelled_request_raise_the_price(tmp_path: Path) -> 
         assert row.n_answers == 0
 
 
-@pytest.mark.slow
 async def test_a_key_pays_for_its_own_averages_only(tmp_path: Path) -> None:
     """A key's average and its paced day put prices on its own requests; another key's joules stay free."""
     thrifty, key = add_key(KeyFile(tmp_path), 1, average_energy_j=1e-3, daily_energy_j=1e6)

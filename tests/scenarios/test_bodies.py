@@ -20,6 +20,8 @@ from tests.coordinator.keys.keys import add_key
 from tests.fakes.fleet import TOKEN, Fleet, fleet
 from tests.scenarios.test_slow_clients import POST, connected
 
+pytestmark = pytest.mark.slow
+
 CHAT = json.dumps({"model": "moe2", "messages": [{"role": "user", "content": "a b"}], "max_tokens": 2}).encode()
 BOMB = gzip.compress(bytes(20_000_000))
 
@@ -123,7 +125,6 @@ async def test_a_body_in_tiny_chunks_is_refused(tmp_path: Path) -> None:
                 assert (await reader.readline()).split()[1] == status
 
 
-@pytest.mark.slow
 async def test_what_follows_a_refusal_is_not_parsed(tmp_path: Path) -> None:
     """Its sender sees the answer, and then the connection's end."""
     async with fleet(tmp_path, agents=(), api={"keys": "required"}) as running:

@@ -13,6 +13,8 @@ from moe2.coordinator.keys.store import KeyFile
 from tests.coordinator.keys.keys import add_key
 from tests.fakes.fleet import fleet
 
+pytestmark = pytest.mark.slow
+
 CHAT = {"model": "moe2", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
 
 

@@ -40,6 +40,8 @@ from moe2.coordinator.fleet.hub import WORDS_LOGGED_PER_MINUTE
 from tests.coordinator.experts import expert_report, report
 from tests.fakes.fleet import TOKEN, Fleet, fleet
 
+pytestmark = pytest.mark.slow
+
 CODEC = wire_codec()
 HELLO = Hello(protocol_min=1, protocol_max=2, agent_id="liar", agent_name="liar", agent_version="1")
 MODEL = "lie"
@@ -181,7 +183,6 @@ async def test_a_report_of_20000_experts_is_refused_unread(tmp_path: Path) -> No
             assert answer.status == 200
 
 
-@pytest.mark.slow
 async def test_300000_unknown_jobs_in_one_frame_stall_nobody(tmp_path: Path) -> None:
     """The frame is refused by the length of its array; no job of it is looked up or told to stop."""
     async with fleet(tmp_path) as running, liar(running) as agent:
@@ -218,7 +219,6 @@ async def test_an_agent_that_never_says_hello_is_cut_off(tmp_path: Path) -> None
             assert refused.code == "handshake_timeout"
 
 
-@pytest.mark.slow
 async def test_an_agent_that_never_reads_is_cut_off(tmp_path: Path) -> None:
     """Its pings keep it from being silent, but what it is sent would pile up for ever."""
     async with fleet(tmp_path, listener={"handshake_s": 0.5, "heartbeat_s": 0.2}) as running, liar(running) as agent:

@@ -15,6 +15,8 @@ from tests.coordinator.keys.keys import add_key
 from tests.fakes.fleet import Fleet, fleet
 from tests.scenarios.test_slow_clients import connected, everything
 
+pytestmark = pytest.mark.slow
+
 SITE = "https://chat.example"
 FOREIGN = "https://evil.example"
 ALLOWED = {"origins": [SITE]}

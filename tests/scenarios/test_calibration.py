@@ -23,6 +23,8 @@ from moe2.coordinator.observing.accuracy import CalibrationReport
 from tests.coordinator.experts import cost, speed
 from tests.fakes.fleet import Fleet, fleet
 
+pytestmark = pytest.mark.slow
+
 PROFILE = "agx-orin-maxn"
 REQUESTS = 6
 

@@ -17,6 +17,8 @@ from tests.fakes.expert import vector_of
 from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet, model_file
 from tests.scenarios.clients import client_of
 
+pytestmark = pytest.mark.slow
+
 SIZE = 8
 EMBEDDER = (*FAKE_EXPERT, "--vectors", str(SIZE))
 

@@ -17,6 +17,8 @@ from tests.fakes.fleet import POLL_S, Fleet, fleet
 from tests.scenarios.test_provisioning import row
 from tests.scenarios.test_standby import FakeHost
 
+pytestmark = pytest.mark.slow
+
 
 def kept(root: Path) -> Memory:
     """What the slow level has written down."""

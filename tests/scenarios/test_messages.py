@@ -13,6 +13,8 @@ from moe2.coordinator.keys.store import KeyFile
 from tests.coordinator.keys.keys import add_key
 from tests.fakes.fleet import Fleet, fleet
 
+pytestmark = pytest.mark.slow
+
 TOOL: Any = {"name": "weather", "input_schema": {"type": "object"}}
 ECHOED = 'Wait <tool_call> {"name":"weather","arguments":{"city":"Bonn"}} </tool_call>'
 

@@ -16,6 +16,8 @@ from tests.coordinator.keys.keys import add_key
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import Fleet, fleet
 
+pytestmark = pytest.mark.slow
+
 TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 ECHOED = 'Wait <tool_call> {"name":"weather","arguments":{"city":"Bonn"}} </tool_call>'
 

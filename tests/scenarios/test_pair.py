@@ -22,7 +22,7 @@ from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import Fleet, fleet
 from tests.fakes.postgres import Postgres, needs_postgres, postgres
 
-pytestmark = needs_postgres
+pytestmark = [needs_postgres, pytest.mark.slow]
 POLL_S = 0.01
 
 
@@ -49,7 +49,6 @@ def shared_joules(url: str) -> list[float | None]:
     return found
 
 
-@pytest.mark.slow
 async def test_answers_go_on_without_the_database_and_are_shipped_after_it(
     tmp_path: Path, server: Postgres, url: str
 ) -> None:
@@ -77,7 +76,6 @@ async def test_answers_go_on_without_the_database_and_are_shipped_after_it(
     assert math.fsum(known) == math.fsum(joules for joules in own if joules is not None)
 
 
-@pytest.mark.slow
 async def test_a_key_that_is_revoked_by_the_command_is_refused_by_both_coordinators(tmp_path: Path, url: str) -> None:
     """`keys create` on one host makes a key that both accept; `keys revoke` ends it on both within a second."""
     config = tmp_path / "cli.toml"
@@ -146,7 +144,6 @@ async def ask(running: Fleet, headers: dict[str, str], **fields: Any) -> tuple[i
         return answer.status, await answer.json()
 
 
-@pytest.mark.slow
 async def test_a_daily_limit_of_tokens_holds_over_both_coordinators(tmp_path: Path, url: str) -> None:
     """Requests of one key to both coordinators use its tokens up to less than two requests' worth, and never more."""
     headers = with_key(url, KeyOptions(name="app", daily_tokens=400))
@@ -172,7 +169,6 @@ async def test_a_rate_of_requests_holds_over_both_coordinators(tmp_path: Path, u
     assert 10 <= statuses.count(200) <= 11
 
 
-@pytest.mark.slow
 async def test_a_key_with_a_limit_is_refused_and_others_are_not_while_no_lease_can_be_drawn(
     tmp_path: Path, server: Postgres, url: str
 ) -> None:
@@ -265,7 +261,6 @@ async def test_a_coordinator_that_ends_takes_only_its_own_requests(
         await one.until(ready=1)
 
 
-@pytest.mark.slow
 async def test_only_one_coordinator_does_the_chores(tmp_path: Path, url: str) -> None:
     """One of two coordinators decides who is awake; when it ends, the other one does."""
     async with one_fleet(tmp_path, url) as (one, two):

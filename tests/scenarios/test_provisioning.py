@@ -30,6 +30,8 @@ from tests.fakes.fleet import Fleet, fleet
 from tests.fakes.logind import FakeLogind, fake_logind
 from tests.scenarios.test_standby import ALLOWED, FakeHost
 
+pytestmark = pytest.mark.slow
+
 
 @asynccontextmanager
 async def sleepy(
@@ -97,7 +99,6 @@ async def test_an_operator_sends_a_host_to_sleep_and_wakes_it(tmp_path: Path, mo
             assert said.status == 200
 
 
-@pytest.mark.slow
 async def test_a_request_that_only_a_sleeping_host_can_serve_wakes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +112,6 @@ async def test_a_request_that_only_a_sleeping_host_can_serve_wakes_it(
             assert (await said.json())["choices"][0]["message"]["content"] == "one two "
 
 
-@pytest.mark.slow
 async def test_a_budget_that_the_measured_wake_breaks_is_an_error_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +275,6 @@ NEEDS_A_BUS = pytest.mark.skipif(
 )
 
 
-@pytest.mark.slow
 @NEEDS_A_BUS
 async def test_in_mode_act_a_host_that_never_slept_is_put_to_sleep_once_and_woken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -295,7 +294,6 @@ async def test_in_mode_act_a_host_that_never_slept_is_put_to_sleep_once_and_woke
         assert host.asked == 1
 
 
-@pytest.mark.slow
 @NEEDS_A_BUS
 async def test_a_request_for_a_host_that_sleeps_only_to_be_measured_brings_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -309,7 +307,6 @@ async def test_a_request_for_a_host_that_sleeps_only_to_be_measured_brings_it_ba
             assert said.status == 200, await said.text()
 
 
-@pytest.mark.slow
 @NEEDS_A_BUS
 async def test_mode_observe_says_what_it_would_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line names host and reason, and nobody is suspended."""
@@ -319,7 +316,6 @@ async def test_mode_observe_says_what_it_would_try(tmp_path: Path, monkeypatch: 
         assert host.asked == 0
 
 
-@pytest.mark.slow
 async def test_a_host_that_nobody_could_wake_is_not_sent_to_sleep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ CHOICES = ["Paris", "London", "Berlin"]
 
 
 def smollm2() -> list[dict[str, object]]:
-    return [{"name": "smollm2", "path": smollm2_path(), "context_tokens": 1024, "slots": 2}]
+    return [{"name": "smollm2", "path": smollm2_path(), "context_tokens": 1024, "slots": 2, "speculation": False}]
 
 
 async def answer_to(running: Fleet, prompt: str, **fields: Any) -> dict[str, Any]:

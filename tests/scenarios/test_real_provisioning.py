@@ -15,7 +15,7 @@ from tests.models import smollm2_path
 
 pytestmark = pytest.mark.slow
 
-MODELS = [{"name": "smollm2", "path": str(smollm2_path()), "context_tokens": 1024, "slots": 2}]
+MODELS = [{"name": "smollm2", "path": str(smollm2_path()), "context_tokens": 1024, "slots": 2, "speculation": False}]
 
 
 @pytest.mark.timeout(180)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.fakes.slowlink import CANNOT_SHAPE
 
-N_TOKENS = 1500
+N_TOKENS = 600
 # 500 tokens/s in frames of their own need more than 20 kB/s, in fuller frames 4 kB/s: about what the link carries.
 SECONDS_PER_TOKEN = 0.002
 

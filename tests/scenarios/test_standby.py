@@ -30,6 +30,8 @@ from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import Fleet, fleet
 from tests.fakes.logind import FakeLogind, fake_logind
 
+pytestmark = pytest.mark.slow
+
 ALLOWED = {"allow_unload": True, "allow_suspend": True}
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import aiohttp
 import anthropic
+import pytest
 
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import fleet
+
+pytestmark = pytest.mark.slow
 
 ONE_SLOT = {"name": "fake", "slots": 1, "max_queue": 0}
 

@@ -22,6 +22,8 @@ from moe2.coordinator.fleet.register_file import RegisterFile
 from tests.fakes.certificates import Authority
 from tests.fakes.fleet import TOKEN, Fleet, fleet
 
+pytestmark = pytest.mark.slow
+
 CODEC = wire_codec()
 ONE_USE = "moe2-enrol-one-use"
 

@@ -23,7 +23,7 @@ _NAME = "blk.{}.attn_q.weight"
 
 
 def _spec(**fields: Any) -> ModelSpec:
-    return ModelSpec(path=str(smollm2_path()), context_tokens=256, slots=1, threads=1, **fields)
+    return ModelSpec(path=str(smollm2_path()), context_tokens=256, slots=1, threads=1, speculation=False, **fields)
 
 
 def _answer(**fields: Any) -> str:

@@ -37,7 +37,7 @@ def tools() -> None:
     call = answer.tool_calls[0]
     need("is_abroad" in call["args"], answer)
     history = [("user", QUESTION), answer, ToolMessage("sunny", tool_call_id=call["id"])]
-    llm.bind_tools([weather], strict=True).invoke(history)
+    ChatOpenAI(**ASKED, max_tokens=8).bind_tools([weather], strict=True).invoke(history)
 
 
 def structured() -> None:

@@ -19,7 +19,7 @@ home = Path(tempfile.mkdtemp(prefix="moe2-llm-"))
 def llm(*arguments: str) -> str:
     command = (str(Path(sys.executable).parent / "llm"), "-m", "local", "--key", KEY, *arguments)
     environment = {**os.environ, "LLM_USER_PATH": str(home)}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     need(ran.returncode == 0 and ran.stdout.strip(), ran)
     return ran.stdout
 

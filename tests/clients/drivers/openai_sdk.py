@@ -53,7 +53,7 @@ def tools() -> None:
     again = client.chat.completions.create(**{**asked, "messages": history, "max_tokens": 8})
     need(again.choices[0].finish_reason, again)
     # What frameworks send by default: strict tools, and the model may choose.
-    client.chat.completions.create(**asked, parallel_tool_calls=False)
+    client.chat.completions.create(**{**asked, "max_tokens": 8}, parallel_tool_calls=False)
 
 
 def structured() -> None:
@@ -65,9 +65,10 @@ def structured() -> None:
 
 def responses() -> None:
     asked = {"model": MODEL, "input": QUESTION, "max_output_tokens": 90, "temperature": 0}
-    answer = client.responses.create(**asked, instructions="Be brief.")
+    short = {**asked, "max_output_tokens": 16}
+    answer = client.responses.create(**short, instructions="Be brief.")
     need(answer.output_text, answer)
-    again = client.responses.create(**{**asked, "input": "Another one."}, previous_response_id=answer.id)
+    again = client.responses.create(**{**short, "input": "Another one."}, previous_response_id=answer.id)
     need(again.output_text, again)
     with client.responses.stream(**asked, text_format=Verdict) as events:
         final = events.get_final_response()

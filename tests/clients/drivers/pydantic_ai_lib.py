@@ -14,7 +14,8 @@ from pydantic_ai.providers.openai import OpenAIProvider
 
 provider = OpenAIProvider(base_url=BASE, api_key=KEY)
 model = OpenAIChatModel(MODEL, provider=provider)
-SHORT = {"max_tokens": 90, "temperature": 0}
+SHORT = {"max_tokens": 16, "temperature": 0}
+WHOLE = {**SHORT, "max_tokens": 90}
 
 
 class Verdict(BaseModel):
@@ -44,12 +45,12 @@ def tools() -> None:
         return "sunny"
 
     # Its defaults: strict tools, and the model may choose.
-    need(agent.run_sync(QUESTION, model_settings=SHORT).output is not None, "nothing")
+    need(agent.run_sync(QUESTION, model_settings=WHOLE).output is not None, "nothing")
 
 
 def structured() -> None:
     for wanted in (Verdict, NativeOutput(Verdict)):
-        found = Agent(model, output_type=wanted).run_sync(QUESTION, model_settings=SHORT).output
+        found = Agent(model, output_type=wanted).run_sync(QUESTION, model_settings=WHOLE).output
         need(isinstance(found, Verdict), found)
 
 
