@@ -28,10 +28,10 @@ def shown(value: T, most: int = MAX_TEXT_CHARACTERS) -> T:
     value: a text, a struct or tuple that holds some, or anything else. What needs no change is returned as it is.
     """
     made: object = value
-    kind = type(value)
-    if kind is str:
-        if len(value) > most or CONTROL.search(value) is not None:
-            made = CONTROL.sub(" ", value[:most])
+    if isinstance(value, str):
+        # A word of an enumeration is a text, too, and sound.
+        is_sound = type(value) is not str or (len(value) <= most and CONTROL.search(value) is None)
+        made = value if is_sound else CONTROL.sub(" ", value[:most])
     elif isinstance(value, msgspec.Struct):
         # Every end of a job and every report comes through here, and most of their fields are figures.
         texts: dict[str, object] = {}
