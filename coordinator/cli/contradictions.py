@@ -32,8 +32,8 @@ def contradictions(settings: CoordinatorSettings) -> tuple[str, ...]:
 
 
 def _awake(settings: CoordinatorSettings) -> tuple[str, ...]:
-    """What `[provisioning]` pins that nobody is called, and the limits that no set of the fleet's experts keeps, with the
-    cheapest correction."""
+    """The names that `[provisioning]` pins and no agent has, and the limits in it that no set of the fleet's experts
+    keeps, with the cheapest correction."""
     section = settings.provisioning
     if section.mode == "off":
         return ()
