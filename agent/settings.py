@@ -6,7 +6,7 @@ import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -268,6 +268,14 @@ class EngineSection(Settings):
     batch of a prompt takes on the slowest host."""
 
 
+def _is_plug_address(url: str, parts: SplitResult) -> bool:
+    """Whether a plug can be asked there. Raises ValueError where the port or the host's name cannot be one."""
+    host = (parts.hostname or "").encode("idna")
+    port_is_good = parts.port is None or parts.port > 0
+    is_plain = url.isprintable() and b" " not in host and b"%" not in host and not parts.query and not parts.fragment
+    return parts.scheme in ("http", "https") and bool(host) and port_is_good and is_plain
+
+
 class WallSection(Settings):
     """One entry of [[sensors.wall]]: a metered plug in front of this host"""
 
@@ -287,9 +295,13 @@ class WallSection(Settings):
     def _is_http(cls, url: str) -> str:
         try:
             parts = urlsplit(url)
-            good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+            good = _is_plug_address(url, parts)
         except ValueError:
             good = False
+        else:
+            # The address is shown in status and receipts.
+            if "@" in parts.netloc:
+                raise ValueError("a password in the url would be shown to everybody: name a file as password_file")
         if not good:
             raise ValueError(f"expected http://ADDRESS of the plug, got {url!r}")
         return url.rstrip("/")

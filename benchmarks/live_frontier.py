@@ -326,7 +326,9 @@ def _run_seeds(args: argparse.Namespace, console: Console) -> tuple[dict[str, An
         show(runs[-1], console)
     if len(runs) == 1:
         return told[0], runs[0]
-    console.print(f"Means over {len(runs)} seeds, ± the standard error that the seeds' differences give:")
+    console.print(
+        f"Means over {len(runs)} seeds, ± the standard error by the seeds' differences or by questions, the larger:"
+    )
     together = over_seeds(runs)
     show(together, console)
     return {"seeds": [{**said, "cells": cells} for said, cells in zip(told, runs, strict=True)]}, together

@@ -35,6 +35,8 @@ MIN_VALIDATION = 16
 MIN_LEARNING = 50
 """Training a gate needs 20 rows to learn from and 10 to validate on, and `tune` holds a fifth of both out in turn."""
 NONE = "none"
+ERRORS_OF_GAINS = tuple((f"{mode}_gain_points", f"{mode}_gain_se") for mode in ("route", "auto"))
+"""Names of figures with those of their errors."""
 
 
 @dataclass(frozen=True)
@@ -290,17 +292,14 @@ class Study:
 
 
 def over_seeds(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """The mean figures of several runs' grids, pair of budgets by pair; errors are what the runs differ by.
+    """The mean figures of several runs' grids, pair of budgets by pair; errors are what the runs differ by, but not
+    less than their own errors give: two runs may be equal by chance.
 
     Limits follow from what each run's fleet predicts, so that pairs are matched by their place in the grid, and the
     limits given are the means too. Figures that one of the runs lacks are None. Raises Moe2Error where grids differ.
     """
-    if (
-        len(
-            {tuple((cell["energy_budget_j"] is None, cell["latency_budget_s"] is None) for cell in run) for run in runs}
-        )
-        > 1
-    ):
+    grids = {tuple((cell["energy_budget_j"] is None, cell["latency_budget_s"] is None) for cell in run) for run in runs}
+    if len(grids) > 1:
         raise Moe2Error("The runs' grids of budgets do not match, so that no means are formed.")
     found = []
     for cells in zip(*runs, strict=True):
@@ -308,11 +307,10 @@ def over_seeds(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, An
         for way, first in cells[0]["ways"].items():
             rows = [cell["ways"][way] for cell in cells]
             means = {name: _mean([row[name] for row in rows]) for name in first}
-            for figure, error in (
-                ("score", "score_se"),
-                *((f"{m}_gain_points", f"{m}_gain_se") for m in ("route", "auto")),
-            ):
-                means[error] = round(float(np.std([row[figure] for row in rows], ddof=1) / np.sqrt(len(rows))), 4)
+            for figure, error in (("score", "score_se"), *ERRORS_OF_GAINS):
+                own = [row[error] or 0.0 for row in rows]
+                apart = float(np.std([row[figure] for row in rows], ddof=1) / np.sqrt(len(rows)))
+                means[error] = round(max(apart, float(np.linalg.norm(own)) / len(rows)), 4)
             ways[way] = means
         limits = {name: _mean([cell[name] for cell in cells]) for name in ("energy_budget_j", "latency_budget_s")}
         found.append({**limits, "ways": ways})

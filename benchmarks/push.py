@@ -44,6 +44,8 @@ from tests.models import smollm2_path
 
 TOKEN = "a-benchmark-token"
 POLL_S = 0.02
+SELDOM_S = 0.5
+"""How often a push is looked at whose rate is not measured: each look takes the cores that answers need."""
 INSIDE = "MOE2_PUSH_BENCHMARK_LINK"
 MODEL = "smollm2"
 PROMPT = "Say one two three four five six seven"
@@ -129,8 +131,8 @@ async def order(root: Path, verb: str, **fields: Any) -> None:
         await asyncio.sleep(POLL_S)
 
 
-async def push(root: Path, file: Path) -> tuple[float, float]:
-    """(bytes per second on their way, bytes per second in all) of one push."""
+async def push(root: Path, file: Path, *, look_every_s: float = POLL_S) -> tuple[float, float]:
+    """(bytes per second on their way, bytes per second in all) of one push, as far as it is looked at often."""
     begun_s = perf_counter()
     given = await asked(root, "/v1/moe2/pushes", {"path": str(file), "hosts": ["two"]})
     command_id = given["pushes"][0]["command_id"]
@@ -148,8 +150,8 @@ async def push(root: Path, file: Path) -> tuple[float, float]:
             assert row["state"] == "done", row
             assert first_s is not None
             assert last_s is not None
-            return (done - first_bytes) / (last_s - first_s), done / (now_s - begun_s)
-        await asyncio.sleep(POLL_S)
+            return (done - first_bytes) / max(last_s - first_s, POLL_S), done / (now_s - begun_s)
+        await asyncio.sleep(look_every_s)
 
 
 @asynccontextmanager
@@ -263,7 +265,7 @@ async def pairs_of_windows(root: Path, load: Load, content: Callable[[], bytes],
             await asyncio.to_thread(file.write_bytes, content())
             without = [] if number % 2 else await window(load, asyncio.sleep(length_s))
             begun_s = perf_counter()
-            pushing = await window(load, push(root, file))
+            pushing = await window(load, push(root, file, look_every_s=SELDOM_S))
             length_s = perf_counter() - begun_s
             without = without or await window(load, asyncio.sleep(length_s))
             found.append(Pair(without, pushing))

@@ -41,7 +41,7 @@ detect_jetson() {
   L4T=$(sed -nE 's/^# R([0-9]+) .*REVISION: ([0-9.]+).*/\1.\2/p' <<<"$release")
   case ${L4T%%.*} in
     32) JETPACK=4 ;;
-    35) JETPACK=5 ;;
+    34 | 35) JETPACK=5 ;;
     36) JETPACK=6 ;;
     38 | 39) JETPACK=7 ;;
   esac

@@ -230,9 +230,12 @@ def _scaled(value: Any, factor: float) -> float | None:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r:.40} is no number")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass  # JSON's whole numbers have no end, floats do.
+    raise ValueError(f"{value!r:.40} is no number")
 
 
 def _challenge(header: str | None) -> dict[str, str] | None:

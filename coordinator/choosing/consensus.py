@@ -261,7 +261,9 @@ def _why_alone(
         return "One member was chosen: no other model that is here may vote beside it within the request's limits."
     other = int(np.where(several, values, -np.inf).argmax())
     recorded = plans.recorded[other]
-    source = f"By {recorded:.0f} recorded prompts" if recorded >= MIN_RECORDED else "By what is assumed of such models"
+    source = f"By {recorded:.0f} recorded prompts"
+    if recorded < MIN_RECORDED:
+        source += " and what is assumed of such models"
     told = f"{source} it is right alone with probability {values[single]:.3f}, the best vote of several with "
     told += f"{values[other]:.3f}"
     if values[other] <= values[single] + SAME_VALUE:

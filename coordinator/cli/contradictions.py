@@ -15,6 +15,7 @@ from moe2.coordinator.http.plan import PlanAnswer
 from moe2.coordinator.provisioning.decision import decide
 from moe2.coordinator.provisioning.problem import limits_of
 from moe2.coordinator.provisioning.reading import fleet_of
+from moe2.coordinator.provisioning.statement import strangers
 from moe2.coordinator.settings import CoordinatorSettings
 
 SHORTEST = {"model": "moe2", "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
@@ -31,7 +32,8 @@ def contradictions(settings: CoordinatorSettings) -> tuple[str, ...]:
 
 
 def _awake(settings: CoordinatorSettings) -> tuple[str, ...]:
-    """The limits in `[provisioning]` that no set of the fleet's experts keeps, with the cheapest correction."""
+    """The names that `[provisioning]` pins and no agent has, and the limits in it that no set of the fleet's experts
+    keeps, with the cheapest correction."""
     section = settings.provisioning
     if section.mode == "off":
         return ()
@@ -42,12 +44,14 @@ def _awake(settings: CoordinatorSettings) -> tuple[str, ...]:
         return ()
     kept = set(status.provisioning.pinned if status.provisioning else ()) | set(section.pinned)
     pinned = frozenset(row.agent_id for row in status.agents if row.agent_name in kept)
+    unknown = strangers(section.pinned, status.agents)
+    told = () if unknown is None else (f"provisioning.{unknown}",)
     fleet = fleet_of(status.agents, lambda _: {}, wakes_by_command=section.wake_command is not None)
     if not fleet.experts:
-        return ()
+        return told
     # Nobody's traffic: what contradicts now does so whatever is asked.
     decided = decide(fleet, (), limits_of(section, pinned=pinned), 0.0)
-    return () if decided.correction is None else (f"provisioning: {decided.correction}",)
+    return told if decided.correction is None else (*told, f"provisioning: {decided.correction}")
 
 
 def _averages(settings: CoordinatorSettings) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Characters that would break a line of a log, or cannot be written at all."""
 MAX_TEXT_CHARACTERS = 2000
 """The most characters of a text that is only shown."""
+_WITHOUT_TEXT = frozenset((type(None), bool, int, float))
 
 
 def shown(value: T, most: int = MAX_TEXT_CHARACTERS) -> T:
@@ -32,12 +33,18 @@ def shown(value: T, most: int = MAX_TEXT_CHARACTERS) -> T:
         is_sound = type(value) is not str or (len(value) <= most and CONTROL.search(value) is None)
         made = value if is_sound else CONTROL.sub(" ", value[:most])
     elif isinstance(value, msgspec.Struct):
-        fields = {name: getattr(value, name) for name in value.__struct_fields__}
-        changed = {name: text for name, part in fields.items() if (text := shown(part, most)) is not part}
-        made = msgspec.structs.replace(value, **changed) if changed else value
-    elif isinstance(value, tuple):
+        # Every end of a job and every report comes through here, and most of their fields are figures.
+        texts: dict[str, object] = {}
+        for name in value.__struct_fields__:
+            part = getattr(value, name)
+            if type(part) not in _WITHOUT_TEXT and (text := shown(part, most)) is not part:
+                texts[name] = text
+        if texts:
+            made = msgspec.structs.replace(value, **texts)
+    elif isinstance(value, tuple) and not _WITHOUT_TEXT.issuperset(map(type, value)):
         parts = tuple(shown(part, most) for part in value)
-        made = parts if any(new is not old for new, old in zip(parts, value, strict=True)) else value
+        if any(new is not old for new, old in zip(parts, value, strict=True)):
+            made = parts
     return made  # type: ignore[return-value]
 
 

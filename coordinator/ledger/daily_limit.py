@@ -7,11 +7,12 @@ the plans of all other requests are still found in the planner's memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 
 from moe2.common.error_codes import ErrorCode
+from moe2.coordinator.choosing.forecast import Prediction
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import Member, NoExpert, Selection
 from moe2.coordinator.keys.keys import Principal
@@ -44,9 +45,29 @@ def select_within_limits(
     left: what the key may still use, without this request's own reservation. burnt_j: what the request's former
     attempts may have taken of that.
     """
-    needed = tokens_of(asked.demand)
-    if left.tokens is not None and needed > left.tokens:
-        return _no_tokens(principal, statement, needed, now)
+    demand = asked.demand
+    # Without a limit of the client's own, the length depends on who answers; one token is the least there can be.
+    least = demand.prompt_tokens + (1 if demand.max_tokens is None else demand.max_tokens)
+    if left.tokens is not None and least > left.tokens:
+        return _no_tokens(principal, statement, least, now)
+    chosen = _within_energy(asked, select, principal, left, statement, burnt_j=burnt_j, now=now)
+    if left.tokens is None or isinstance(chosen, NoExpert):
+        return chosen
+    needed = tokens_of(demand, (member.prediction for member in chosen.members))
+    return chosen if needed <= left.tokens else _no_tokens(principal, statement, needed, now)
+
+
+def _within_energy(
+    asked: SelectionRequest,
+    select: Select,
+    principal: Principal,
+    left: Remaining,
+    statement: Statement,
+    *,
+    burnt_j: float,
+    now: datetime,
+) -> Selection | NoExpert:
+    """The choice within a key's daily limit of energy, or why there is none."""
     chosen = select(asked)
     if left.energy_j is None or isinstance(chosen, NoExpert):
         return chosen
@@ -82,9 +103,16 @@ def with_elsewhere(statement: Statement, elsewhere: Amount) -> Statement:
     return replace(statement, spent=spent)
 
 
-def tokens_of(demand: Demand) -> int:
-    """Returns the tokens that a request may come to: its prompt and its longest planned answer."""
-    return demand.prompt_tokens + demand.answer_tokens
+def tokens_of(demand: Demand, predictions: Iterable[Prediction]) -> int:
+    """Returns the tokens that a request may come to: its prompt and its longest planned answer.
+
+    predictions: of the experts that are asked. Where the client sets no limit, the answer counts with the length that
+    95 of 100 answers of the longest writer keep below, and with an assumed one where nothing has been learned yet.
+    """
+    if demand.max_tokens is not None:
+        return demand.prompt_tokens + demand.max_tokens
+    learned = (one.longest_tokens for one in predictions if one.longest_tokens is not None)
+    return demand.prompt_tokens + max(learned, default=demand.answer_tokens)
 
 
 def fits(chosen: Selection, left_j: float) -> bool:

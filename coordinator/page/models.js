@@ -109,8 +109,23 @@ function wordOf(verb, host, name, usual) {
   if (context === null) return null;
   const slots = asked("Requests at once (slots):", usual.slots);
   if (slots === null) return null;
+  const cache = chosen("Keys and values are stored as f16, q8_0 or q4_0 (empty: as it is):", /^(f16|q8_0|q4_0)$/);
+  if (cache === null) return null;
+  const layers = chosen("Layers on the GPU, -1 for all (empty: as it is):", /^(-1|[0-9]{1,6})$/);
+  if (layers === null) return null;
   const word = { verb, name: served, hosts: [host], context_tokens: context, slots };
+  if (cache) word.cache_type = cache;
+  if (layers) word.gpu_layers = Number(layers);
   return verb === "add" ? { ...word, file: name } : word;
+}
+
+// What was typed, if it is of this form; "" where it stays as it is, null where nothing is to be done.
+function chosen(question, form) {
+  const typed = window.prompt(question, "")?.trim();
+  if (typed === undefined) return null;
+  if (typed === "" || form.test(typed)) return typed;
+  window.alert(`${typed} is none of these.`);
+  return null;
 }
 
 // A whole number that was typed; null where nothing is to be done.

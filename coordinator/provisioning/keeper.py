@@ -37,7 +37,7 @@ from moe2.coordinator.provisioning.outlook import SMALL_FLEET, Outlook
 from moe2.coordinator.provisioning.problem import Limits, limits_of
 from moe2.coordinator.provisioning.reading import busy_of, fleet_of, require_suspendable, row_called, wakeable_of
 from moe2.coordinator.provisioning.settings import ProvisioningSection
-from moe2.coordinator.provisioning.statement import status_of, warnings_of
+from moe2.coordinator.provisioning.statement import status_of, strangers, warnings_of
 from moe2.coordinator.provisioning.steering import Order, Shadow, Steering, Wishes
 from moe2.coordinator.provisioning.traffic import Asked, Forecast, Traffic
 from moe2.coordinator.provisioning.trials import Circumstances
@@ -226,7 +226,9 @@ class Keeper:
 
     def warnings(self) -> tuple[HealthWarning, ...]:
         """What an operator should know."""
-        return (*self._steering.warnings(), *warnings_of(self._decision, self._failure))
+        pinned = self._settings.pinned if self._settings.mode != "off" else ()
+        unknown = strangers(pinned, self._rows()) if pinned else None
+        return (*self._steering.warnings(), *warnings_of(self._decision, self._failure, unknown))
 
     # --- What it does -------------------------------------------------------------------------------------------------
 

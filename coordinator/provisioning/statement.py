@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.status import ChangeRow, ProvisioningStatus
+from moe2.common.status import AgentRow, ChangeRow, ProvisioningStatus
 from moe2.coordinator.provisioning.decision import Decision
 from moe2.coordinator.provisioning.hysteresis import Transition
 from moe2.coordinator.provisioning.steering import Away, Shadow
@@ -73,9 +73,33 @@ def _named(away: Away, names: Mapping[str, str]) -> str:
     return host if away.expert is None else f"{away.expert.partition('/')[2]} on {host}"
 
 
-def warnings_of(decision: Decision | None, failure: str | None) -> tuple[HealthWarning, ...]:
-    """The warnings about the latest decision. failure: why there is none, where that is a defect."""
+def strangers(pinned: Sequence[str], rows: Sequence[AgentRow]) -> str | None:
+    """Which names that the settings pin no known agent has, as a sentence with its remedy; None where there is none."""
+    known = sorted({row.agent_name for row in rows})
+    unknown = [name for name in dict.fromkeys(pinned) if name not in known]
+    if not unknown:
+        return None
+    return (
+        f"pinned: no agent is called {', '.join(unknown)}. Correct the name, or start that agent; known are "
+        f"{', '.join(known) or 'none'}."
+    )
+
+
+def warnings_of(
+    decision: Decision | None, failure: str | None, unknown: str | None = None
+) -> tuple[HealthWarning, ...]:
+    """The warnings about the latest decision. failure: why there is none, where that is a defect. unknown: what
+    `strangers` says."""
     found = []
+    if unknown is not None:
+        found.append(
+            HealthWarning(
+                code="provisioning_unknown_host",
+                severity=Severity.NOTICE,
+                message="[provisioning] pins a host that is not there, so that nothing keeps it awake.",
+                remedy=unknown,
+            )
+        )
     if decision is not None and decision.correction is not None:
         found.append(
             HealthWarning(

@@ -171,7 +171,8 @@ class Bookkeeper:
             is_final = chosen.code != ErrorCode.BUDGET_EXHAUSTED
             return chosen if is_final else self._lender.refused(principal, today) or chosen
         needed_j = p95_of(chosen)
-        need = Amount(None if needed_j is None else needed_j + burnt_j, tokens_of(asked.demand))
+        tokens = tokens_of(asked.demand, (member.prediction for member in chosen.members))
+        need = Amount(None if needed_j is None else needed_j + burnt_j, tokens)
         used = self.accounts.used(principal, today, besides=besides)
         return self._lender.covers(principal, today, used, need) or chosen
 
@@ -206,7 +207,7 @@ def reservation_of(life: Lifecycle) -> Amount:
     """
     parts = [attempt_j(attempt) for attempt in life.attempts]
     energy_j = sum(part for part in parts if part is not None) if None not in parts else None
-    return Amount(energy_j, tokens_of(life.request.demand))
+    return Amount(energy_j, tokens_of(life.request.demand, (one.member.prediction for one in life.attempts)))
 
 
 def burnt_j(life: Lifecycle) -> float:

@@ -91,6 +91,8 @@ class FakeExpert:
                 if isinstance(command, Shutdown):
                     return
                 self._obey(command)
+                # A task that is cancelled before its first step never runs, and its job would never end.
+                await asyncio.sleep(0)
 
     def _obey(self, command: Command) -> None:
         match command:

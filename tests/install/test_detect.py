@@ -51,6 +51,7 @@ def test_other_jetsons(host: FakeHost, tegra: str, nvcc: str, architecture: str)
 @pytest.mark.parametrize(
     ("release", "revision", "named"),
     [
+        ("34", "1.1", "L4T 34.1.1 (JetPack 5)"),
         ("35", "6.0", "L4T 35.6.0 (JetPack 5)"),
         ("36", "4.7", "L4T 36.4.7 (JetPack 6)"),
         ("38", "2.0", "L4T 38.2.0 (JetPack 7)"),

@@ -737,6 +737,19 @@ async def test_models_are_shown_and_served_by_a_button_where_the_key_may_operate
             browser.js("[window.prompt = () => 'many'].length")
             browser.js("document.querySelector('button[data-verb=set]').click()")
             assert browser.js("window.said") == ["many is no number of 1 or more."]
+            browser.js("[window.typed = ['2048', '2', 'q5', ''], window.prompt = () => window.typed.shift()].length")
+            browser.js("document.querySelector('button[data-verb=set]').click()")
+            assert browser.js("window.said[1]") == "q5 is none of these."
+            browser.js("[window.words = [], window.sent = window.fetch].length")
+            browser.js(
+                "[window.fetch = (path, how) => (how?.body && window.words.push(how.body), window.sent(path, how)),"
+                " window.typed = ['2048', '2', 'q8_0', '-1']].length"
+            )
+            browser.js("document.querySelector('button[data-verb=set]').click()")
+            browser.until("window.words.length === 1")
+            word = msgspec.json.decode(str(browser.js("window.words[0]")))
+            assert (word["verb"], word["cache_type"], word["gpu_layers"]) == ("set", "q8_0", -1)
+            browser.until("document.querySelector('button[data-verb=set][data-slots=\"2\"]') !== null")
             browser.js("document.querySelector('button[data-verb=remove]').click()")
             browser.until("document.querySelector('[data-file=\"new.gguf\"]').innerText.includes('not served')")
 

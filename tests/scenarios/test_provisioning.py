@@ -23,9 +23,11 @@ from moe2.common.localsocket import RefusedError, fetch
 from moe2.common.magicpacket import send_magic_packet
 from moe2.common.standby import Standby, WakeAddress
 from moe2.common.status import AgentRow, CoordinatorStatus
+from moe2.coordinator.cli.contradictions import contradictions
 from moe2.coordinator.cli.fleet import told
 from moe2.coordinator.http.paths import WISH_PATH
 from moe2.coordinator.provisioning import keeper, steering, trials, waking
+from moe2.coordinator.settings import CoordinatorSettings
 from tests.fakes.fleet import Fleet, fleet
 from tests.fakes.logind import FakeLogind, fake_logind
 from tests.scenarios.test_standby import ALLOWED, FakeHost
@@ -205,13 +207,19 @@ async def test_by_default_nothing_is_touched(tmp_path: Path, monkeypatch: pytest
 async def test_contradictory_limits_are_told_with_the_cheapest_correction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More hosts than the fleet has is a warning that says what to ask for, and nobody is touched."""
+    """More hosts than the fleet has, or one that nobody is called, are warnings, and nobody is touched."""
     monkeypatch.setattr(keeper, "WATCH_EVERY_S", 0.01)
     monkeypatch.setattr(keeper, "DECIDE_EVERY_S", 0.02)
-    async with fleet(tmp_path, provisioning={"min_hosts": {"fake": 3}}) as running:
+    async with fleet(tmp_path, provisioning={"min_hosts": {"fake": 3}, "pinned": ["one", "onne"]}) as running:
         await running.until_status(lambda status: "provisioning_infeasible" in {one.code for one in status.warnings})
-        [warning] = [one for one in running.coordinator.status().warnings if one.code == "provisioning_infeasible"]
-        assert warning.remedy == "3 hosts with fake are needed, and the fleet has 1. Ask for 1."
+        remedies = {one.code: one.remedy for one in running.coordinator.status().warnings}
+        too_few = "3 hosts with fake are needed, and the fleet has 1. Ask for 1."
+        unknown = "pinned: no agent is called onne. Correct the name, or start that agent; known are one."
+        assert (remedies["provisioning_infeasible"], remedies["provisioning_unknown_host"]) == (too_few, unknown)
+        told_by_check = await asyncio.to_thread(
+            contradictions, CoordinatorSettings.model_validate(running.configuration)
+        )
+        assert told_by_check == (f"provisioning.{unknown}", f"provisioning: {too_few}")
 
 
 class ListeningHost(Logind):

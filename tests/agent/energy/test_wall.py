@@ -133,6 +133,7 @@ def test_a_slow_answer_is_a_missed_sample(plug: FakePlug, kind: PlugKind, monkey
         b'{"apower": true, "StatusSNS": {"ENERGY": {"Power": true}}}',
         b'{"apower": NaN, "StatusSNS": {"ENERGY": {"Power": NaN}}}',
         b'{"apower": 1e999, "StatusSNS": {"ENERGY": {"Power": 1e999}}}',
+        b'{"apower": %(d)s, "StatusSNS": {"ENERGY": {"Power": %(d)s}}}' % {b"d": b"9" * 400},
         b'{"StatusSNS": {"Time": "2026-11-28T18:00:00"}}',
         b'{"StatusSNS": {"ENERGY": {"Power": []}}}',
         b"\xff\xfe",

@@ -18,7 +18,7 @@ from moe2.agent.engine import process, protocol
 from moe2.agent.engine.process import EngineProcess, Exit
 from moe2.common.backoff import Backoff
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import Candidate, NextTokens, Submit
+from moe2.common.link.messages import CancelJob, Candidate, NextTokens, Submit
 from moe2.common.link.prompts import TextPrompt
 from moe2.common.link.wire import Codec, length_prefixed
 from tests.agent.jobs.corebench import LOADED
@@ -130,6 +130,19 @@ async def test_a_child_loads_its_model_and_serves_jobs() -> None:
     assert started == protocol.Started(job_id="j", prompt_tokens=2)
     assert isinstance(finished, protocol.Finished)
     assert (finished.reason, finished.decoded_tokens) == ("length", 3)
+
+
+async def test_a_fake_expert_ends_a_job_that_is_cancelled_at_once() -> None:
+    """Also where both commands are read together, as an agent sends them that has stood still."""
+    async with running(FAKE_EXPERT) as engine:
+        await engine.until(protocol.Loaded)
+        pid = engine.process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        engine.process.send(GENERATE)
+        engine.process.send(CancelJob(job_id="j"))
+        os.kill(pid, signal.SIGCONT)
+        assert isinstance(await engine.until(protocol.Finished), protocol.Finished)
 
 
 async def test_a_child_runs_while_it_is_wanted() -> None:

@@ -49,9 +49,9 @@ def decide(
     accounts.settle(key, TODAY, "before", Amount(spent_j, fields.pop("spent_tokens", 0)))
     accounts.reserve(key, TODAY, "beside", Amount(reserved_j, fields.pop("reserved_tokens", 0)))
     experts = fields.pop("experts", (FAST_AND_DEAR, SLOW_AND_CHEAP))
-    asked = SelectionRequest(model="moe2", demand=Demand(prompt_tokens=1, max_tokens=TOKENS), **fields)
-    asked = replace(asked, spent_j=attempts_j)
-    chooser = selector()
+    demand = fields.pop("demand", Demand(prompt_tokens=1, max_tokens=TOKENS))
+    chooser = fields.pop("chooser", None) or selector()
+    asked = SelectionRequest(model="moe2", demand=demand, spent_j=attempts_j, **fields)
     return select_within_limits(
         asked,
         lambda asked: chooser.select(asked, experts, {}, 0),
@@ -169,6 +169,34 @@ def test_a_token_limit_takes_prompt_and_longest_answer() -> None:
     refusal = refused(decide(None, tokens=20, spent_tokens=12))
     assert refusal.code == "budget_exhausted"
     assert "A smaller max_tokens needs less." in refusal.message
+
+
+@pytest.mark.parametrize("length", [20, 2000])
+def test_an_answer_without_a_limit_counts_with_its_learned_p95(length: int) -> None:
+    """A token limit holds the prompt and the learned p95 of an answer without `max_tokens`, and is reserved as such."""
+    endless = Demand(prompt_tokens=1, max_tokens=None)
+    chooser = selector()
+    for _ in range(200):
+        chooser.lengths.answers.ended("default", "m-8b", endless, length, is_cut=False)
+    chosen = chooser.select(SelectionRequest(model="moe2", demand=endless), (FAST_AND_DEAR,), {}, 0)
+    assert isinstance(chosen, Selection)
+    p95 = chosen.first.prediction.longest_tokens
+    assert p95 is not None
+    assert length <= p95 < 2 * length
+    asked: dict[str, Any] = {"demand": endless, "chooser": chooser, "experts": (FAST_AND_DEAR,)}
+    assert answers(decide(None, tokens=1 + p95, **asked)) == "dear"
+    refusal = refused(decide(None, tokens=1 + p95, spent_tokens=1, **asked))
+    assert refusal.code == "budget_exhausted"
+    assert f"longest answer need {1 + p95}." in refusal.message
+    life = Lifecycle(request=request(demand=endless), modes={})
+    life.attempts.append(Attempt("job", chosen.first, chosen, 0.0, AttemptState.RUNNING, None))
+    assert reservation_of(life).tokens == 1 + p95
+
+
+def test_a_limit_of_tokens_that_no_answer_fits_is_refused_before_anything_is_planned() -> None:
+    """Where not even the prompt and one token fit, the refusal needs no expert."""
+    asked: dict[str, Any] = {"demand": Demand(prompt_tokens=8, max_tokens=None), "experts": ()}
+    assert refused(decide(None, tokens=20, spent_tokens=12, **asked)).code == "budget_exhausted"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from moe2.coordinator.ledger import schema
 from moe2.coordinator.ledger import store as ledger_module
 from moe2.coordinator.ledger import writer as writer_module
 from moe2.coordinator.ledger.entry import RequestEntry
+from moe2.coordinator.ledger.journal import ATTEMPT_COLUMNS, REQUEST_COLUMNS, everything
 from moe2.coordinator.ledger.report import By, Span, lengths, requests, sums
 from moe2.coordinator.ledger.schema import VERSION, LedgerError, open_for_writing, reading
 from moe2.coordinator.ledger.store import Ledger
@@ -58,6 +59,35 @@ async def test_entries_that_come_together_are_all_written(tmp_path: Path) -> Non
         recorded = [ledger.record(request_entry(name)) for name in names]
         assert all(await asyncio.gather(*recorded))
     assert sorted(kept(path)) == names
+
+
+async def test_all_that_a_ledger_holds_is_read_in_parts(tmp_path: Path) -> None:
+    """Each part has so many requests at most, oldest first, each with its own attempts and no other's."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        for name in ("req-b", "req-c", "req-a"):
+            attempts = (attempt_entry(name), attempt_entry(name, place=1, joules=None))
+            assert await ledger.record(request_entry(name, *attempts))
+    standing, *parts = everything(path, 2)
+    assert (standing.requests, standing.attempts) == ((), ())
+    at, place = REQUEST_COLUMNS.index("request_id"), ATTEMPT_COLUMNS.index("place")
+    names = [[row[at] for row in part.requests] for part in parts]
+    assert names == [["req-b", "req-c"], ["req-a"]]
+    of = ATTEMPT_COLUMNS.index("request_id")
+    assert [[(row[of], row[place]) for row in part.attempts] for part in parts] == [
+        [(name, number) for name in part for number in (0, 1)] for part in names
+    ]
+
+
+def test_the_writers_end_is_not_waited_for_without_a_bound(tmp_path: Path) -> None:
+    """A writer that was not told to stop still runs when the time to wait is up; one that was told has ended."""
+    path = tmp_path / "ledger.sqlite"
+    connection = open_for_writing(path, is_journal=False)
+    writer = writer_module.LedgerWriter(connection, schema.open_beside(path), lambda _: None)
+    writer.start()
+    assert not writer.join(0.0)
+    writer.put(writer_module.Stop())
+    assert writer.join(60.0)
 
 
 async def test_a_later_entry_of_a_request_takes_the_place_of_the_first(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from moe2.common.localsocket import STATUS_ROUTE, fetch
 from moe2.common.status import AgentRow, CoordinatorStatus
 from tests.fakes.agentprocess import agent_process
 from tests.fakes.coordinatorprocess import CoordinatorProcess
-from tests.fakes.fleet import POLL_S, TOKEN, Fleet, fleet
+from tests.fakes.fleet import FAKE_EXPERT, POLL_S, TOKEN, Fleet, fleet
 from tests.scenarios.test_standby import FakeHost
 
 pytestmark = pytest.mark.slow
@@ -64,14 +64,16 @@ class Killable:
 
 
 @asynccontextmanager
-async def killable(root: Path, **allowed: Any) -> AsyncIterator[Killable]:
+async def killable(root: Path, engine_argv: Sequence[str] = FAKE_EXPERT, **allowed: Any) -> AsyncIterator[Killable]:
     command = json.dumps(["/usr/bin/touch", str(root / "woken")])
     more = f'\n[provisioning]\nmode = "act"\nwake_command = {command}'
     process = CoordinatorProcess(root, token=TOKEN, agents=more, module="tests.fakes.hastycoordinator")
     async with process as coordinator, aiohttp.ClientSession() as http, asyncio.TaskGroup() as tasks:
         built = Killable(coordinator, http, root)
         running = Fleet(root, cast(Any, coordinator), http, tasks, {})
-        built.agent = await running.start_agent("one", agent=allowed, control=built.host, profile="rtx-4090")
+        built.agent = await running.start_agent(
+            "one", agent=allowed, control=built.host, profile="rtx-4090", engine_argv=engine_argv
+        )
         await running.start_agent("two", profile="rtx-4090")
         try:
             yield built
@@ -111,14 +113,25 @@ async def test_a_coordinator_killed_in_a_hosts_first_sleep_finds_it_again_and_wa
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("step", ["cold", "loading"])
 async def test_a_coordinator_killed_while_a_model_is_out_of_memory_to_be_measured_has_it_loaded_again(
-    tmp_path: Path,
+    tmp_path: Path, step: str
 ) -> None:
-    """The state is read from the agent's report, and what the last run began is ended."""
-    async with killable(tmp_path, allow_unload=True) as built:
+    """The state is read from the agent's report, and what the last run began is ended, also in the midst of loading."""
+    loads = tmp_path / "loads"
+    # The first start goes through; any later one lasts until it may go on.
+    held = 'if [ -e "$0.first" ]; then while [ ! -e "$0" ]; do sleep 0.02; done; fi; : > "$0.first"; exec "$@"'
+    async with killable(tmp_path, ("/bin/sh", "-c", held, str(loads), *FAKE_EXPERT), allow_unload=True) as built:
         await built.until(lambda row: bool(row.experts) and row.experts[0].state == "cold")
+        if step == "cold":
+            loads.touch()
+        else:
+            await built.until(lambda row: bool(row.experts) and row.experts[0].state == "loading")
         await built.kill()
         assert await built.answered() == 200
+        if step == "loading":
+            await built.until(lambda row: row.connected and row.experts[0].state == "loading")
+            loads.touch()
         await built.until(lambda row: row.connected and row.experts[0].state == "ready")
         assert built.agent.engine_pids()["fake"] is not None
 
