@@ -146,7 +146,7 @@ def test_a_choice_without_tools_that_can_be_called_is_refused(choice: Any, tools
 def test_what_changes_nothing_is_told() -> None:
     """Hints for caches and the like are accepted, and listed."""
     part = {"type": "input_text", "text": "hi", "prompt_cache_breakpoint": {"mode": "explicit"}}
-    body = {
+    body: dict[str, Any] = {
         "model": "moe2",
         "input": [{"role": "user", "content": [part]}],
         "user": "me",
