@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 _WORD = "probe_of_conventions"
 _KEY, _VALUE = "probe_key", "probe value"
-_ASKED = {"role": "user", "content": "?"}
 
 Render = Callable[[Sequence[dict[str, Any]]], str | None]
 """The text of a conversation; None where the template fails on it or refuses it."""
@@ -52,35 +51,40 @@ class Conventions:
 
 def conventions_of(render: Render) -> Conventions:
     """Returns the form of messages that a template shows best."""
-    parts = frozenset(role for role in ("system", "user", "assistant", "tool") if _wants_parts(render, role))
-    null_content = text_arguments = False
-    if not _shows_call(render, Conventions(parts), _VALUE):
-        text_arguments = _shows_call(render, Conventions(parts, text_arguments=True), _VALUE)
-        if not text_arguments:
-            null_content = _shows_call(render, Conventions(parts, null_content=True), _WORD)
-    if not text_arguments and _as_python(render, Conventions(parts, null_content)):
-        text_arguments = True
-    return Conventions(parts, null_content, text_arguments)
+    # A user's message first: the others are tried beside one, which must have the form that it is shown in.
+    users = Conventions(frozenset({"user"} if _wants_parts(render, "user", Conventions()) else ()))
+    parts = users.parts | {role for role in ("system", "assistant", "tool") if _wants_parts(render, role, users)}
+    # The first form that shows all of a call; else one that shows the name.
+    forms = [
+        Conventions(parts, null, text) for null, text in ((False, False), (False, True), (True, False), (True, True))
+    ]
+    shown = [form for word in (_VALUE, _WORD) for form in forms if _shows_call(render, form, word)]
+    form = shown[0] if shown else forms[0]
+    return replace(form, text_arguments=True) if _as_python(render, form) else form
 
 
-def _wants_parts(render: Render, role: str) -> bool:
+def _wants_parts(render: Render, role: str, users: Conventions) -> bool:
     """Whether the template shows a message of this role only where its content is a list of parts."""
-    as_text, as_parts = (render(_with(role, content)) for content in (_WORD, [{"type": "text", "text": _WORD}]))
+    as_text, as_parts = (render(_with(role, content, users)) for content in (_WORD, [{"type": "text", "text": _WORD}]))
     # A list that is printed as Python writes it is not shown.
     return _WORD not in (as_text or "") and _WORD in (as_parts or "") and "'type'" not in (as_parts or "")
 
 
-def _with(role: str, content: Any) -> list[dict[str, Any]]:
-    """Returns a conversation with such a message in its place."""
-    message = {"role": role, "content": content}
+def _with(role: str, content: Any, users: Conventions) -> list[dict[str, Any]]:
+    """Returns a conversation with such a message in its place. users: the form of a user's messages."""
+    message, asked = {"role": role, "content": content}, _asked(users)
     match role:
         case "system":
-            return [message, _ASKED]
+            return [message, asked]
         case "user":
             return [message]
         case "assistant":
-            return [_ASKED, message, _ASKED]
-    return [_ASKED, *_called(Conventions())[:1], {**message, "name": _WORD, "tool_call_id": "call00001"}]
+            return [asked, message, asked]
+    return [asked, *_called(Conventions())[:1], {**message, "name": _WORD, "tool_call_id": "call00001"}]
+
+
+def _asked(conventions: Conventions) -> dict[str, Any]:
+    return {"role": "user", "content": conventions.content("user", ("?",), has_calls=False)}
 
 
 def _called(conventions: Conventions) -> list[dict[str, Any]]:
@@ -95,9 +99,9 @@ def _called(conventions: Conventions) -> list[dict[str, Any]]:
 
 
 def _shows_call(render: Render, conventions: Conventions, word: str) -> bool:
-    return word in (render([_ASKED, *_called(conventions)[:1]]) or "")
+    return word in (render([_asked(conventions), *_called(conventions)[:1]]) or "")
 
 
 def _as_python(render: Render, conventions: Conventions) -> bool:
     """Whether the template prints an object as Python writes it, which no model was trained on."""
-    return f"{{'{_KEY}'" in (render([_ASKED, *_called(conventions)[:1]]) or "")
+    return f"{{'{_KEY}'" in (render([_asked(conventions), *_called(conventions)[:1]]) or "")

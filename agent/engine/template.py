@@ -17,6 +17,7 @@ import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+from msgspec.structs import replace
 
 from moe2.agent.engine.callform import form_of
 from moe2.agent.engine.conventions import conventions_of
@@ -126,7 +127,7 @@ class ChatTemplate:
         if not self._shows_calls and any(message.tool_calls or message.role == "tool" for message in messages):
             raise TemplateError(_NO_TOOLS, remedy=_WITHOUT_TOOLS)
         chosen = self._thinking(variables, may_think=may_think)
-        content = [self._message(message) for message in messages]
+        content = [self._message(each) for message in messages for each in self._shown(message)]
         offered = [_tool(tool) for tool in tools]
         text = self._render(content, offered, chosen)
         return Rendered(self._quotation.segments(text), self._begun(text, content, offered, chosen))
@@ -189,6 +190,14 @@ class ChatTemplate:
                 f"The model's chat template failed on this conversation: {type(error).__name__}: {error}.",
                 remedy="Check the roles and their order.",
             ) from error
+
+    def _shown(self, message: ChatMessage) -> tuple[ChatMessage, ...]:
+        """A message as the template shows all of it: what is said beside calls is a message of its own where the
+        template passes over calls that have a text."""
+        if not (message.tool_calls and message.content and self._conventions.null_content):
+            return (message,)
+        calls = replace(message, content="", parts=(), reasoning_content=None)
+        return replace(message, tool_calls=()), calls
 
     def _message(self, message: ChatMessage) -> dict[str, Any]:
         conventions, calls = self._conventions, message.tool_calls

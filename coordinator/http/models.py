@@ -61,6 +61,8 @@ def model_object(name: str, reports: Sequence[ExpertReport], *, created_unix_s: 
     do what it asks for; limits are those of the largest context. What nobody has said is null.
     """
     context_tokens = max((report.context_tokens for report in reports), default=None)
+    writers = [report for report in reports if report.vector_size is None]
+    writes = bool(writers) or not reports
     return {
         "id": name,
         "object": "model",
@@ -72,13 +74,13 @@ def model_object(name: str, reports: Sequence[ExpertReport], *, created_unix_s: 
         "max_input_tokens": context_tokens,
         "max_output_tokens": context_tokens,
         "capabilities": {
-            "chat": _any(report.has_chat_template for report in reports),
-            "completion": True,
-            "tools": _any(report.supports_tools for report in reports),
-            "infill": _any(report.supports_infill for report in reports),
-            "reasoning": _any(report.supports_thinking for report in reports),
+            "chat": writes and _any(report.has_chat_template for report in writers),
+            "completion": writes,
+            "tools": writes and _any(report.supports_tools for report in writers),
+            "infill": writes and _any(report.supports_infill for report in writers),
+            "reasoning": writes and _any(report.supports_thinking for report in writers),
             "vision": False,
-            "embeddings": any(report.vector_size is not None for report in reports),
+            "embeddings": len(writers) < len(reports),
         },
         # llama-server's.
         "meta": {

@@ -216,9 +216,8 @@ def _shown(name: str, reports: Sequence[ExpertReport]) -> dict[str, Any]:
         f"{architecture}.embedding_length": max((report.vector_size or 0 for report in reports), default=0) or None,
     }
     drawn = {} if sampling is None else {each: getattr(sampling, each) for each in MODEL_SAMPLING}
-    writes = not reports or any(report.vector_size is None for report in reports)
     named = {
-        "completion": writes,
+        "completion": abilities["completion"],
         "tools": abilities["tools"],
         "insert": abilities["infill"],
         "thinking": abilities["reasoning"],

@@ -57,6 +57,9 @@ async def test_texts_are_embedded_by_the_model_that_can(tmp_path: Path) -> None:
         async with running.http.get("/v1/moe2/ledger?by=model") as ledger:
             (row,) = (await ledger.json())["sums"]
         assert row["n_requests"] == 2
+        async with running.http.get("/v1/models/minilm") as described:
+            able = (await described.json())["capabilities"]
+        assert [name for name, has in able.items() if has] == ["embeddings"]
 
 
 async def test_the_clients_default_encoding_works(tmp_path: Path) -> None:

@@ -126,31 +126,36 @@ async def test_a_model_that_is_only_to_be_loaded_is_there(tmp_path: Path) -> Non
             assert (await ledger.json())["sums"] == []
 
 
-@pytest.mark.parametrize(
-    ("path", "fields", "named"),
-    [
-        ("chat", {"messages": [{"role": "user", "content": "a", "images": ["aGk="]}]}, "messages[0].images"),
-        ("chat", {"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role"),
-        ("chat", {"messages": said("a"), "options": {"temperature": 9}}, "options.temperature"),
-        ("chat", {"messages": said("a"), "options": {"num_predict": 0}}, "options.num_predict"),
-        ("chat", {"messages": said("a"), "options": {"mirostat": 2}}, "options.mirostat"),
-        ("chat", {"messages": said("a"), "format": "yaml"}, "format"),
-        ("chat", {"messages": said("a"), "think": "hard"}, "think"),
-        ("chat", {"messages": said("a"), "unheard": 1}, "unheard"),
-        ("generate", {"prompt": "a", "images": ["aGk="]}, "images"),
-        ("generate", {"prompt": "a", "context": [1, 2]}, "context"),
-        ("generate", {"prompt": "a", "template": "{{ .Prompt }}"}, "template"),
-        ("embed", {"input": []}, "input"),
-        ("show", {}, "model"),
-    ],
-)
-async def test_what_cannot_be_done_is_named(tmp_path: Path, path: str, fields: dict[str, Any], named: str) -> None:
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("chat", {"messages": [{"role": "user", "content": "a", "images": ["aGk="]}]}, "messages[0].images"),
+    ("chat", {"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role"),
+    ("chat", {"messages": said("a"), "options": {"temperature": 9}}, "options.temperature"),
+    ("chat", {"messages": said("a"), "options": {"num_predict": 0}}, "options.num_predict"),
+    ("chat", {"messages": said("a"), "options": {"mirostat": 2}}, "options.mirostat"),
+    ("chat", {"messages": said("a"), "format": "yaml"}, "format"),
+    ("chat", {"messages": said("a"), "think": "hard"}, "think"),
+    ("chat", {"messages": said("a"), "unheard": 1}, "unheard"),
+    ("generate", {"prompt": "a", "images": ["aGk="]}, "images"),
+    ("generate", {"prompt": "a", "context": [1, 2]}, "context"),
+    ("generate", {"prompt": "a", "template": "{{ .Prompt }}"}, "template"),
+    ("generate", {"prompt": "a", "raw": True, "system": "Be brief."}, "system"),
+    ("generate", {"prompt": "a", "suffix": "b", "think": True}, "think"),
+    ("chat", {"messages": said("a"), "top_logprobs": 2}, "top_logprobs"),
+    ("chat", {"messages": said("a", thinking="So.")}, "messages[0].thinking"),
+    ("chat", {"messages": said("a", tool_name="f")}, "messages[0].tool_name"),
+    ("embed", {"input": []}, "input"),
+    ("show", {}, "model"),
+]
+
+
+async def test_what_cannot_be_done_is_named(tmp_path: Path) -> None:
     """In Ollama's shape: a text, with the parameter beside it."""
-    body = fields if path == "show" else {"model": "moe2", **fields}
     async with fleet(tmp_path) as running:
-        status, error = await posted(running, f"/api/{path}", **body)
-        assert (status, error["param"]) == (400, named)
-        assert named in error["error"]
+        for path, fields, named in REFUSED:
+            body = fields if path == "show" else {"model": "moe2", **fields}
+            status, error = await posted(running, f"/api/{path}", **body)
+            assert (status, error["param"]) == (400, named)
+            assert named in error["error"]
 
 
 async def test_a_key_is_asked_for_where_keys_are(tmp_path: Path) -> None:

@@ -110,11 +110,10 @@ def _legacy_id(name: str) -> str:
 def _texts(message: Message) -> tuple[str, ...]:
     """Returns the texts of a message's content, in their order."""
     content = message.content
-    if isinstance(message, AssistantMessage) and message.refusal is not None and not content:
-        return (message.refusal,)
-    if content is None:
-        return ()
-    return (content,) if isinstance(content, str) else tuple(part.words for part in content)
+    texts = (content,) if isinstance(content, str) else tuple(part.words for part in content or ())
+    if isinstance(message, AssistantMessage) and message.refusal is not None:
+        return (*(text for text in texts if text), message.refusal)
+    return texts
 
 
 def _reasoning(message: AssistantMessage) -> str | None:
@@ -130,6 +129,8 @@ def _calls(message: AssistantMessage, where: str) -> tuple[ToolCall, ...]:
 
 def _call(call: CalledTool, where: str) -> ToolCall:
     call_id = call_id_for_templates(call.id)
+    if call.custom is not None and call.function is not None:
+        raise invalid(f"Set '{where}.function' or '{where}.custom', not both.", param=f"{where}.custom")
     if call.custom is not None:
         arguments = msgspec.json.encode({INPUT: call.custom.input}).decode()
         return ToolCall(id=call_id, name=call.custom.name, arguments=arguments)

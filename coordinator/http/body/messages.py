@@ -59,7 +59,7 @@ class ThinkingBlock(Closed, frozen=True, kw_only=True, tag_field="type", tag="th
     """What an earlier answer was thought out with. Nothing here is signed, so that signatures are not checked."""
 
     thinking: Text
-    signature: Text | None = None
+    signature: Annotated[Text | None, idle("")] = None
 
 
 class RedactedThinkingBlock(Closed, frozen=True, kw_only=True, tag_field="type", tag="redacted_thinking"):
@@ -229,8 +229,8 @@ def chat_fields(request: CountRequest, fields: Mapping[str, Any]) -> dict[str, A
     chat = {name: fields[name] for name in same if name in fields}
     system = [] if request.system is None else [{"role": "system", "content": _content(request.system)}]
     chat["messages"] = [*system, *(message for turn in request.messages for message in _messages(turn))]
-    if request.tools:
-        chat |= _tool_fields(request.tools, request.tool_choice)
+    if request.tools or request.tool_choice is not None:
+        chat |= _tool_fields(request.tools or (), request.tool_choice)
     chat |= _thinking_fields(request, chat.get("moe2") or {})
     if request.output_config is not None and request.output_config.format is not None:
         schema = {"name": "answer", "schema": request.output_config.format.schema}

@@ -16,6 +16,7 @@ from msgspec import Meta
 from moe2.common.generation import MAX_ALTERNATIVES, Sampling
 from moe2.coordinator.http.body.embeddings import MAX_DIMENSIONS, MAX_TEXTS
 from moe2.coordinator.http.body.requests import MAX_STOPS, MAX_TOOLS, Closed, Idle, OfferedTool, Text, idle, only
+from moe2.coordinator.http.errors import invalid, unsupported
 
 _NO_IMAGES = {"refusal": "Models here read text alone."}
 Images: TypeAlias = Annotated[Annotated[list[str], Meta(max_length=0, extra=_NO_IMAGES)] | None, Meta(extra=_NO_IMAGES)]
@@ -199,6 +200,9 @@ def generate_fields(request: OllamaGenerateRequest) -> dict[str, Any]:
     chat."""
     fields = _common(request)
     if is_text(request):
+        for name, value in (("system", request.system), ("think", request.think)):
+            if value:
+                raise unsupported(name, hint="It needs a conversation: leave out 'raw' and 'suffix'.")
         fields["prompt"] = request.prompt
         # A text completion has a limit of its own where it says nothing.
         fields.setdefault("max_tokens", None)
@@ -218,6 +222,8 @@ def is_text(request: OllamaGenerateRequest) -> bool:
 
 
 def _common(request: _Asked) -> dict[str, Any]:
+    if request.top_logprobs and not request.logprobs:
+        raise invalid("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
     fields: dict[str, Any] = {"model": request.model, "stream": request.stream}
     if request.moe2 is not None:
         fields["moe2"] = request.moe2
@@ -253,7 +259,10 @@ def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     open_calls: deque[tuple[str, str]] = deque()
     messages = []
     for place, turn in enumerate(turns):
+        _check_role(turn, f"messages[{place}]")
         message: dict[str, Any] = {"role": turn.role, "content": turn.content or ""}
+        if turn.name and turn.role != "tool":
+            message["name"] = turn.name
         if turn.role == "assistant":
             calls = [_call(call, f"call_{place}_{nth}") for nth, call in enumerate(turn.tool_calls or ())]
             open_calls.extend((call["id"], call["function"]["name"]) for call in calls)
@@ -265,6 +274,14 @@ def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
             message["tool_call_id"] = turn.tool_call_id or _answered(open_calls, turn.tool_name or turn.name, place)
         messages.append(message)
     return messages
+
+
+def _check_role(turn: Turn, where: str) -> None:
+    """Raises `ApiError` (400) for what a message says that has no place in its role's."""
+    for role, names in (("assistant", ("thinking", "tool_calls")), ("tool", ("tool_name", "tool_call_id"))):
+        for name in names:
+            if turn.role != role and getattr(turn, name):
+                raise unsupported(f"{where}.{name}", hint=f"Only messages of the role {role!r} have it.")
 
 
 def _call(call: Called, made_id: str) -> dict[str, Any]:

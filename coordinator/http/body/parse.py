@@ -212,7 +212,9 @@ def read_completion(fields: dict[str, Any], headers: Mapping[str, str] = NO_HEAD
         prompt,
         structure_of(text),
         {
-            "max_tokens": 0 if only_reads else _limit(max_tokens, "max_tokens"),
+            "max_tokens": 0
+            if only_reads
+            else _limit(max_tokens, "max_tokens", hint=" With 'echo': true, 0 scores the prompt."),
             "logprobs": text.logprobs,
             "echo": by_expert,
         },
@@ -234,10 +236,9 @@ def read_struct(fields: dict[str, Any], kind: type[B], reading: Reading) -> tupl
     return convert(fields, kind), (*unknown, *idle_parameters(fields, kind))
 
 
-def _limit(tokens: int | None, param: str) -> int | None:
+def _limit(tokens: int | None, param: str, *, hint: str = "") -> int | None:
     """Returns the limit of an answer's tokens that a body sets; None for none."""
     if tokens == 0:
-        hint = " With 'echo': true, 0 scores the prompt." if param == "max_tokens" else ""
         raise invalid(f"'{param}' must be at least 1; -1 or null sets no limit.{hint}", param=param)
     return None if tokens is None or tokens < 0 else min(tokens, MAX_TOKENS)
 

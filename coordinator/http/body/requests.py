@@ -300,7 +300,7 @@ class NamedSchema(Closed, frozen=True, kw_only=True):
     """A JSON schema with its name. The answer follows it with or without `strict`."""
 
     name: str | None = None
-    description: str | None = None
+    description: Annotated[str | None, idle()] = None
     schema: JsonSchema | None = None
     strict: bool | None = None
 

@@ -51,8 +51,8 @@ class OutputText(Closed, frozen=True, kw_only=True, tag_field="type", tag="outpu
     """A text of an earlier answer, as it was returned."""
 
     text: Text
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
+    annotations: Annotated[list[Any] | None, idle([])] = None
+    logprobs: Annotated[list[Any] | None, idle([])] = None
 
 
 class Refusal(Closed, frozen=True, kw_only=True, tag_field="type", tag="refusal"):
@@ -74,7 +74,7 @@ class MessageItem(Closed, frozen=True, kw_only=True, tag_field="type", tag="mess
     content: ItemContent
     id: Text | None = None
     status: Text | None = None
-    phase: Text | None = None
+    phase: Annotated[Text | None, idle()] = None
 
 
 class CallItem(Closed, frozen=True, kw_only=True, tag_field="type", tag="function_call"):
@@ -128,9 +128,9 @@ class ReasoningText(Closed, frozen=True, kw_only=True, tag_field="type", tag="re
 class ReasoningItem(Closed, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
     """What an earlier answer was thought out with."""
 
-    summary: list[Any] | None = None
+    summary: Annotated[list[Any] | None, idle([])] = None
     content: list[ReasoningText] | None = None
-    encrypted_content: Text | None = None
+    encrypted_content: Annotated[Text | None, idle("")] = None
     id: Text | None = None
     status: Text | None = None
 
@@ -212,7 +212,7 @@ class SchemaFormat(Closed, frozen=True, kw_only=True, tag_field="type", tag="jso
 
     schema: JsonSchema
     name: str | None = None
-    description: str | None = None
+    description: Annotated[str | None, idle()] = None
     strict: bool | None = None
 
 
@@ -345,7 +345,7 @@ def chat_fields(request: ResponsesRequest, fields: Mapping[str, Any], conversati
     chat["messages"] = _messages(request.instructions, conversation)
     if request.max_output_tokens is not None:
         chat["max_tokens"] = request.max_output_tokens
-    if request.tools:
+    if request.tools or request.tool_choice != "auto":
         chat |= _tool_fields(request)
     if request.text.format is not None:
         chat["response_format"] = _format(request.text.format)

@@ -187,7 +187,7 @@ def _forced(choice: Choice, names: tuple[str, ...]) -> tuple[str, ...] | None:
     if choice == "none":
         return None
     if not names:
-        raise invalid("'tool_choice' needs 'tools'.", param="tool_choice")
+        raise invalid("'tool_choice' needs 'tools' that the client runs.", param="tool_choice")
     if not isinstance(choice, ChosenTool | ChosenCustomTool):
         return names
     name = _chosen_name(choice)
@@ -208,6 +208,9 @@ def _response_schema(chosen: TextFormat | JsonObjectFormat | JsonSchemaFormat | 
         case JsonSchemaFormat(json_schema=named, schema=schema):
             if named is None or named.schema is None:
                 return _schema(schema, "response_format.schema")
+            if schema not in (None, named.schema):
+                text = "Set 'response_format.json_schema.schema' or 'response_format.schema', not both."
+                raise invalid(text, param="response_format.schema")
             return _schema(named.schema, "response_format.json_schema.schema")
 
 

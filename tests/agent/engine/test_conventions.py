@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from moe2.agent.engine.template import ChatTemplate, TemplateError
@@ -48,6 +49,12 @@ def test_a_template_that_takes_both_gets_text() -> None:
     assert shown(source, USER) == "text:Is it wet?"
 
 
+def test_a_template_that_fails_on_text_gets_parts_in_every_role() -> None:
+    """Whichever role is tried, the messages around it have to be right, too."""
+    source = "{% for m in messages %}{% for part in m.content %}{{ '<' + part.text + '>' }}{% endfor %}{% endfor %}"
+    assert shown(source, ChatMessage(role="system", content="Be brief."), USER) == "<Be brief.><Is it wet?>"
+
+
 def test_only_roles_that_need_parts_get_them() -> None:
     """A system's message may be text where a user's is a list."""
     source = (
@@ -64,6 +71,18 @@ def test_a_call_is_shown_by_a_template_that_tests_for_no_content() -> None:
         "{% else %}{{ m.content }}{% endif %}{% endfor %}"
     )
     assert shown(source, USER, CALL, ANSWER) == "Is it wet?rainYes."
+
+
+def test_a_template_may_test_for_no_content_and_join_arguments_to_text() -> None:
+    """DeepSeek's R1 and V3 do both; a call beside a text is shown, too, behind it."""
+    source = (
+        "{% for m in messages %}{% if m.content is none %}{% for c in m.tool_calls %}"
+        "{{ '<' + c.function.name + c.function.arguments + '>' }}{% endfor %}"
+        "{% else %}{{ m.content + '!' }}{% endif %}{% endfor %}"
+    )
+    assert shown(source, USER, CALL, ANSWER) == 'Is it wet?!<rain{"day": "Monday"}>Yes.!'
+    spoken = msgspec.structs.replace(CALL, content="I look.")
+    assert shown(source, USER, spoken) == 'Is it wet?!I look.!<rain{"day": "Monday"}>'
 
 
 @pytest.mark.parametrize(

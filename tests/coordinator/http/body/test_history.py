@@ -82,6 +82,12 @@ def test_a_refusal_is_what_was_said(message: dict[str, Any]) -> None:
     assert history(message) == (ChatMessage(role="assistant", content="No."),)
 
 
+def test_a_refusal_beside_a_text_is_not_dropped() -> None:
+    """Both were said."""
+    [message] = history({"role": "assistant", "content": "Well.", "refusal": "No."})
+    assert message.content == "Well.\nNo."
+
+
 def test_ids_of_calls_are_as_strict_templates_want_them() -> None:
     """A call and its result keep one id, of nine letters or digits as Mistral's templates ask for; such a one stays."""
     call, result = history(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from moe2.coordinator.http.body.messages import MessagesRequest, chat_fields
-from moe2.coordinator.http.body.parse import STRICT, read_struct
+from moe2.coordinator.http.body.parse import STRICT, read_chat, read_struct
 from moe2.coordinator.http.errors import ApiError
 
 HI: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
@@ -101,6 +101,13 @@ def test_tool_choices_have_the_chats_names(choice: dict[str, Any], chosen: Any) 
     assert chat.get("tool_choice") == chosen
     function = {"name": "time", "description": "Tells the time.", "parameters": {"type": "object"}}
     assert chat["tools"] == [{"type": "function", "function": function}]
+
+
+def test_a_choice_without_tools_is_not_dropped() -> None:
+    """What it forces cannot be called, which the chat completion says."""
+    assert chat_of(tool_choice={"type": "any"})["tool_choice"] == "required"
+    with pytest.raises(ApiError, match="'tool_choice' needs 'tools'"):
+        read_chat(chat_of(tool_choice={"type": "any"}))
 
 
 def test_one_call_at_a_time_can_be_asked_for() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from moe2.coordinator.http.body.parse import read_chat
 from moe2.coordinator.http.body.responses import chat_fields, items_of, read_responses
 from moe2.coordinator.http.errors import ApiError
 
@@ -133,10 +134,19 @@ def test_what_cannot_be_is_refused_by_its_name(fields: dict[str, Any], param: st
     assert (error.param or "").startswith(param)
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "time"}])
+@pytest.mark.parametrize("tools", [[], [{"type": "web_search"}]])
+def test_a_choice_without_tools_that_can_be_called_is_refused(choice: Any, tools: list[Any]) -> None:
+    """An answer without a call would break it, also where the only tool is one that is left out."""
+    with pytest.raises(ApiError, match="tool_choice") as refusal:
+        read_chat(chat_of(input="hi", tools=tools, tool_choice=choice))
+    assert refusal.value.param == "tool_choice"
+
+
 def test_what_changes_nothing_is_told() -> None:
     """Hints for caches and the like are accepted, and listed."""
     part = {"type": "input_text", "text": "hi", "prompt_cache_breakpoint": {"mode": "explicit"}}
-    body = {
+    body: dict[str, Any] = {
         "model": "moe2",
         "input": [{"role": "user", "content": [part]}],
         "user": "me",
@@ -145,8 +155,19 @@ def test_what_changes_nothing_is_told() -> None:
         "truncation": "auto",
         "include": ["message.output_text.logprobs", "reasoning.encrypted_content"],
     }
+    body["text"] = {"format": {"type": "json_schema", "schema": {}, "description": "An answer."}}
+    body["input"] += [
+        {"type": "reasoning", "summary": [{"text": "So."}], "encrypted_content": "abc"},
+        {
+            "role": "assistant",
+            "phase": "commentary",
+            "content": [{"type": "output_text", "text": "", "annotations": [1]}],
+        },
+    ]
     _, ignored = read_responses(body)
     said = {"user", "reasoning.summary", "input[].content[].prompt_cache_breakpoint", "truncation", "include"}
+    said |= {"text.format.description", "input[].summary", "input[].encrypted_content", "input[].phase"}
+    said |= {"input[].content[].annotations"}
     assert set(ignored) == said
     _, ignored = read_responses({"model": "moe2", "input": "hi", "include": ["message.output_text.logprobs"]})
     assert not ignored

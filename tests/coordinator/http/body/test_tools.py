@@ -122,6 +122,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
     ({"response_format": {"type": "json_object", "json_schema": {"schema": {}}}}, "response_format.json_schema"),
     ({"response_format": {"type": "json_schema", "json_schema": {"schema": []}}}, "response_format.json_schema.schema"),
+    (
+        {"response_format": {"type": "json_schema", "schema": {}, "json_schema": {"schema": {"type": "object"}}}},
+        "response_format.schema",
+    ),
     ({"grammar": " "}, "grammar"),
     ({"grammar": 'root ::= "a\0"'}, "grammar"),
     ({"grammar": 'root ::= "a"', "response_format": {"type": "json_object"}}, "grammar"),
