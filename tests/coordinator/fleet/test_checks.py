@@ -46,8 +46,8 @@ from moe2.common.standby import IdlePower, StandingEnergy, TransitionCost
 from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS, MAX_TEXT_CHARACTERS
 from moe2.coordinator.fleet.checks import MAX_UNKNOWN_JOBS, AgentChecks, hello_fault
 from moe2.coordinator.fleet.report_checks import fault_in, sound_report
-from tests.common.samples import STANDBY
-from tests.coordinator.experts import MEASURED, SMALLEST_HOST, cost, expert_report, hello, report, speed
+from tests.common.samples import SMALLEST_HOST, STANDBY
+from tests.coordinator.experts import MEASURED, cost, expert_report, hello, report, speed
 from tests.scenarios.fuzz.messages import any_message
 
 PROMPT = TextPrompt(text="hi")
