@@ -11,13 +11,10 @@ from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from types import TracebackType
 
-import structlog
 from aiohttp import ClientWebSocketResponse, WSMsgType, web
 
 from moe2.common.errors import LinkCode
 from moe2.common.link.session import JobMessage, Opened, Session, SessionEvent
-
-log = structlog.get_logger()
 
 WebSocket = ClientWebSocketResponse | web.WebSocketResponse
 
@@ -95,10 +92,11 @@ class Pump:
 
     async def _receive(self, websocket: WebSocket) -> None:
         async for frame in websocket:
-            if frame.type is not WSMsgType.BINARY:
-                log.warning("frame_ignored", kind=frame.type.name)
-                continue
-            for event in self._session.receive(frame.data, self._clock()):
+            if frame.type is WSMsgType.ERROR:
+                return
+            # A text is no message, either, and ends the session as other frames do that are none.
+            data = frame.data.encode() if frame.type is WSMsgType.TEXT else frame.data
+            for event in self._session.receive(data, self._clock()):
                 self._on_event(event)
                 if isinstance(event, Opened):
                     self.reschedule()
