@@ -69,10 +69,8 @@ class Chores:
 
     def book_standing(self) -> None:
         """Enters the joules of no request that agents have counted since the last time into the ledger."""
-        for row in self._table.rows(asyncio.get_running_loop().time()):
-            if row.standby is None or row.standby.energy is None:
-                continue
-            entry = self._standing.reported(row.agent_id, row.agent_name, row.standby.energy, time())
+        for hello, energy in self._table.standing_energy():
+            entry = self._standing.reported(hello.agent_id, hello.agent_name, energy, time())
             if entry is not None:
                 self._ledger.record(entry)
 

@@ -44,7 +44,6 @@ from moe2.common.link.messages import (
     Tokens,
     Vectors,
 )
-from moe2.common.link.reports import ExpertReport
 from moe2.common.link.supply import TicketWanted
 from moe2.coordinator.fleet.bounds import (
     MAX_FIGURE,
@@ -139,8 +138,8 @@ class AgentChecks:
     def __init__(self) -> None:
         self._given: OrderedDict[str, _Given] = OrderedDict()
         self._context_tokens: dict[str, int] = {}
-        self._sound: dict[str, ExpertReport] = {}
-        """The figures of the former report that were sound, by model."""
+        self._former: Report | None = None
+        """What could be believed of the agent's latest report."""
 
     def sent(self, message: ToAgent) -> None:
         """Notes a message that the agent is sent."""
@@ -172,7 +171,8 @@ class AgentChecks:
             case TicketWanted():
                 return Checked((message,))
             case Report():
-                told, faults = sound_report(message, self._sound)
+                told, faults = sound_report(message, self._former)
+                self._former = told
                 self._context_tokens = {expert.model: expert.context_tokens for expert in told.experts}
                 return Checked((told,), faults)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from msgspec.structs import asdict, replace
 from moe2.common.cost import LatencyProfile, Spread
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import Report
-from moe2.common.link.reports import ExpertReport, Performance, SensorReport
+from moe2.common.link.reports import ExpertReport, HostFacts, Performance, SensorReport
 from moe2.common.link.supply import ModelFile, ModelStore
 from moe2.coordinator.fleet.bounds import (
     MAX_FIGURE,
@@ -37,57 +38,89 @@ _CHECKED_APART = {"performance", "measured_age_s", "load_cost", "unload_cost"}
 """Fields of an expert that become unknown if they are impossible, and cost the expert nothing."""
 
 
-def sound_report(report: Report, known: dict[str, ExpertReport] | None = None) -> tuple[Report, tuple[str, ...]]:
+def sound_report(report: Report, former: Report | None = None) -> tuple[Report, tuple[str, ...]]:
     """Returns the report without impossible parts, with a warning for each of them, and what was wrong.
 
-    known: figures, by model, that were found sound in the former report; those of this report take their place. Most
-    reports change nothing but ages, and what has not changed is not looked through again.
+    former: what this function made of the agent's report before; None if there was none. Most reports change little
+    but ages, and a part that equals one that was found sound is not looked through again.
     """
-    named = Counter(expert.model for expert in report.experts)
-    known = {} if known is None else known
-    former = dict(known)
-    known.clear()
     faults: dict[str, str] = {}
+    parts: dict[str, Any] = {"experts": _sound_experts(report, former, faults)}
+    for name, check in _PARTS.items():
+        part, before = getattr(report, name), getattr(former, name, None)
+        if part is not None and part != before:
+            parts[name] = check(part, before, faults)
+    told = tuple(f"what it reports of {what} cannot be: {fault}" for what, fault in faults.items())
+    if told:
+        parts["warnings"] = parts.get("warnings", report.warnings) + tuple(map(_unsound, told))
+    changed = {name: part for name, part in parts.items() if part != getattr(report, name)}
+    return replace(report, **changed) if changed else report, told
+
+
+def _sound_experts(report: Report, former: Report | None, faults: dict[str, str]) -> tuple[ExpertReport, ...]:
+    named = Counter(expert.model for expert in report.experts)
+    known = {expert.model: expert for expert in former.experts} if former else {}
     experts: list[ExpertReport] = []
     for expert in report.experts:
-        figures = replace(expert, measured_age_s=None, load_cost=None, unload_cost=None)
-        if named[expert.model] == 1 and former.get(expert.model) == figures and _is_age(expert.measured_age_s):
-            known[expert.model] = figures
+        before = known.get(expert.model) if named[expert.model] == 1 else None
+        if before is not None and expert == before:
+            experts.append(expert)
+        elif before is not None and _differs_in_costs(expert, before):
             experts.append(sound_costs(expert, faults))
-            continue
-        fault = name_fault("the name", expert.model)
-        if fault is None and named[expert.model] > 1:
-            fault = f"it is there {named[expert.model]} times"
-        fault = fault or fault_in(expert)
-        if fault is None:
-            readable = shown(_with_shown(expert))
-            if readable is expert:
-                known[expert.model] = figures
-            experts.append(sound_costs(readable, faults))
         else:
-            faults[f"the model {expert.model[:MAX_NAME_CHARACTERS]!r}"] = f"{fault}. It gets no requests"
-    sensors = shown(tuple(_sensor(sensor, faults) for sensor in report.sensors))
-    warnings = shown(tuple(warning for warning in report.warnings if _WARNING_CODE.fullmatch(warning.code)))
-    if len(warnings) < len(report.warnings):
+            fault = name_fault("the name", expert.model)
+            if fault is None and named[expert.model] > 1:
+                fault = f"it is there {named[expert.model]} times"
+            fault = fault or fault_in(expert)
+            if fault is None:
+                experts.append(sound_costs(shown(_with_shown(expert)), faults))
+            else:
+                faults[f"the model {expert.model[:MAX_NAME_CHARACTERS]!r}"] = f"{fault}. It gets no requests"
+    return tuple(experts)
+
+
+def _differs_in_costs(expert: ExpertReport, before: ExpertReport) -> bool:
+    """Whether an expert differs from a sound one in nothing but a possible age, and costs of loading."""
+    costs = {"load_cost": before.load_cost, "unload_cost": before.unload_cost}
+    return _is_age(expert.measured_age_s) and before == replace(expert, measured_age_s=before.measured_age_s, **costs)
+
+
+def _sound_sensors(
+    sensors: tuple[SensorReport, ...], _: tuple[SensorReport, ...] | None, faults: dict[str, str]
+) -> tuple[SensorReport, ...]:
+    return shown(tuple(_sensor(sensor, faults) for sensor in sensors))
+
+
+def _sound_warnings(
+    told: tuple[HealthWarning, ...], _: tuple[HealthWarning, ...] | None, faults: dict[str, str]
+) -> tuple[HealthWarning, ...]:
+    warnings = shown(tuple(warning for warning in told if _WARNING_CODE.fullmatch(warning.code)))
+    if len(warnings) < len(told):
         faults["its warnings"] = "a code is not 1 to 64 letters, digits or _. It is not shown"
-    host = shown(report.host, MAX_NAME_CHARACTERS)
+    return warnings
+
+
+def _sound_host(told: HostFacts, _: HostFacts | None, faults: dict[str, str]) -> HostFacts:
+    host = shown(told, MAX_NAME_CHARACTERS)
     for name in ("cpu_count", "memory_bytes"):
         if fault := range_fault(name, getattr(host, name), MAX_FIGURE):
             faults["its host"] = f"{fault}. It is not shown"
             host = replace(host, **{name: None})
-    standby = None if report.standby is None else sound_standby(report.standby, faults)
-    models = None if report.models is None else shown(_store(report.models, faults))
-    told = tuple(f"what it reports of {what} cannot be: {fault}" for what, fault in faults.items())
-    parts = {
-        "host": host,
-        "experts": tuple(experts),
-        "sensors": sensors,
-        "warnings": warnings + tuple(map(_unsound, told)),
-        "standby": standby,
-        "models": models,
-    }
-    changed = {name: part for name, part in parts.items() if part != getattr(report, name)}
-    return replace(report, **changed) if changed else report, told
+    return host
+
+
+def _sound_store(store: ModelStore, _: ModelStore | None, faults: dict[str, str]) -> ModelStore:
+    return shown(_store(store, faults))
+
+
+_PARTS: dict[str, Callable[[Any, Any, dict[str, str]], Any]] = {
+    "sensors": _sound_sensors,
+    "warnings": _sound_warnings,
+    "host": _sound_host,
+    "standby": sound_standby,
+    "models": _sound_store,
+}
+"""The check of each part of a report beside its experts, in the order in which faults are told."""
 
 
 def _unsound(told: str) -> HealthWarning:

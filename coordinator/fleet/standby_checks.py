@@ -32,21 +32,30 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _EPOCH = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-def sound_standby(standby: Standby, faults: dict[str, str]) -> Standby:
-    """Returns the standby without impossible parts, and enters into `faults` what was wrong, by part."""
-    fields: dict[str, Any] = {
-        "idle": _sound_parts(standby.idle, "its idle power", idle_fault, faults),
-        "wake_addresses": _sound_parts(standby.wake_addresses, "its network addresses", address_fault, faults),
-    }
+def sound_standby(standby: Standby, former: Standby | None, faults: dict[str, str]) -> Standby:
+    """Returns the standby without impossible parts, and enters into `faults` what was wrong, by part.
+
+    former: a standby that was found sound; what equals its part is not looked through again.
+    """
+    fields: dict[str, Any] = {}
+
+    def is_new(name: str) -> bool:
+        return former is None or getattr(standby, name) != getattr(former, name)
+
+    if is_new("idle"):
+        fields["idle"] = _sound_parts(standby.idle, "its idle power", idle_fault, faults)
+    if is_new("wake_addresses"):
+        fields["wake_addresses"] = _sound_parts(standby.wake_addresses, "its network addresses", address_fault, faults)
     for name, what in (("suspend_cost", "its suspending"), ("wake_cost", "its waking")):
-        fields[name] = _sound_cost(getattr(standby, name), what, faults)
+        if is_new(name):
+            fields[name] = _sound_cost(getattr(standby, name), what, faults)
     if fault := range_fault("asleep_s", standby.asleep_s, MAX_SECONDS):
         faults["its sleep"] = f"{fault}. It counts as unknown"
         fields["asleep_s"] = None
-    if standby.energy is not None and (fault := standing_energy_fault(standby.energy)):
+    if standby.energy is not None and is_new("energy") and (fault := standing_energy_fault(standby.energy)):
         faults["its standing energy"] = f"{fault}. It is not booked"
         fields["energy"] = None
-    if standby.suspend_fault is not None:
+    if standby.suspend_fault is not None and is_new("suspend_fault"):
         fields["suspend_fault"] = CONTROL.sub(" ", standby.suspend_fault[:MAX_REASON_CHARACTERS])
     changed = {name: value for name, value in fields.items() if value != getattr(standby, name)}
     return replace(standby, **changed) if changed else standby

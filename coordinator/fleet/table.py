@@ -13,6 +13,7 @@ import msgspec
 
 from moe2.common.link.messages import PROTOCOL_VERSION, Hello, Report
 from moe2.common.link.reports import ExpertReport, ExpertState
+from moe2.common.standby import StandingEnergy
 from moe2.common.status import AgentRow
 from moe2.coordinator.fleet.choosable import Choosable, choice_relevant
 from moe2.coordinator.fleet.suspensions import Suspensions
@@ -293,6 +294,14 @@ class CapabilityTable:
             n_known=n_known,
             n_unknown=n_hosts - n_known,
             simulated=simulated,
+        )
+
+    def standing_energy(self) -> tuple[tuple[Hello, StandingEnergy], ...]:
+        """Returns the agents that count the joules of no request, each with its last counters."""
+        return tuple(
+            (agent.hello, agent.report.standby.energy)
+            for agent in self._agents.values()
+            if agent.report and agent.report.standby and agent.report.standby.energy
         )
 
     def models(self) -> tuple[str, ...]:

@@ -390,7 +390,7 @@ def _format(chosen: PlainFormat | ObjectFormat | SchemaFormat) -> dict[str, Any]
         case ObjectFormat():
             return {"type": "json_object"}
         case SchemaFormat():
-            return {"type": "json_schema", "json_schema": _without_none(chosen, "type")}
+            return {"type": "json_schema", "json_schema": _without_none(chosen, "type", "description")}
 
 
 def _without_none(struct: msgspec.Struct, *left_out: str) -> dict[str, Any]:

@@ -39,13 +39,14 @@ from moe2.common.link.messages import (
     Vectors,
 )
 from moe2.common.link.prompts import TextPrompt
-from moe2.common.link.reports import ExpertReport, HostFacts, Performance, SensorReport
+from moe2.common.link.reports import HostFacts, Performance, SensorReport
 from moe2.common.link.supply import ModelFile, ModelStore
 from moe2.common.placement import DeviceShare
-from moe2.common.standby import TransitionCost
+from moe2.common.standby import IdlePower, StandingEnergy, TransitionCost
 from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS, MAX_TEXT_CHARACTERS
 from moe2.coordinator.fleet.checks import MAX_UNKNOWN_JOBS, AgentChecks, hello_fault
 from moe2.coordinator.fleet.report_checks import fault_in, sound_report
+from tests.common.samples import SMALLEST_HOST, STANDBY
 from tests.coordinator.experts import MEASURED, cost, expert_report, hello, report, speed
 from tests.scenarios.fuzz.messages import any_message
 
@@ -375,12 +376,45 @@ SHOWN = (
 )
 
 
-@given(st.lists(st.lists(st.sampled_from(SHOWN), max_size=3), max_size=6))
-def test_what_was_sound_before_changes_no_verdict(reports: list[list[ExpertReport]]) -> None:
+NAN = float("nan")
+HOSTS = tuple(
+    replace(SMALLEST_HOST, **fields) for fields in ({}, {"cpu_count": 2}, {"cpu_count": -1}, {"hostname": "a\nb"})
+)
+SENSORS = tuple(SensorReport(name="s", state="present", power_w=power_w) for power_w in (1.0, 2.0, NAN, None))
+WARNINGS = tuple(
+    HealthWarning(code=code, severity=Severity.NOTICE, message=text, remedy="r")
+    for code, text in (("fine", "m"), ("fine", "m\n"), ("BAD", "m"))
+)
+STANDBYS = (
+    None,
+    STANDBY,
+    replace(STANDBY, asleep_s=-1.0),
+    replace(STANDBY, asleep_s=1.0, idle=(IdlePower(power_w=NAN),)),
+    replace(STANDBY, wake_cost=TransitionCost(duration_s=-1.0), suspend_fault="a\nb"),
+    replace(STANDBY, energy=StandingEnergy(epoch="a b")),
+    replace(STANDBY, energy=StandingEnergy(epoch="a", idle_j=-1.0), wake_addresses=()),
+)
+FILES = tuple(ModelFile(name="f", size_bytes=1, sha256="ab", origin="o", added_unix_s=at) for at in (1.0, -1.0))
+STORES = (None, *(ModelStore(files=(file,)) for file in FILES))
+REPORTS = st.builds(
+    lambda experts, host, **parts: replace(report(*experts, **parts), host=host),
+    st.lists(st.sampled_from(SHOWN), max_size=3),
+    st.sampled_from(HOSTS),
+    sensors=st.lists(st.sampled_from(SENSORS), max_size=2).map(tuple),
+    warnings=st.lists(st.sampled_from(WARNINGS), max_size=2).map(tuple),
+    standby=st.sampled_from(STANDBYS),
+    models=st.sampled_from(STORES),
+)
+
+
+@given(st.lists(REPORTS, max_size=6))
+def test_what_was_sound_before_changes_no_verdict(reports: list[Report]) -> None:
     """Whatever an agent has reported before, its next report is taken as if it were the first."""
-    known: dict[str, ExpertReport] = {}
-    for experts in reports:
-        assert repr(sound_report(report(*experts), known)) == repr(sound_report(report(*experts)))
+    former = None
+    for told in reports:
+        passed = sound_report(told, former)
+        assert repr(passed) == repr(sound_report(told))
+        former = passed[0]
 
 
 @pytest.mark.parametrize(

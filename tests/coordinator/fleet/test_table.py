@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.common.link.reports import ExpertReport, ExpertState, Performance, SensorReport
+from moe2.common.standby import Standby, StandingEnergy
 from moe2.coordinator.fleet.choosable import choice_relevant
 from moe2.coordinator.fleet.table import CapabilityTable, Expert
 from tests.coordinator.experts import expert_report, hello, report
@@ -465,3 +466,17 @@ def test_agents_are_expected_back_for_a_while(table: CapabilityTable) -> None:
     assert not table.is_expecting(60.0)
     table.agent_reported("agent-2", report(READY), 2.0)
     assert not table.is_expecting(2.0)
+
+
+def test_standing_joules_are_those_of_the_latest_report_also_of_agents_that_left(table: CapabilityTable) -> None:
+    """An agent that counts none has no entry, and one that has left keeps its last counters."""
+    for agent_id in ("agent-1", "agent-2"):
+        join(table, agent_id)
+    assert table.standing_energy() == ()
+    for idle_j in (1.0, 2.0):
+        energy = StandingEnergy(epoch="e", idle_j=idle_j)
+        table.agent_reported("agent-1", report(expert_report(), standby=Standby(energy=energy)), 0.0)
+    table.agent_reported("agent-2", report(expert_report(), standby=Standby()), 0.0)
+    table.agent_left("agent-1", 1.0)
+    [(agent, energy)] = table.standing_energy()
+    assert (agent.agent_id, energy.idle_j) == ("agent-1", 2.0)

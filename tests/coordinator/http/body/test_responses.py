@@ -169,5 +169,6 @@ def test_what_changes_nothing_is_told() -> None:
     said |= {"text.format.description", "input[].summary", "input[].encrypted_content", "input[].phase"}
     said |= {"input[].content[].annotations"}
     assert set(ignored) == said
+    assert read_chat(chat_of(input="hi", text=body["text"])).ignored == ()
     _, ignored = read_responses({"model": "moe2", "input": "hi", "include": ["message.output_text.logprobs"]})
     assert not ignored
