@@ -92,11 +92,10 @@ class Pump:
 
     async def _receive(self, websocket: WebSocket) -> None:
         async for frame in websocket:
-            if frame.type is WSMsgType.ERROR:
-                return
-            # A text is no message, either, and ends the session as other frames do that are none.
-            data = frame.data.encode() if frame.type is WSMsgType.TEXT else frame.data
-            for event in self._session.receive(data, self._clock()):
+            if frame.type is not WSMsgType.BINARY:
+                # Not logged either: a peer may send them without end.
+                continue
+            for event in self._session.receive(frame.data, self._clock()):
                 self._on_event(event)
                 if isinstance(event, Opened):
                     self.reschedule()
