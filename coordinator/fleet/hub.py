@@ -78,13 +78,13 @@ class _Connection:
     session: CoordinatorSession
     identity: ProvenIdentity
     address: str | None
-    logged: TokenBucket
     outgoing: deque[JobMessage] = field(default_factory=deque)
     claimant: Claimant | None = None
     """The agent that the connection says to be; None until it has said hello."""
     checks: AgentChecks = field(default_factory=AgentChecks)
     told: str | None = None
     """The fault that the agent was told last: one that comes with every report is told once."""
+    logged: TokenBucket = field(default_factory=lambda: TokenBucket(WORDS_LOGGED_PER_MINUTE, 0.0))
     is_turned_out: bool = False
     is_asleep: bool = False
     """The agent said goodbye because its host was going to sleep."""
