@@ -90,12 +90,21 @@ class Ina3221Sensor:
     def probe(self) -> str:
         self.close()
         found: dict[str, dict[str, _Channel]] = {}
+        twice: set[str] = set()
         for address, rail, channel in _channels(self._root):
             if not self._monitors or address in self._monitors:
-                found.setdefault(rail, {}).setdefault(address, channel)
+                former = found.setdefault(rail, {}).setdefault(address, channel)
+                if former is not channel and type(former) is type(channel):
+                    twice.add(rail)
         if not found:
             raise _nothing(self._root, self._monitors)
         rails = module_rails(found)
+        if unclear := twice.intersection(rails.names):
+            raise SensorBrokenError(
+                f"two channels of one power monitor are called {', '.join(sorted(unclear))}; which counts is unknown.",
+                remedy="Correct the labels in the board's device tree. `grep . /sys/bus/i2c/drivers/ina3221*/*/hwmon/*/"
+                "in?_label` lists them.",
+            )
         self._channels = {rail: _only_one(rail, found[rail]) for rail in rails.names}
         self._rails = rails
         reading = self.read()
@@ -119,6 +128,13 @@ def _nothing(root: Path, monitors: Collection[str]) -> Exception:
         return SensorBrokenError(
             f"there is no power monitor {', '.join(sorted(monitors))}; this board has {', '.join(there)}.",
             remedy="Correct sensors.monitors, or remove it to read all of them.",
+        )
+    unnamed = sorted({folder.parents[1].name for folder in (root / _DRIVERS).glob("ina3221*/*-00*/hwmon/hwmon*")})
+    if unnamed:
+        return SensorAbsentError(
+            f"the power monitor {', '.join(unnamed)} names no rail that is connected, so what it measures is unknown.",
+            remedy="Name its channels in the board's device tree (label of each input@N of ti,ina3221); a metered plug "
+            "([[sensors.wall]]) can measure the host instead.",
         )
     return SensorAbsentError("no INA3221 power monitor under /sys/bus/i2c/drivers: this is no Jetson.")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from time import monotonic
 from types import ModuleType
@@ -26,6 +26,7 @@ from moe2.agent.energy.sensor import (
     SensorBrokenError,
     SensorDeniedError,
     SensorFacts,
+    SensorMissedError,
 )
 from moe2.common.energy import Scope
 
@@ -108,6 +109,8 @@ class NvmlSensor:
         try:
             with _faults(library, "the board"):
                 return self._read(library)
+        except SensorMissedError:
+            raise
         except (SensorBrokenError, SensorAbsentError):
             # A lost board or a reloaded driver leaves the handle dead: the next read begins anew.
             self.close()
@@ -208,22 +211,22 @@ def processes_by_board() -> dict[str, frozenset[int]]:
 
 
 def _of_each_board(ask: Callable[[ModuleType, Any], T]) -> dict[str, T]:
-    """Return the answer of each board, by its device's name; nothing where there is no NVML or it fails."""
+    """Return the answer of each board, by its device's name; none of those that fail, nor where there is no NVML."""
     try:
         library = _library()
         with _faults(library, "NVML"):
             library.nvmlInit()
     except (SensorAbsentError, SensorDeniedError, SensorBrokenError):
         return {}
-    try:
-        return {
-            f"gpu{index}": ask(library, library.nvmlDeviceGetHandleByIndex(index))
-            for index in range(int(library.nvmlDeviceGetCount()))
-        }
-    except library.NVMLError:
-        return {}
-    finally:
+    answers: dict[str, T] = {}
+    with suppress(library.NVMLError):
+        for index in range(int(library.nvmlDeviceGetCount())):
+            # One board that is lost, or does not tell, hides no other.
+            with suppress(library.NVMLError):
+                answers[f"gpu{index}"] = ask(library, library.nvmlDeviceGetHandleByIndex(index))
+    with suppress(library.NVMLError):
         library.nvmlShutdown()
+    return answers
 
 
 def _library() -> ModuleType:
@@ -278,5 +281,15 @@ def _raise_fault(library: ModuleType, error: Any, what: str) -> NoReturn:
         raise SensorBrokenError(
             "the GPU is lost (it no longer answers on the bus).",
             remedy="Look for Xid messages in the kernel log; reset the board or reboot the host.",
+        ) from error
+    if code in (library.NVML_ERROR_TIMEOUT, library.NVML_ERROR_IN_USE):
+        raise SensorMissedError(
+            f"{what} is busy just now: {error}.",
+            remedy="If this goes on, look for Xid messages in the kernel log: the driver may hang.",
+        ) from error
+    if code == library.NVML_ERROR_RESET_REQUIRED:
+        raise SensorBrokenError(
+            f"the GPU must be reset before it can be used again ({error}).",
+            remedy="End the programs on it, then `sudo nvidia-smi --gpu-reset`, or reboot the host.",
         ) from error
     raise SensorBrokenError(f"{what} answers with an error: {error}.") from error

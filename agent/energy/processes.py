@@ -18,6 +18,9 @@ def strangers(process_ids: Iterable[int]) -> tuple[str, ...]:
 
 
 def _is_alive(process_id: int) -> bool:
+    if process_id <= 0:
+        # How NVML names a process that another PID namespace hides; to the kernel, 0 is our own process group.
+        return False
     # Not /proc: systemd's ProtectProc=invisible hides other users' processes there.
     try:
         os.kill(process_id, 0)

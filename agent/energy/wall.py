@@ -1,7 +1,8 @@
 """Metered plugs: the one sensor that sees a host's whole draw, losses of its supply included.
 
 Shelly Gen2 and newer: `GET /rpc/Switch.GetStatus?id=0` (plugs with a switch) or `/rpc/PM1.GetStatus?id=0` (meters
-without one) answer with `apower` in W and `aenergy.total` in Wh; a password is asked for by HTTP digest with SHA-256.
+without one) answer with `apower` in W and `aenergy.total` in Wh; a password is asked for by HTTP digest, SHA-256 (a
+proxy in front: MD5).
 Tasmota: `GET /cm?cmnd=Status%2010` answers with `StatusSNS.ENERGY.Power` in W, a list where there are several channels,
 and `.Total` in kWh; a password stands in the query. Plugs answer once or twice a second, in steps of 0.1 to 1 W, about
 a second late. The sensor contract is blocking, and one reading is one small exchange: http.client, no event loop.
@@ -18,6 +19,7 @@ import secrets
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
@@ -51,6 +53,8 @@ _SILENT = (
     "Check that the plug has power and network and that its url in [[sensors.wall]] is right: open it in a browser."
 )
 _REFUSED = "Write the plug's password into a file that the agent may read, and name it as password_file."
+_DIGESTS = {"SHA-256": hashlib.sha256, "MD5": partial(hashlib.md5, usedforsecurity=False)}
+"""What a plug may ask for, strongest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ class WallSensor:
         self._challenge = None
         self._path = _SHELLY_SWITCH.format(self._plug.channel)
         if self._plug.kind == "shelly":
-            status, _ = self._answer(self._path)
+            status, _, _ = self._answer(self._path)
             if status == http.client.NOT_FOUND:
                 self._path = _SHELLY_METER.format(self._plug.channel)
         return f"{self._plug.kind} plug at {self._plug.url}, {self._figures().power_w:.1f} W at the wall"
@@ -132,9 +136,9 @@ class WallSensor:
             path = _TASMOTA + (
                 f"&user={_USER}&password={quote(self._password(), safe='')}" if self._has_password else ""
             )
-        status, body = self._answer(path)
+        status, body, challenge = self._answer(path)
         if status in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):
-            raise SensorDeniedError(f"the plug at {self._plug.url} asks for a password.", remedy=_REFUSED)
+            raise self._denied(challenge)
         if status != http.client.OK:
             raise self._no_plug(f"it answers with HTTP status {status}")
         try:
@@ -143,7 +147,7 @@ class WallSensor:
             raise self._no_plug("it answers with something else than JSON") from None
         if isinstance(answer, dict) and "WARNING" in answer:
             # How Tasmota refuses, with status 200.
-            raise SensorDeniedError(f"the plug at {self._plug.url} asks for a password.", remedy=_REFUSED)
+            raise self._denied(None)
         try:
             return _shelly(answer) if self._plug.kind == "shelly" else _tasmota(answer, self._plug.channel)
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -153,6 +157,21 @@ class WallSensor:
         return SensorBrokenError(
             f"{self._plug.url} is no {self._plug.kind} plug with a meter: {what}.",
             remedy="Correct kind, url and channel in [[sensors.wall]]; a plug that only switches measures nothing.",
+        )
+
+    def _denied(self, challenge: str | None) -> SensorDeniedError:
+        """Return why the plug refuses, by its last challenge (None where it sent none)."""
+        if not self._has_password:
+            return SensorDeniedError(f"the plug at {self._plug.url} asks for a password.", remedy=_REFUSED)
+        if challenge is not None and digest_challenge(challenge) is None:
+            return SensorDeniedError(
+                f"the plug at {self._plug.url} asks for a password in a way that is not known here: {challenge:.80}.",
+                remedy="Known are digests with SHA-256 or MD5, and for Tasmota the password in the query: update the "
+                "plug's firmware, correct its kind, or turn off the login of a proxy in front of it.",
+            )
+        return SensorDeniedError(
+            f"the plug at {self._plug.url} refuses the password in {self._plug.password_file}.",
+            remedy=f"Write the right password for its user {_USER} into the file that password_file names.",
         )
 
     @property
@@ -166,16 +185,19 @@ class WallSensor:
         except ConfigError as error:
             raise SensorDeniedError(str(error), remedy=_REFUSED) from None
 
-    def _answer(self, path: str) -> tuple[int, bytes]:
-        """Ask for a path; answer the plug's challenge where there is a password. Returns status and body."""
+    def _answer(self, path: str) -> tuple[int, bytes, str | None]:
+        """Ask for a path; answer the plug's challenge where there is a password.
+
+        Returns status, body and the challenge that the last answer came with.
+        """
         path = self._parts.path.rstrip("/") + path
         status, body, challenge = self._exchange(path)
-        if status == http.client.UNAUTHORIZED and challenge and self._has_password:
-            self._challenge = challenge
-            status, body, _ = self._exchange(path)
-        return status, body
+        if status == http.client.UNAUTHORIZED and self._has_password and (found := digest_challenge(challenge)):
+            self._challenge = found
+            status, body, challenge = self._exchange(path)
+        return status, body, challenge
 
-    def _exchange(self, path: str) -> tuple[int, bytes, dict[str, str] | None]:
+    def _exchange(self, path: str) -> tuple[int, bytes, str | None]:
         host, port = self._parts.hostname or "", self._parts.port
         connection = (
             http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=ssl.create_default_context())
@@ -189,7 +211,7 @@ class WallSensor:
             connection.request("GET", path, headers=headers)
             response = connection.getresponse()
             body = response.read(_MAX_ANSWER_BYTES)
-            return response.status, body, _challenge(response.getheader("WWW-Authenticate"))
+            return response.status, body, response.getheader("WWW-Authenticate")
         except TimeoutError:
             raise SensorMissedError(f"the plug at {self._plug.url} is slow to answer.", remedy=_SILENT) from None
         except (OSError, http.client.HTTPException) as error:
@@ -238,25 +260,43 @@ def _number(value: Any) -> float:
     raise ValueError(f"{value!r:.40} is no number")
 
 
-def _challenge(header: str | None) -> dict[str, str] | None:
-    """Return the parameters of a digest challenge; None where there is none that can be answered."""
-    if header is None or not header.lower().startswith("digest "):
-        return None
-    found = re.findall(r'(\w+)=(?:"([^"]*)"|([^\s,]+))', header)
-    challenge = {name.lower(): quoted or plain for name, quoted, plain in found}
-    return challenge if challenge.get("algorithm", "").upper() == "SHA-256" else None
+def digest_challenge(header: str | None) -> dict[str, str] | None:
+    """Return the parameters of the strongest digest challenge that can be answered; None where there is none.
+
+    header: `WWW-Authenticate`, which may hold several challenges, RFC 7616. Where no algorithm is named it is MD5.
+    """
+    offered = {}
+    for challenge in re.split(r"(?:^|,)\s*(?=\w+\s+\w+=)", header or ""):
+        scheme, _, text = challenge.partition(" ")
+        if scheme.lower() == "digest":
+            found = re.findall(r'(\w+)\s*=\s*(?:"([^"]*)"|([^\s,]+))', text)
+            parameters = {name.lower(): quoted or plain for name, quoted, plain in found}
+            asks_for = [word.strip() for word in parameters.get("qop", "auth").split(",")]
+            if "nonce" in parameters and "auth" in asks_for:
+                offered.setdefault(parameters.get("algorithm", "MD5").upper(), parameters)
+    return next((offered[name] for name in _DIGESTS if name in offered), None)
 
 
 def digest_authorization(challenge: dict[str, str], path: str, password: str) -> str:
-    """Return the Authorization header that answers a SHA-256 digest challenge for a GET of `path`, RFC 7616."""
+    """Return the Authorization header that answers a digest challenge for a GET of `path`, RFC 7616.
+
+    A challenge without `qop` is answered as RFC 2069 has it, without one.
+    """
+    algorithm = challenge.get("algorithm", "MD5")
 
     def hashed(text: str) -> str:
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _DIGESTS[algorithm.upper()](text.encode()).hexdigest()
 
-    realm, nonce, cnonce = challenge.get("realm", ""), challenge.get("nonce", ""), secrets.token_hex(8)
-    user = hashed(f"{_USER}:{realm}:{password}")
-    response = hashed(f"{user}:{nonce}:00000001:{cnonce}:auth:{hashed(f'GET:{path}')}")
-    return (
-        f'Digest username="{_USER}", realm="{realm}", nonce="{nonce}", uri="{path}", algorithm=SHA-256, '
-        f'qop=auth, nc=00000001, cnonce="{cnonce}", response="{response}"'
-    )
+    realm, nonce, cnonce = challenge.get("realm", ""), challenge["nonce"], secrets.token_hex(8)
+    user, asked = hashed(f"{_USER}:{realm}:{password}"), hashed(f"GET:{path}")
+    counted = f"00000001:{cnonce}:auth:" if "qop" in challenge else ""
+    answer = {"username": _USER, "realm": realm, "nonce": nonce, "uri": path}
+    if "opaque" in challenge:
+        answer["opaque"] = challenge["opaque"]
+    if counted:
+        answer["cnonce"] = cnonce
+    answer["response"] = hashed(f"{user}:{nonce}:{counted}{asked}")
+    fields = [f'{name}="{value}"' for name, value in answer.items()]
+    if "algorithm" in challenge:
+        fields.append(f"algorithm={algorithm}")
+    return "Digest " + ", ".join(fields + (["qop=auth", "nc=00000001"] if counted else []))

@@ -1,7 +1,8 @@
 /* A stand-in for libnvidia-ml.so.1 with one board whose answers come from a file, read anew at every call.
  *
  * The file named by FAKE_NVML_STATE has lines "key value": init, count, energy_status, energy_mj, power_status,
- * power_mw, field_status, field_mw, throttle, computing and drawing (a process each), orin. A status is an nvmlReturn_t.
+ * power_mw, field_status, field_mw, throttle, computing and drawing (a process each), orin, lost_board (its index).
+ * A status is an nvmlReturn_t.
  * Without the file no driver is loaded.
  * With -DOLD_DRIVER the energy counter, field values and throttle reasons do not exist.
  */
@@ -9,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, NOT_SUPPORTED = 3, INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9 };
+enum { SUCCESS = 0, NOT_SUPPORTED = 3, INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15 };
 
 typedef struct {
     unsigned int field_id;
@@ -50,7 +51,7 @@ int nvmlDeviceGetCount_v2(unsigned int *count) { *count = (unsigned int)state("c
 int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device)
 {
     *device = (void *)(size_t)(index + 1);
-    return SUCCESS;
+    return state("lost_board", -1) == (long long)index ? GPU_IS_LOST : SUCCESS;
 }
 
 int nvmlDeviceGetName(void *device, char *name, unsigned int length)

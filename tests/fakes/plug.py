@@ -19,14 +19,17 @@ _NONCE = "1732810000"
 class FakePlug:
     """What the plug measures and how it behaves; a test changes it while it is asked.
 
-    power_w: W; a list for a strip. total_wh: its counter. password: asked for where it is set. has_switch: a Shelly
-    without one is asked another way. body, status: answered instead, whatever was asked. silent: no answer at all.
+    power_w: W; a list for a strip. total_wh: its counter. password: asked for where it is set. algorithm: of the
+    digest that it asks for, in Shelly's manner; None: not named. challenge: sent instead. has_switch: a Shelly without
+    one is asked another way. body, status: answered instead, whatever was asked. silent: no answer at all.
     """
 
     def __init__(self) -> None:
         self.power_w: Any = 57.3
         self.total_wh = 1234.567
         self.password: str | None = None
+        self.algorithm: str | None = "SHA-256"
+        self.challenge: str | None = None
         self.has_switch = True
         self.body: bytes | None = None
         self.status = 200
@@ -52,8 +55,9 @@ class FakePlug:
 
     def _shelly(self, path: str, query: dict[str, str], authorization: str | None) -> tuple[int, dict[str, str], bytes]:
         if self.password is not None and not self._is_let_in(path, authorization or ""):
-            challenge = f'Digest qop="auth", realm="{_REALM}", nonce="{_NONCE}", algorithm=SHA-256'
-            return 401, {"WWW-Authenticate": challenge}, b""
+            challenge = f'Digest qop="auth", realm="{_REALM}", nonce="{_NONCE}"'
+            challenge += f", algorithm={self.algorithm}" if self.algorithm else ""
+            return 401, {"WWW-Authenticate": self.challenge or challenge}, b""
         channel = int(query["id"])
         power_w = self.power_w[channel] if isinstance(self.power_w, list) else self.power_w
         counter = {"total": self.total_wh, "by_minute": [955.0, 950.1, 951.2], "minute_ts": 1732810020}
@@ -64,9 +68,15 @@ class FakePlug:
         said = dict(re.findall(r'(\w+)="?([^",]+)"?', authorization))
         if not said:
             return False
-        user = _hashed(f"admin:{_REALM}:{self.password}")
-        asked = _hashed(f"GET:{path}")
-        expected = _hashed(f"{user}:{said['nonce']}:{said['nc']}:{said['cnonce']}:{said['qop']}:{asked}")
+
+        def hashed(text: str) -> str:
+            kind = "sha256" if self.algorithm == "SHA-256" else "md5"
+            return hashlib.new(kind, text.encode(), usedforsecurity=False).hexdigest()
+
+        user = hashed(f"admin:{_REALM}:{self.password}")
+        asked = hashed(f"GET:{path}")
+        counted = f"{said['nc']}:{said['cnonce']}:{said['qop']}:" if "qop" in said else ""
+        expected = hashed(f"{user}:{said['nonce']}:{counted}{asked}")
         return bool(said["response"] == expected and said["nonce"] == _NONCE)
 
     def _tasmota(self, query: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
@@ -75,10 +85,6 @@ class FakePlug:
         energy = {"TotalStartTime": "2026-01-01T00:00:00", "Total": self.total_wh / 1000, "Power": self.power_w}
         sensors = {"Time": "2026-11-28T18:00:00", "ENERGY": {**energy, "Voltage": 231, "Current": 0.26}}
         return 200, {}, json.dumps({"StatusSNS": sensors}).encode()
-
-
-def _hashed(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

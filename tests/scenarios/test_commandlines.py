@@ -78,6 +78,8 @@ CONDITIONS = [
     Condition("the C locale, 40 columns, a read-only home", {"LC_ALL": "C", **_NO_UTF8, **_NARROW, **_NO_HOME}),
     Condition("a broken pipe", stdout="broken pipe"),
     Condition("a closed standard output", stdout=None),
+    Condition("a Turkish locale, 20 columns", {"LANG": "tr_TR.ISO-8859-9", "COLUMNS": "20", "LINES": "5"}),
+    Condition("no locale, 20 columns, a broken pipe", {"COLUMNS": "20", **_NO_UTF8}, stdout="broken pipe"),
     Condition("a full disk", stdout="/dev/full"),
     Condition("missing files, the POSIX locale", {"LC_ALL": "POSIX", **_NO_UTF8}, config="missing"),
     Condition("no rights", forbidden=True, config="forbidden"),
@@ -86,7 +88,7 @@ CONDITIONS = [
     Condition("bytes as configuration", config="bytes"),
     Condition("an empty configuration", config="empty"),
 ]
-_OUTPUTS = CONDITIONS[:5]
+_OUTPUTS = CONDITIONS[:7]
 """Those that change where or how text is written, help included."""
 
 
@@ -148,8 +150,8 @@ socket = "{self.folder}/none/coordinator.sock"
             "MOE2_COORDINATOR__API__HOST": "203.0.113.1",
             **self.condition.environment,
         }
-        if "ISO-8859-1" in environment.get("LANG", ""):
-            self._make_locale()
+        if "ISO-8859" in environment.get("LANG", ""):
+            self._make_locale(environment["LANG"])
         orders, self._orders = os.pipe()
         self._answers, answers = os.pipe()
         argv = [sys.executable, "-m", "tests.fakes.commandline", str(orders), str(answers)]
@@ -167,11 +169,12 @@ socket = "{self.folder}/none/coordinator.sock"
         os.close(answers)
         return process
 
-    def _make_locale(self) -> None:
+    def _make_locale(self, name: str) -> None:
         locales = self.folder / "locales"
         locales.mkdir()
+        language, _, encoding = name.partition(".")
         made = subprocess.run(
-            ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(locales / "en_US.ISO-8859-1")],
+            ["localedef", "-i", language, "-f", encoding, str(locales / name)],
             capture_output=True,
             check=False,
         )

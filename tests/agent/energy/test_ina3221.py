@@ -206,3 +206,31 @@ def test_a_driver_that_is_bound_anew_is_found_under_another_number(tmp_path: Pat
         sensor.read()
     sensor.probe()
     assert sensor.read().power_w == pytest.approx(4992 * 3320e-6)
+
+
+def test_swapped_labels_are_followed(tmp_path: Path) -> None:
+    """A carrier board's device tree has the input on channel 3: the label decides, not the channel."""
+    folder = sysfs.orin_nx(tmp_path)
+    sysfs.write(folder, "in1_label", "VDD_SOC")
+    sysfs.write(folder, "in3_label", "VDD_IN")
+    sensor = _sensor(tmp_path)
+    sensor.probe()
+    assert sensor.read().power_w == pytest.approx(4992 * 584e-6)
+
+
+def test_one_label_on_two_channels_of_a_monitor_is_not_guessed(tmp_path: Path) -> None:
+    """Neither the first nor the last is taken."""
+    folder = sysfs.orin_nx(tmp_path)
+    sysfs.write(folder, "in2_label", "VDD_IN")
+    with pytest.raises(SensorBrokenError, match="two channels of one power monitor are called VDD_IN"):
+        _sensor(tmp_path).probe()
+
+
+def test_a_monitor_without_labels_is_told_apart_from_no_monitor(tmp_path: Path) -> None:
+    """It is there, nobody knows what it measures, and a plug could measure instead."""
+    folder = sysfs.orin_nx(tmp_path)
+    for number in (1, 2, 3):
+        (folder / f"in{number}_label").unlink()
+    with pytest.raises(SensorAbsentError, match="1-0040 names no rail") as absent:
+        _sensor(tmp_path).probe()
+    assert "sensors.wall" in (absent.value.remedy or "")

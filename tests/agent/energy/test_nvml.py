@@ -181,6 +181,28 @@ def test_lost_gpu_is_broken_until_it_returns(board: BoardFactory) -> None:
     assert one.do("read")["power_w"] == 52.0
 
 
+@pytest.mark.parametrize("code", [10, 19])
+def test_a_busy_board_is_one_missed_sample(board: BoardFactory, code: int) -> None:
+    """A timeout or a card in use passes: the counter goes on in the same epoch, for the handle is kept."""
+    one = board(energy_mj=1000, field_mw=52_000)
+    one.do("probe")
+    one.do("read", 1.0)
+    one.set(energy_status=code)
+    assert one.ask("read", 1.1)["error"] == "SensorMissedError"
+    one.set(energy_status=0, energy_mj=9000, init=9)
+    assert one.do("read", 1.2) == {"at_s": 1.2, "energy_j": 8.0, "power_w": 52.0, "epoch": 0}
+
+
+def test_a_board_that_must_be_reset_says_so(board: BoardFactory) -> None:
+    """Waiting does not help, a reset does."""
+    one = board(energy_mj=1000, field_mw=52_000)
+    one.do("probe")
+    one.set(energy_status=16)
+    answer = one.ask("read")
+    assert answer["error"] == "SensorBrokenError"
+    assert "--gpu-reset" in answer["remedy"]
+
+
 def test_throttling_is_told_in_words(board: BoardFactory) -> None:
     """Heat is named; a chosen power cap is not called throttling."""
     one = board(energy_mj=1000, field_mw=52_000, throttle=0x4)
@@ -231,6 +253,12 @@ def test_who_computes_and_who_draws_is_listed_by_board(board: BoardFactory) -> N
     """Both kinds of processes are on the card."""
     one = board(energy_mj=1000, computing=4711, drawing=815)
     assert one.do("processes") == {"gpu0": [815, 4711]}
+
+
+def test_a_lost_board_does_not_hide_who_is_on_the_others(board: BoardFactory) -> None:
+    """A stranger on the board that works is seen still."""
+    one = board(energy_mj=1000, computing=4711, count=3, lost_board=0)
+    assert one.do("processes") == {"gpu1": [4711], "gpu2": [4711]}
 
 
 def test_without_a_driver_no_board_has_processes(board: BoardFactory) -> None:

@@ -29,4 +29,9 @@ def test_a_process_that_has_ended_is_nobody() -> None:
     """NVML's list can be older than the process's end, or of another PID namespace."""
     ended = subprocess.Popen(["true"])
     ended.wait()
-    assert strangers([ended.pid, 2**31 - 1, 2**40]) == ()
+    assert strangers([ended.pid, 2**31 - 1, 2**32 - 1, 2**40]) == ()
+
+
+def test_a_process_without_a_number_is_nobody() -> None:
+    """In a container NVML calls every process outside 0; to `kill` that is the caller's own group, and not "alive"."""
+    assert strangers([0]) == ()

@@ -73,12 +73,57 @@ def test_a_password_is_asked_for_and_used(plug: FakePlug, kind: PlugKind, tmp_pa
     assert "password_file" in (denied.value.remedy or "")
     password = tmp_path / "password"
     password.write_text("wrong\n", encoding="utf-8")
-    with pytest.raises(SensorDeniedError):
+    with pytest.raises(SensorDeniedError, match="refuses the password in"):
         WallSensor(Plug(kind, plug.url, password_file=password)).probe()
     password.write_text("s3cret &=#\n", encoding="utf-8")
     sensor = WallSensor(Plug(kind, plug.url, password_file=password))
     sensor.probe()
     assert sensor.read().power_w == 57.3
+
+
+_DIGEST = 'realm="shellyplugsg3-aabbccddeeff", nonce="1732810000"'
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "challenge"),
+    [
+        ("MD5", None),
+        (None, None),
+        ("MD5", f"Digest {_DIGEST}"),
+        ("MD5", f'digest {_DIGEST}, algorithm=md5, qop="auth-int,auth", opaque="ab=="'),
+        ("SHA-256", f'Basic realm="plug, one", Digest {_DIGEST}, algorithm=MD5, Digest {_DIGEST}, algorithm=SHA-256'),
+    ],
+)
+def test_every_common_digest_is_answered(
+    plug: FakePlug, tmp_path: Path, algorithm: str | None, challenge: str | None
+) -> None:
+    """MD5 as proxies and old firmware ask for it, unnamed, without qop; the strongest where several are offered."""
+    plug.password, plug.algorithm, plug.challenge = "secret", algorithm, challenge
+    password = tmp_path / "password"
+    password.write_text("secret", encoding="utf-8")
+    sensor = WallSensor(Plug("shelly", plug.url, password_file=password))
+    sensor.probe()
+    assert sensor.read().power_w == 57.3
+
+
+@pytest.mark.parametrize(
+    "challenge",
+    [
+        'Basic realm="plug"',
+        f"Digest {_DIGEST}, algorithm=SHA-512-256",
+        f'Digest {_DIGEST}, qop="auth-int"',
+        "Digest",
+        "ü",
+    ],
+)
+def test_a_challenge_that_nobody_can_answer_is_told(plug: FakePlug, tmp_path: Path, challenge: str) -> None:
+    """A password is there, so that asking for one would be no remedy."""
+    plug.password, plug.challenge = "secret", challenge
+    password = tmp_path / "password"
+    password.write_text("secret", encoding="utf-8")
+    with pytest.raises(SensorDeniedError, match="not known here") as denied:
+        WallSensor(Plug("shelly", plug.url, password_file=password)).probe()
+    assert "MD5" in (denied.value.remedy or "")
 
 
 @each_kind
