@@ -19,7 +19,6 @@ import secrets
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
@@ -53,7 +52,7 @@ _SILENT = (
     "Check that the plug has power and network and that its url in [[sensors.wall]] is right: open it in a browser."
 )
 _REFUSED = "Write the plug's password into a file that the agent may read, and name it as password_file."
-_DIGESTS = {"SHA-256": hashlib.sha256, "MD5": partial(hashlib.md5, usedforsecurity=False)}
+_DIGESTS = {"SHA-256": "sha256", "MD5": "md5"}
 """What a plug may ask for, strongest first."""
 
 
@@ -265,7 +264,7 @@ def digest_challenge(header: str | None) -> dict[str, str] | None:
 
     header: `WWW-Authenticate`, which may hold several challenges, RFC 7616. Where no algorithm is named it is MD5.
     """
-    offered = {}
+    offered: dict[str, dict[str, str]] = {}
     for challenge in re.split(r"(?:^|,)\s*(?=\w+\s+\w+=)", header or ""):
         scheme, _, text = challenge.partition(" ")
         if scheme.lower() == "digest":
@@ -285,7 +284,7 @@ def digest_authorization(challenge: dict[str, str], path: str, password: str) ->
     algorithm = challenge.get("algorithm", "MD5")
 
     def hashed(text: str) -> str:
-        return _DIGESTS[algorithm.upper()](text.encode()).hexdigest()
+        return hashlib.new(_DIGESTS[algorithm.upper()], text.encode(), usedforsecurity=False).hexdigest()
 
     realm, nonce, cnonce = challenge.get("realm", ""), challenge["nonce"], secrets.token_hex(8)
     user, asked = hashed(f"{_USER}:{realm}:{password}"), hashed(f"GET:{path}")
