@@ -53,7 +53,7 @@ _SILENT = (
 )
 _REFUSED = "Write the plug's password into a file that the agent may read, and name it as password_file."
 _DIGESTS = {"SHA-256": "sha256", "MD5": "md5"}
-"""What a plug may ask for, strongest first, and what hashlib calls it."""
+"""What a plug may ask for, strongest first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,10 @@ from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from types import TracebackType
 
-import structlog
 from aiohttp import ClientWebSocketResponse, WSMsgType, web
 
 from moe2.common.errors import LinkCode
 from moe2.common.link.session import JobMessage, Opened, Session, SessionEvent
-
-log = structlog.get_logger()
 
 WebSocket = ClientWebSocketResponse | web.WebSocketResponse
 
@@ -96,7 +93,7 @@ class Pump:
     async def _receive(self, websocket: WebSocket) -> None:
         async for frame in websocket:
             if frame.type is not WSMsgType.BINARY:
-                log.warning("frame_ignored", kind=frame.type.name)
+                # Not logged either: a peer may send them without end.
                 continue
             for event in self._session.receive(frame.data, self._clock()):
                 self._on_event(event)

@@ -477,13 +477,18 @@ def _all_ruled_out(request: SelectionRequest, roster: Roster, ruled_out: Mapping
         return NoExpert(ErrorCode.NO_INFILL, text)
     left = [expert for expert in roster.experts if expert.key not in request.excluded]
     if not left:
-        return NoExpert(ErrorCode.EXHAUSTED, f"All {len(roster)} experts that could answer have failed this request.")
+        verb = "has" if len(roster) == 1 else "have"
+        return NoExpert(ErrorCode.EXHAUSTED, f"{_all_experts(len(roster))} {verb} failed this request.")
     largest = max(expert.report.context_tokens for expert in left)
     if largest <= request.least_context_tokens:
         return NoExpert(ErrorCode.CONTEXT_EXCEEDED, f"The largest context among the experts is {largest} tokens.")
     if all(expert.key in request.barred for expert in left):
-        return NoExpert(
-            ErrorCode.NO_LIVE_EXPERT, f"All {len(left)} experts that could answer keep failing; try again later."
-        )
+        verb = "keeps" if len(left) == 1 else "keep"
+        return NoExpert(ErrorCode.NO_LIVE_EXPERT, f"{_all_experts(len(left))} {verb} failing; try again later.")
     reasons = "; ".join(sorted({ruled_out[expert.key] for expert in left}))
-    return NoExpert(ErrorCode.OVERLOADED, f"None of {len(left)} experts can take the request now: {reasons}.")
+    who = "The only expert cannot" if len(left) == 1 else f"None of {len(left)} experts can"
+    return NoExpert(ErrorCode.OVERLOADED, f"{who} take the request now: {reasons}.")
+
+
+def _all_experts(n: int) -> str:
+    return "The only expert that could answer" if n == 1 else f"All {n} experts that could answer"

@@ -65,7 +65,9 @@ log = structlog.get_logger()
 AGENTS_PATH = "/v1/agents"
 REFUSALS_LOGGED_PER_MINUTE = 60.0
 WORDS_LOGGED_PER_MINUTE = 60.0
-"""The number of one connection's words that are logged per minute."""
+"""The number of lines per minute that the log takes of one agent, however often it connects."""
+MAX_LOG_LIMITS = 1024
+"""The number of agents whose lines are counted; the first ones are forgotten."""
 MAX_FAULTS_TOLD = 4
 """The number of faults of one message that the agent and the log are told."""
 
@@ -94,7 +96,7 @@ class _Connection:
 
     @property
     def may_log(self) -> bool:
-        """Whether a word of this agent may be logged now, which is counted: an agent shall not flood the log."""
+        """Whether a line about this agent may be logged now, which is counted: an agent shall not flood the log."""
         return self.logged.take(asyncio.get_running_loop().time()) == 0.0
 
 
@@ -131,6 +133,7 @@ class Hub:
         self._connections: set[_Connection] = set()
         self._checked: Register | None = None
         self._refusals_logged = TokenBucket(REFUSALS_LOGGED_PER_MINUTE, 0.0)
+        self._logged: dict[str, TokenBucket] = {}
         self._by_agent: dict[str, _Connection] = {}
         self._claims = Claims()
 
@@ -205,7 +208,12 @@ class Hub:
             on_event=lambda event: self._act(connection, event),
         )
         connection = _Connection(
-            pump=pump, session=session, identity=identity, address=request.remote, outgoing=outgoing
+            pump=pump,
+            session=session,
+            identity=identity,
+            address=request.remote,
+            logged=self._log_limit(identity.agent_id or ""),
+            outgoing=outgoing,
         )
         self._connections.add(connection)
         try:
@@ -236,17 +244,20 @@ class Hub:
             case Closed(code=code, reason=reason):
                 connection.is_asleep = code == LinkCode.GOODBYE and reason == ASLEEP
                 code, reason = shown(code, MAX_NAME_CHARACTERS), shown(reason)
-                log.info("session_closed", agent_id=connection.agent_id, code=code, reason=reason)
+                if connection.may_log:
+                    log.info("session_closed", agent_id=connection.agent_id, code=code, reason=reason)
 
     def _greeted(self, connection: _Connection, hello: Hello) -> None:
         """Takes an agent's hello, and refuses one with an impossible field."""
         if fault := hello_fault(hello):
-            log.warning("agent_hello_refused", reason=fault)
+            if connection.may_log:
+                log.warning("agent_hello_refused", reason=fault)
             remedy = "Set agent.name on it, or remove agent-id from its state_dir."
             connection.session.refuse(LinkCode.INVALID_HELLO, f"The agent cannot be called so: {fault}.", remedy)
             connection.pump.wake()
             return
         connection.claimant = Claimant(hello, connection.address)
+        connection.logged = self._log_limit(hello.agent_id)
         self._claimed(connection, connection.claimant)
 
     def _claimed(self, connection: _Connection, claimant: Claimant) -> None:
@@ -304,7 +315,8 @@ class Hub:
         connection.pump.reschedule()
         self._by_agent[hello.agent_id] = connection
         self._table.agent_joined(hello, now_s, protocol=protocol)
-        log.info("agent_joined", agent_id=hello.agent_id, agent_name=hello.agent_name, protocol=protocol)
+        if connection.may_log:
+            log.info("agent_joined", agent_id=hello.agent_id, agent_name=hello.agent_name, protocol=protocol)
 
     def _may_stay(self, connection: _Connection) -> bool:
         """Whether the connection may be its agent's; if not, the agent is told why and the connection ends."""
@@ -392,6 +404,15 @@ class Hub:
                 self._act(connection, closed)
             connection.pump.wake()
 
+    def _log_limit(self, agent_id: str) -> TokenBucket:
+        """Returns what counts an agent's lines in the log; "" for all that have not said who they are."""
+        limit = self._logged.get(agent_id)
+        if limit is None:
+            if len(self._logged) >= MAX_LOG_LIMITS:
+                del self._logged[next(iter(self._logged))]
+            limit = self._logged[agent_id] = TokenBucket(WORDS_LOGGED_PER_MINUTE, 0.0)
+        return limit
+
     def _forget(self, connection: _Connection) -> None:
         agent_id = connection.agent_id
         if agent_id is None or self._by_agent.get(agent_id) is not connection:
@@ -402,7 +423,8 @@ class Hub:
             self._table.agent_removed(agent_id)
         else:
             self._table.agent_left(agent_id, asyncio.get_running_loop().time(), asleep=connection.is_asleep)
-        log.info("agent_left", agent_id=agent_id, asleep=connection.is_asleep)
+        if connection.may_log:
+            log.info("agent_left", agent_id=agent_id, asleep=connection.is_asleep)
         self._on_lost(agent_id)
 
 

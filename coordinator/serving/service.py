@@ -257,7 +257,7 @@ class Service:
         if active := self._jobs.get((agent_id, job_id)):
             self._handle(active, event)
         elif self._orphans.heard(agent_id, job_id):
-            log.info("orphan_stopped", agent_id=agent_id, job_id=job_id)
+            log.debug("orphan_stopped", agent_id=agent_id, job_id=job_id)
             self._send(agent_id, CancelJob(job_id=job_id))
 
     def _job_ended(self, agent_id: str, job_id: str, event: events.Event) -> None:

@@ -96,12 +96,14 @@ def _averaged(averaged: Averaged) -> list[Text]:
     counts = ", ".join(f"{agents.count(agent)} by {agent} ({letter})" for agent, letter in sorted(letters.items()))
     alone = " and ".join(f"{known_j:.0f} J on {printable(agent)}" for agent, known_j in averaged.alone_j.items())
     costs = [cost for answer in averaged.answers if (cost := joules(answer)) is not None]
+    unknown = [answer.receipt["energy"].get("reason") for answer in averaged.answers if joules(answer) is None]
+    why = "; ".join(printable(reason) for reason in dict.fromkeys(unknown) if reason)
     lines = [
         Text(f"Just before, such an answer took {alone} (the median, simulated)."),
         Text(f"{' '.join(letters[agent] for agent in agents)}   {counts}"),
         Text(
             f"Mean: {sum(costs) / len(costs):.0f} J of {averaged.target_j:.0f} J (simulated); "
-            f"{len(agents) - len(costs)} unmeasured."
+            f"{len(unknown)} unmeasured{f' ({why})' if why else ''}."
             if costs
             else UNMEASURED
         ),

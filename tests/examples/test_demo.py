@@ -200,7 +200,8 @@ def printed(shown: RenderableType) -> str:
 
 
 def answered(joules: float | None, agent: str = "demo-rtx-4090") -> Answer:
-    receipt = {**RECEIPT, "experts": [{"model": "first", "agent": agent}], "energy": {"joules": joules}}
+    energy = {"joules": joules, "reason": "no reading" if joules is None else None}
+    receipt = {**RECEIPT, "experts": [{"model": "first", "agent": agent}], "energy": energy}
     return Answer(Prompt("Hi"), "Hello\nthere", 0.0214, 11, receipt)
 
 
@@ -253,7 +254,7 @@ def test_the_report_names_offers_average_price_and_proof() -> None:
     assert "names what would do: cheapest nano with 77.4 J and 3.85 s, fastest orin with 120 J and 500 ms." in text
     assert "r a r 1 by demo-agx-orin-30w (a), 2 by demo-rtx-4090 (r)" in text
     assert "took 120 J on demo-rtx-4090 and 60 J on demo-agx-orin-30w (the median, simulated)" in text
-    assert "Mean: 70 J of 90 J (simulated); 1 unmeasured." in text
+    assert "Mean: 70 J of 90 J (simulated); 1 unmeasured (no reading)." in text
     assert "0.12 points of score" in text
     assert "orin: a good answer with probability 0.384 on average; no set has more than 0.384 (optimal" in text
 

@@ -98,7 +98,7 @@ def _message(message: Message, index: int) -> ChatMessage:
         tool_calls=_calls(message, f"messages[{index}]") if isinstance(message, AssistantMessage) else (),
         tool_call_id=call_id,
         parts=texts if len(texts) > 1 else (),
-        reasoning_content=_reasoning(message) if isinstance(message, AssistantMessage) else None,
+        reasoning_content=_reasoning(message, f"messages[{index}]") if isinstance(message, AssistantMessage) else None,
     )
 
 
@@ -116,8 +116,13 @@ def _texts(message: Message) -> tuple[str, ...]:
     return texts
 
 
-def _reasoning(message: AssistantMessage) -> str | None:
-    return message.reasoning if message.reasoning_content is None else message.reasoning_content
+def _reasoning(message: AssistantMessage, where: str) -> str | None:
+    """Returns what the model thought, under either of its names. Refuses two that differ: one would be dropped."""
+    one, other = message.reasoning_content, message.reasoning
+    if one is not None and other is not None and one != other:
+        text = f"'{where}.reasoning' and '{where}.reasoning_content' are not the same; send one of them."
+        raise invalid(text, param=f"{where}.reasoning")
+    return other if one is None else one
 
 
 def _calls(message: AssistantMessage, where: str) -> tuple[ToolCall, ...]:

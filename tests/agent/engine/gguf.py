@@ -33,12 +33,15 @@ def write_lora(path: Path, tensors: dict[str, npt.NDArray[np.float32]], *, alpha
     return path
 
 
-def with_metadata(model: Path, target: Path, key: str, value: int | bool) -> Path:
-    """A copy of a GGUF file with one more field, a 32-bit number or a boolean."""
+def with_metadata(model: Path, target: Path, key: str, value: int | bool | str) -> Path:
+    """A copy of a GGUF file with one more field, a 32-bit number, a boolean or a text."""
     content = model.read_bytes()
     version, n_tensors, n_fields = struct.unpack_from("<IQQ", content, 4)
-    kind = struct.pack("<IB", _BOOLEAN, value) if isinstance(value, bool) else struct.pack("<II", _UINT32, value)
-    added = _text(key) + kind + _text(f"filling.{key}") + struct.pack("<I", _STRING)
+    if isinstance(value, str):
+        field = struct.pack("<I", _STRING) + _text(value)
+    else:
+        field = struct.pack("<IB", _BOOLEAN, value) if isinstance(value, bool) else struct.pack("<II", _UINT32, value)
+    added = _text(key) + field + _text(f"filling.{key}") + struct.pack("<I", _STRING)
     # The tensors stay aligned where they move by a multiple of the alignment.
     added += _text("." * (-(len(added) + 8) % _ALIGNMENT))
     target.write_bytes(b"GGUF" + struct.pack("<IQQ", version, n_tensors, n_fields + 2) + added + content[24:])

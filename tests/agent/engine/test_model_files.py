@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from moe2.agent.engine import model
-from moe2.agent.engine.protocol import Loaded, LoadFailed
+from moe2.agent.engine.protocol import Finished, Loaded, LoadFailed
+from moe2.common.link.messages import Submit
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, Tool
 from tests.agent.engine.child import Child
 from tests.agent.engine.gguf import with_metadata
-from tests.models import smollm2_path
+from tests.models import TOOL_TEMPLATE, smollm2_path
 
 pytestmark = pytest.mark.slow
 
@@ -156,3 +158,20 @@ def test_the_smallest_context_still_loads() -> None:
     loaded = _load(smollm2_path(), slots=1, context_tokens=1)
     assert isinstance(loaded, Loaded)
     assert loaded.context_tokens >= 1
+
+
+def test_a_template_for_tools_is_used_where_there_are_tools(tmp_path: Path) -> None:
+    """A file may have two chat templates: `tokenizer.chat_template.tool_use` shows tools, the other knows none."""
+    path = with_metadata(smollm2_path(), tmp_path / "two.gguf", "tokenizer.chat_template.tool_use", TOOL_TEMPLATE)
+    said = (ChatMessage(role="user", content="Is it raining in Paris?"),)
+    tools = (Tool(name="weather", description="The weather of a city", parameters='{"type": "object"}'),)
+    with Child() as child:
+        loaded = child.load(str(path), slots=1, context_tokens=512)
+        assert isinstance(loaded, Loaded)
+        assert loaded.facts.supports_tools
+        lengths = []
+        for number, prompt in enumerate((ChatPrompt(messages=said), ChatPrompt(messages=said, tools=tools))):
+            job = f"j{number}"
+            child.send(Submit(request_id="r", model="m", job_id=job, prompt=prompt, max_tokens=1))
+            lengths.append(child.until(Finished, job).prompt_tokens)
+    assert lengths[1] > lengths[0] + 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import msgspec
+import pytest
 
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
@@ -25,6 +26,26 @@ def test_an_expert_that_nobody_is_to_be_sent_to_is_not_chosen() -> None:
     refused = selector().select(everybody, experts, {}, 0)
     assert isinstance(refused, NoExpert)
     assert refused.code == "no_live_expert"
+
+
+@pytest.mark.parametrize(
+    ("n", "fields", "text"),
+    [
+        (1, {"barred": ("agent-1/m",)}, "The only expert that could answer keeps failing; try again later."),
+        (2, {"barred": ("agent-1/m", "agent-2/m")}, "All 2 experts that could answer keep failing; try again later."),
+        (1, {"excluded": ("agent-1/m",)}, "The only expert that could answer has failed this request."),
+        (2, {"excluded": ("agent-1/m", "agent-2/m")}, "All 2 experts that could answer have failed this request."),
+    ],
+)
+def test_a_refusal_speaks_of_one_expert_as_of_one(n: int, fields: dict[str, tuple[str, ...]], text: str) -> None:
+    """One expert that is ruled out is "the only expert", several are counted."""
+    experts = [expert(f"agent-{number + 1}") for number in range(n)]
+    barred = dict.fromkeys(fields.get("barred", ()), "its breaker is open")
+    excluded = frozenset(fields.get("excluded", ()))
+    asked = SelectionRequest(model="moe2", demand=Demand(10, 20), barred=barred, excluded=excluded)
+    refused = selector().select(asked, experts, {}, 0)
+    assert isinstance(refused, NoExpert)
+    assert refused.message == text
 
 
 def test_no_more_are_queued_with_an_agent_than_start_soon() -> None:

@@ -34,6 +34,15 @@ def calling(arguments: Any, call_id: str = "call_1") -> dict[str, Any]:
     return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
+def test_reasoning_under_two_names_is_one_text() -> None:
+    """Clients that send both send the same; of two texts neither is dropped in silence."""
+    same = {"role": "assistant", "content": "4", "reasoning_content": "2+2", "reasoning": "2+2"}
+    assert history(USER, same)[1].reasoning_content == "2+2"
+    with pytest.raises(ApiError) as raised:
+        history(USER, {**same, "reasoning": "3+1"})
+    assert raised.value.param == "messages[1].reasoning"
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 def test_what_a_model_thought_comes_back_beside_its_answer(name: str) -> None:
     """Reasoning is sent back by one of two names; templates that show it get it."""
