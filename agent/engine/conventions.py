@@ -58,8 +58,8 @@ def conventions_of(render: Render) -> Conventions:
     forms = [
         Conventions(parts, null, text) for null, text in ((False, False), (False, True), (True, False), (True, True))
     ]
-    shown = [form for word in (_VALUE, _WORD) for form in forms if _shows_call(render, form, word)]
-    form = shown[0] if shown else forms[0]
+    shown = (form for word in (_VALUE, _WORD) for form in forms if _shows_call(render, form, word))
+    form = next(shown, forms[0])
     return replace(form, text_arguments=True) if _as_python(render, form) else form
 
 

@@ -104,7 +104,8 @@ class Route(ModeRun):
         [attempt] = self._running()  # There is no second one yet.
         if attempt.hangs:
             return self.hangs(attempt, now_s)
-        if _is_coming(attempt):
+        late_s = self._late_look_s(attempt)
+        if _is_coming(attempt) and (late_s is None or now_s < late_s):
             known = frozenset(attempt.selection.outlook.forecast.roster.keys)
             return self.life.choose(partial(self._go_beside, attempt), now_s, excluded=known)
         return self.life.choose(partial(self._compare, attempt), now_s)
@@ -159,13 +160,18 @@ class Route(ModeRun):
         self.life.hedge = self.life.attempts[-1]
         return todo
 
+    def _late_look_s(self, attempt: Attempt) -> float | None:
+        return self._look_at_s.get(attempt.job_id, attempt.due_s)
+
     def _looks_s(self, attempt: Attempt) -> float | None:
         # What may bring down one engine is not given to a second one beside it.
         if attempt.is_custom or attempt.alone_until is not None:
             return None
-        if _is_coming(attempt):
-            return self._look_beside_at_s.get(attempt.job_id, attempt.submitted_s + COMING_PAUSE_S)
-        return self._look_at_s.get(attempt.job_id, attempt.due_s)
+        late_s = self._late_look_s(attempt)
+        if not _is_coming(attempt):
+            return late_s
+        beside_s = self._look_beside_at_s.get(attempt.job_id, attempt.submitted_s + COMING_PAUSE_S)
+        return beside_s if late_s is None else min(beside_s, late_s)
 
     def _go_on(self, chosen: Selection | NoExpert, now_s: float, *, may_wait: bool = False) -> list[Effect]:
         """Submit to the best expert that has not failed this request yet, or conclude that there is none."""

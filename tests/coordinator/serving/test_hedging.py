@@ -15,7 +15,7 @@ from moe2.coordinator.choosing.request import Wish
 from moe2.coordinator.choosing.result import Selection
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import events
-from moe2.coordinator.serving.attempt import MIN_LATE_S
+from moe2.coordinator.serving.attempt import MIN_LATE_S, Attempt
 from moe2.coordinator.serving.effects import (
     Completed,
     Conclude,
@@ -49,6 +49,16 @@ COLD = expert("agent-1", state=ExpertState.COLD, on_demand=True, load_s=300.0)
 READY = expert("agent-2")
 
 
+def known_both(life: LifeBench) -> Attempt:
+    """The attempt of a cold expert that was chosen while a ready one was there as well."""
+    attempt = life.life.attempts[0]
+    among_both = selector().select(replace(life.chosen_for[0], model="moe2"), [COLD, READY], {}, 0)
+    assert isinstance(among_both, Selection)
+    attempt.selection = replace(attempt.selection, outlook=among_both.outlook)
+    life.experts.append(READY)
+    return attempt
+
+
 def test_who_joins_while_another_expert_is_woken_answers() -> None:
     """An agent that was away, too, for a moment, is not kept waiting by a host that takes minutes; no hedge is used."""
     life = LifeBench(COLD).admitted()
@@ -62,13 +72,20 @@ def test_who_joins_while_another_expert_is_woken_answers() -> None:
 def test_who_was_there_when_another_expert_was_chosen_is_not_asked_beside_it() -> None:
     """An expert that has to be loaded is chosen because it is better: its loading is no reason to take another one."""
     life = LifeBench(COLD).admitted()
-    attempt = life.life.attempts[0]
-    among_both = selector().select(replace(life.chosen_for[0], model="moe2"), [COLD, READY], {}, 0)
-    assert isinstance(among_both, Selection)
-    attempt.selection = replace(attempt.selection, outlook=among_both.outlook)
-    life.experts.append(READY)
+    known_both(life)
     assert life.at_next() == []
     assert READY.key in life.chosen_for[-1].excluded
+
+
+def test_an_expert_that_comes_later_than_predicted_gets_help_as_any_late_one() -> None:
+    """Past the p95 of its first token, its loading included, those that were there before may help, too."""
+    life = LifeBench(expert("agent-1", state=ExpertState.COLD, on_demand=True, load_s=5.0), hedges=1).admitted()
+    attempt = known_both(life)
+    assert attempt.due_s is not None
+    while life.life.next_deadline_s < attempt.due_s:
+        assert life.at_next() == []
+    assert submitted(life.at_next()) == ["req-1.1"]
+    assert life.hedges == 0
 
 
 def test_looks_for_who_joined_become_rare_and_end_when_the_expert_is_there() -> None:
