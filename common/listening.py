@@ -43,7 +43,7 @@ size, 256 kB of one-byte chunks hold the loop for 15 ms.
 LOGGED_PER_MINUTE = 60
 """The number of malformed requests, and of refused connections, that are logged per minute."""
 MAX_FAULT_CHARACTERS = 500
-"""The most characters of the fault in a malformed request that its sender is told; the HTTP library repeats all of it."""
+"""The most characters that are told of the fault in a malformed request; the HTTP library repeats all of it."""
 HEADER_S = 10.0
 """The time for a request's header at an agent's listeners; whoever takes longer is cut off."""
 CONNECTIONS_PER_ADDRESS = 64
