@@ -224,7 +224,7 @@ class Supply:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def keep(self, name: str, section: ModelSection | None) -> None:
-        """What is served has changed: keep it for the next start."""
+        """Keep what is served now for the next start."""
         sha256 = None if section is None else self._expected.get(str(section.path))
         said = None if section is None else said_of(section, sha256)
         if section is None and name in self._configured:
