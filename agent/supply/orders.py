@@ -177,10 +177,10 @@ class Supply:
             expected = file
         try:
             known = await in_daemon_thread(partial(self._checksums.known, path))
-            if known is None:
-                # Until the new one is known, nothing that is learned counts for the former file.
-                self._dispatch(FileHashed(name, None))
             if expected is None:
+                if known is None:
+                    # Until the new one is known, nothing that is learned counts for the former file.
+                    self._dispatch(FileHashed(name, None))
                 return
             now = known or await in_daemon_thread(partial(self._checksums.sha256, path))
         except OSError:
@@ -258,7 +258,7 @@ class Supply:
         draft = self._serving().get(section.draft or "")
         beside = await in_daemon_thread(partial(self._fits_beside, section, current, draft))
         self._expected[str(section.path)] = sha256
-        self._dispatch(ModelOffered(order.command_id, section, beside))
+        self._dispatch(ModelOffered(order.command_id, section, beside, sha256))
 
     async def _withdraw(self, order: WithdrawModel) -> None:
         self._check_allowed(order.name)

@@ -285,7 +285,7 @@ def reservation_entry(life: Lifecycle, amount: Amount, *, at_unix_s: float, day:
 
 
 def _attempt_entry(request_id: str, place: int, attempt: Attempt, line: ExpertLine) -> AttemptEntry:
-    usage, prediction = attempt.usage, attempt.prediction
+    usage, prediction, sha256 = attempt.usage, attempt.prediction, attempt.expert.report.file_sha256
     predicted_j, predicted_s = prediction.energy_j, prediction.total_s
     return AttemptEntry(
         request_id=request_id,
@@ -304,6 +304,7 @@ def _attempt_entry(request_id: str, place: int, attempt: Attempt, line: ExpertLi
         predicted_j_p95=_p95_of(predicted_j),
         predicted_s_p50=_p50_of(predicted_s),
         predicted_s_p95=_p95_of(predicted_s),
+        file_sha256=None if sha256 is None else _text(sha256),
     )
 
 

@@ -126,10 +126,6 @@ class Account:
         self.saved_s += accepted * plain_s - longer_s
         self._decoded_s += plain_s + longer_s
 
-    def spend(self, seconds: float) -> None:
-        """So much time went into what later guesses will need."""
-        self.gained_s -= seconds
-
     def allowance_s(self, plain_s: float) -> float:
         """How much the next step's guesses of this request may take from all sequences together. plain_s: what the step
         takes without any."""

@@ -17,7 +17,7 @@ from moe2.agent.engine.structure.matcher import Compiler, Vocabulary
 from moe2.common.generation import ToolRules
 from moe2.common.link.messages import Submit, TokenPiece
 from moe2.common.link.prompts import ChatMessage, ChatPrompt, Tool, ToolCall
-from moe2.coordinator.http.toolcalls import CallReader
+from moe2.coordinator.http.faces.toolcalls import CallReader
 from tests.agent.engine.structure.following import allows
 
 WEATHER = Tool(
