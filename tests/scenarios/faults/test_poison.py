@@ -98,7 +98,7 @@ async def test_a_request_that_kills_engines(tmp_path: Path, kind: str, agents: t
 
 @pytest.mark.slow
 async def test_no_breaker_opens_for_those_who_come_while_an_engine_is_down(tmp_path: Path) -> None:
-    """Its agent turns newcomers away until the coordinator has heard of the death; they wait until the engine is back."""
+    """Its agent turns them away until the coordinator has heard of the death; they wait until the engine is back."""
     async with poisonable(tmp_path, "one") as running, asyncio.timeout(60):
         poison = asyncio.create_task(ask(running, "a poison b"))
         newcomers: list[asyncio.Task[Ended]] = []
