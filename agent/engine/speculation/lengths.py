@@ -117,7 +117,7 @@ class Account:
         self._foreseen = min(max(self._foreseen + change, 0.0), _MAX_FORESEEN)
 
     def settle(self, *, accepted: int, plain_s: float, taken_s: float, longer_s: float) -> None:
-        """A step brought `accepted` guessed tokens, each of which saved a step of `plain_s`.
+        """Take in a step with `accepted` right guesses, each of which saved a step of `plain_s`.
 
         taken_s: what the request's own guesses took from all sequences together, its own among them. longer_s: by how
         much everybody's guesses made the step longer.
@@ -125,10 +125,6 @@ class Account:
         self.gained_s += accepted * plain_s - taken_s
         self.saved_s += accepted * plain_s - longer_s
         self._decoded_s += plain_s + longer_s
-
-    def spend(self, seconds: float) -> None:
-        """So much time went into what later guesses will need."""
-        self.gained_s -= seconds
 
     def allowance_s(self, plain_s: float) -> float:
         """How much the next step's guesses of this request may take from all sequences together. plain_s: what the step
