@@ -117,7 +117,7 @@ class Account:
         self._foreseen = min(max(self._foreseen + change, 0.0), _MAX_FORESEEN)
 
     def settle(self, *, accepted: int, plain_s: float, taken_s: float, longer_s: float) -> None:
-        """A step brought `accepted` guessed tokens, each of which saved a step of `plain_s`.
+        """Take in a step with `accepted` right guesses, each of which saved a step of `plain_s`.
 
         taken_s: what the request's own guesses took from all sequences together, its own among them. longer_s: by how
         much everybody's guesses made the step longer.

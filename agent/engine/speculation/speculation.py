@@ -156,7 +156,7 @@ class Speculator:
         return Offer(likely, self.account.allowance_s(plain_s), guess.grounds.count(FORCED))
 
     def drew(self, token: int) -> None:
-        """The answer goes on with this token."""
+        """Take in the token that the answer goes on with, and judge by it what was suggested for its place."""
         if self._pending:
             if (suggested := self._pending[0].next) is not None:
                 self.account.foresaw(suggested == token)
