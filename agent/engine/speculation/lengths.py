@@ -14,7 +14,7 @@ from math import inf, log
 from moe2.agent.engine.speculation.ngrams import GROUNDS
 
 _FIRST_RATES = (
-    *(0.5, 0.5, 1.0, 0.7),
+    *(0.5, 0.5, 1.0, 0.7, 0.9),
     *(0.3, 0.45, 0.55, 0.65, 0.75, 0.85, 0.9, 0.92),
     *(0.5, 0.2, 0.4, 0.6, 0.8, 0.9),
 )
