@@ -36,23 +36,25 @@ from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.gate.checkpoint import checkpoint_sha256, load_checkpoint
 from moe2.coordinator.gate.feedback import Feedback, FeedbackBook
 from moe2.coordinator.gate.feedback_file import FEEDBACK_FILE, FeedbackFile
-from moe2.coordinator.http.answering import Answering
-from moe2.coordinator.http.auth import Guard
-from moe2.coordinator.http.books import FeedbackRoutes, LedgerRoute
+from moe2.coordinator.http.access.auth import Guard
+from moe2.coordinator.http.access.browsers import Browsers
+from moe2.coordinator.http.access.upload import BodyReader
 from moe2.coordinator.http.boundary import JSON_ERRORS, add_request_id, answer_errors
-from moe2.coordinator.http.browsers import Browsers
-from moe2.coordinator.http.embeddings import EmbeddingsRoutes
-from moe2.coordinator.http.events import EventsRoute
-from moe2.coordinator.http.generation_routes import GenerationRoutes
-from moe2.coordinator.http.models import ModelsRoutes
-from moe2.coordinator.http.ollama_routes import OllamaRoutes
-from moe2.coordinator.http.orders import OrdersRoute
-from moe2.coordinator.http.page import PageRoute
+from moe2.coordinator.http.openapi.route import OpenApiRoute
 from moe2.coordinator.http.paths import meant_path
-from moe2.coordinator.http.plan import PlanRoutes
-from moe2.coordinator.http.response_routes import ResponsesRoutes
-from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute, WishRoute
-from moe2.coordinator.http.upload import BodyReader
+from moe2.coordinator.http.routes.answering import Answering
+from moe2.coordinator.http.routes.books import FeedbackRoutes, LedgerRoute
+from moe2.coordinator.http.routes.embeddings import EmbeddingsRoutes
+from moe2.coordinator.http.routes.events import EventsRoute
+from moe2.coordinator.http.routes.generation import GenerationRoutes
+from moe2.coordinator.http.routes.llamaserver import LlamaServerRoutes
+from moe2.coordinator.http.routes.models import ModelsRoutes
+from moe2.coordinator.http.routes.ollama import OllamaRoutes
+from moe2.coordinator.http.routes.orders import OrdersRoute, WishRoute
+from moe2.coordinator.http.routes.page import PageRoute
+from moe2.coordinator.http.routes.plan import PlanRoutes
+from moe2.coordinator.http.routes.responses import ResponsesRoutes
+from moe2.coordinator.http.routes.status import CalibrationRoute, FleetRoutes, MetricsRoute
 from moe2.coordinator.keys.store import KeyFile, KeyRing
 from moe2.coordinator.ledger.accounts import Accounts, day_of
 from moe2.coordinator.ledger.standing import StandingBook
@@ -396,6 +398,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
         OllamaRoutes(self._answering, self._table).add_to(app)
+        LlamaServerRoutes(self._answering, self._table).add_to(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
         FeedbackRoutes(
             self._feedback,

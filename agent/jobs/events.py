@@ -101,11 +101,12 @@ class OwnWorkSpent:
 @dataclass(frozen=True)
 class ModelOffered:
     """A model is to be served. `section` was checked: its file is there, and it fits. beside: also beside what it
-    replaces, so that it can be loaded first."""
+    replaces, so that it can be loaded first. sha256: of its file."""
 
     command_id: str
     section: ModelSection
     beside: bool
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ from moe2.common.link.reports import ExpertState
 class _Swap:
     """An exchange that is under way. incoming: None while its model's place is not free yet. former: what it replaces.
 
-    is_ending: the former engine has been told to end, and its memory is waited for.
+    sha256: of the file that comes. is_ending: the former engine has been told to end, and its memory is waited for.
     """
 
     command_id: str
     section: ModelSection
+    sha256: str | None
     former: Expert | None
     incoming: Expert | None = None
     is_ending: bool = False
@@ -79,7 +80,7 @@ class SwapDesk:
         if refusal := self._refusal(name, is_draining):
             return [_refused(event.command_id, *refusal)]
         former = self._experts.get(name)
-        swap = self._swaps[name] = _Swap(event.command_id, event.section, former)
+        swap = self._swaps[name] = _Swap(event.command_id, event.section, event.sha256, former)
         if former is None or event.beside:
             return [*self._load(swap), ReportChange()]
         former.held = True
@@ -134,7 +135,7 @@ class SwapDesk:
             self._ending.add(expert.engine)
             return effects
         # The former one is brought back once this engine's memory is free; the jobs go on waiting.
-        self._swaps[swap.section.name] = _Swap("", swap.former.section, expert, is_ending=True)
+        self._swaps[swap.section.name] = _Swap("", swap.former.section, swap.former.file_sha256, expert, is_ending=True)
         expert.state, expert.load_progress = ExpertState.LOADING, 0.0
         return effects
 
@@ -169,6 +170,8 @@ class SwapDesk:
         self._n_engines += 1
         incoming = self._make(swap.section, f"{swap.section.name}@{self._n_engines}")
         incoming.state, incoming.load_progress = ExpertState.LOADING, 0.0
+        # Known from the first answer on, so that no request is counted for a model that nobody knows.
+        incoming.file_sha256 = swap.sha256
         former = swap.former
         if former is not None and swap.is_ending:
             incoming.awaited = True

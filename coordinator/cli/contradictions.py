@@ -11,7 +11,7 @@ from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, RefusedError, fetch
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.http.paths import PLAN_PATH
-from moe2.coordinator.http.plan import PlanAnswer
+from moe2.coordinator.http.routes.plan import PlanAnswer
 from moe2.coordinator.provisioning.decision import decide
 from moe2.coordinator.provisioning.problem import limits_of
 from moe2.coordinator.provisioning.reading import fleet_of

@@ -303,7 +303,7 @@ def _add(table: Table, row: Row) -> None:
     if isinstance(row, SumRow):
         unmeasured = f"\n{row.n_unmeasured} {UNMEASURED}" if row.n_unmeasured else ""
         table.add_row(
-            Text(printable(row.group), style="bold"),
+            Text.assemble((printable(row.group), "bold"), (_file(row.file_sha256), "dim")),
             Text(str(row.n_requests)),
             Text(known(row.prompt_tokens, str)),
             Text(known(row.decoded_tokens, str)),
@@ -325,6 +325,11 @@ def _add(table: Table, row: Row) -> None:
         Text(_joules(row.joules, row.quality)),
         wasted,
     )
+
+
+def _file(sha256: str | None) -> str:
+    """The beginning of a model's checksum, in a line of its own."""
+    return "" if sha256 is None else f"\n{printable(sha256[:12])}"
 
 
 def _notes(rows: Sequence[Row]) -> list[RenderableType]:
@@ -356,6 +361,8 @@ def _facts(row: Row) -> dict[str, object]:
         value = getattr(row, name)
         if name == "wasted_j":
             facts |= {f"wasted_{cause}_j": figures.number(joules) for cause, joules in value.items()}
+        elif name == "file_sha256" and value is None:
+            continue
         elif name == "at_unix_s":
             facts["at"] = figures.moment(value)
         elif name in ("joules", "useful_j") and value is None:

@@ -23,7 +23,7 @@ from moe2.common.terminal.figures import UNMEASURED, number, printable
 from moe2.coordinator.choosing.explain import Decision, ExpertRow, FleetPowerRow, PriceRow
 from moe2.coordinator.cli.status import POINTS_PER_KJ
 from moe2.coordinator.http.paths import PLAN_PATH
-from moe2.coordinator.http.plan import PlanAnswer
+from moe2.coordinator.http.routes.plan import PlanAnswer
 from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
 
 INFEASIBLE = 1

@@ -32,7 +32,7 @@ from moe2.coordinator.choosing.explain import Decision
 from moe2.coordinator.cli.collect import add_access, asking, tell_failures, wanted_experts
 from moe2.coordinator.gate.checkpoint import save_checkpoint
 from moe2.coordinator.http.paths import PLAN_PATH
-from moe2.coordinator.http.plan import PlanAnswer
+from moe2.coordinator.http.routes.plan import PlanAnswer
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
 from moe2.coordinator.training.collect.asking import Asker, LiveExpert
 from moe2.coordinator.training.collect.outfile import Outfile

@@ -1,1 +1,1 @@
-"""The API listener: routes, who may use them, and what goes over the wire; may import `observing` and what is below."""
+"""The API listener: routes, the shapes in which they answer, who may use them; may import `observing` and below."""

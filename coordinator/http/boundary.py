@@ -15,11 +15,11 @@ from aiohttp import web
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.listening import ErrorShape
-from moe2.coordinator.http import messages, ollama
-from moe2.coordinator.http.answering import CLIENT_REQUEST_ID, REQUEST_ID
-from moe2.coordinator.http.encodings import ACCEPTED
+from moe2.coordinator.http.access.encodings import ACCEPTED
 from moe2.coordinator.http.errors import ApiError, refused
+from moe2.coordinator.http.faces import messages, ollama
 from moe2.coordinator.http.paths import MESSAGES_PATH, OLLAMA_PREFIX
+from moe2.coordinator.http.routes.answering import CLIENT_REQUEST_ID, REQUEST_ID
 
 log = structlog.get_logger()
 

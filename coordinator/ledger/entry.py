@@ -35,6 +35,8 @@ class AttemptEntry:
     """The median of the seconds that were predicted when the expert was chosen."""
     predicted_s_p95: float | None
     """The p95 of the seconds that were predicted when the expert was chosen."""
+    file_sha256: str | None = None
+    """The checksum of the model's file when the expert was chosen."""
 
 
 @dataclass(frozen=True)

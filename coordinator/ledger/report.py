@@ -40,7 +40,8 @@ HOUR_S = 3600
 _COLUMNS = {
     By.KEY: "requests.key_name",
     By.EXPERT: "attempts.expert",
-    By.MODEL: "attempts.model",
+    # One file is one model, whatever its names are; the name stands in where the checksum was not known.
+    By.MODEL: "coalesce('file ' || attempts.file_sha256, 'name ' || attempts.model)",
     By.DAY: "requests.day",
     By.OUTCOME: "requests.outcome",
 }
@@ -81,14 +82,14 @@ class Span:
         return " AND ".join(terms) or "TRUE", values
 
 
-class SumRow(msgspec.Struct, frozen=True, kw_only=True):
+class SumRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The costs of one group of requests.
 
     Tokens and joules are sums of what is known, None where nothing is. n_unmeasured: requests whose joules are not
     known and left out of `joules`, which is a lower bound then. useful_j: joules of work whose words the client got.
     wasted_j: joules of other work, by its cause. quality: the worst of the figures in `joules`. charged_j: joules
     charged to the keys' days; None where the rows are experts or models. seconds: of the requests in all, or of the
-    experts' own work.
+    experts' own work. group: of models, all names that the file had.
     """
 
     group: str
@@ -103,6 +104,8 @@ class SumRow(msgspec.Struct, frozen=True, kw_only=True):
     wasted_j: dict[str, float]
     quality: str
     charged_j: float | None
+    file_sha256: str | None = None
+    """The model's file, where the rows are models and it is known; two of the same name are two rows."""
 
 
 class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,22 +163,28 @@ def sums_of(source: Source, by: By, span: Span) -> tuple[SumRow, ...]:
     where, values = span.where()
     totals = _dicts(source, (_attempt_sums if by in _OF_ATTEMPTS else _request_sums)(by, where), values)
     causes = _Causes(_dicts(source, _cause_sums(_COLUMNS[by], where), values))
-    return tuple(_sum_row(row, causes) for row in totals)
+    return tuple(sorted((_sum_row(row, causes) for row in totals), key=_by_name))
+
+
+def _by_name(row: SumRow) -> tuple[str, str]:
+    return row.group, row.file_sha256 or ""
 
 
 def together(*several: Iterable[SumRow]) -> tuple[SumRow, ...]:
     """Returns the sums of several ledgers as those of one, sorted by group."""
-    groups: dict[str, list[SumRow]] = {}
+    groups: dict[tuple[str, str], list[SumRow]] = {}
     for rows in several:
         for row in rows:
-            groups.setdefault(row.group, []).append(row)
-    return tuple(rows[0] if len(rows) == 1 else _added(rows) for _, rows in sorted(groups.items()))
+            # A file may have had other names where the other coordinator saw it.
+            groups.setdefault(("", row.file_sha256) if row.file_sha256 else (row.group, ""), []).append(row)
+    return tuple(sorted((rows[0] if len(rows) == 1 else _added(rows) for rows in groups.values()), key=_by_name))
 
 
 def _added(rows: Sequence[SumRow]) -> SumRow:
     causes = {cause for row in rows for cause in row.wasted_j}
     return SumRow(
-        group=rows[0].group,
+        group=_names(",".join(row.group for row in rows)) if rows[0].file_sha256 else rows[0].group,
+        file_sha256=rows[0].file_sha256,
         n_requests=sum(row.n_requests for row in rows),
         n_unmeasured=sum(row.n_unmeasured for row in rows),
         prompt_tokens=_known_sum(row.prompt_tokens for row in rows),
@@ -196,16 +205,23 @@ def _known_sum(figures: Iterable[N | None]) -> N | None:
     return sum(known[1:], known[0]) if known else None
 
 
+def _names(text: str) -> str:
+    """Returns the names in a list with commas, each once and sorted."""
+    return ", ".join(sorted({name.strip() for name in text.split(",")}))
+
+
 def _sum_row(row: dict[str, Any], causes: _Causes) -> SumRow:
-    known_j, qualities = row.pop("joules"), row.pop("qualities")
+    known_j, qualities, key = row.pop("joules"), row.pop("qualities"), row["group"]
+    if (names := row.pop("names", None)) is not None:
+        row["group"] = _names(names)
     if row["n_unmeasured"] and not known_j:
         # What is known to be 0 never ran, and says nothing of those that ran and were not measured.
         known_j, qualities = None, None
     return SumRow(
         **row,
         joules=known_j,
-        useful_j=causes.useful_j(row["group"]),
-        wasted_j=causes.wasted_j(row["group"]),
+        useful_j=causes.useful_j(key),
+        wasted_j=causes.wasted_j(key),
         quality=_worst(qualities),
     )
 
@@ -389,8 +405,10 @@ def _request_sums(by: By, where: str) -> str:
 
 
 def _attempt_sums(by: By, where: str) -> str:
+    of_models = "group_concat(DISTINCT attempts.model) AS names, max(attempts.file_sha256) AS file_sha256,"
     return f"""
-        SELECT {_COLUMNS[by]} AS "group", count(DISTINCT request_id) AS n_requests,
+        SELECT {_COLUMNS[by]} AS "group", {of_models if by is By.MODEL else ""}
+               count(DISTINCT request_id) AS n_requests,
                count(DISTINCT CASE WHEN attempts.joules IS NULL THEN request_id END) AS n_unmeasured,
                sum(attempts.prompt_tokens) AS prompt_tokens, sum(attempts.cached_tokens) AS cached_tokens,
                sum(attempts.decoded_tokens) AS decoded_tokens, sum(attempts.seconds) AS seconds,

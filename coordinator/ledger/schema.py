@@ -14,7 +14,7 @@ from pathlib import Path
 
 from moe2.common.errors import Moe2Error
 
-VERSION = 2
+VERSION = 3
 BUSY_S = 0.5
 """The time for which another process may hold the database before a write counts as failed and is tried again later."""
 
@@ -94,6 +94,7 @@ _MIGRATIONS = (
         requests_j REAL NOT NULL
     ) WITHOUT ROWID;
     """,
+    "ALTER TABLE attempts ADD COLUMN file_sha256 TEXT;",
 )
 
 # What was in progress when the coordinator died: nobody knows what it took, so its reservation stays charged.

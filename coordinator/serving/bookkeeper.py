@@ -13,7 +13,7 @@ from moe2.common.cost import Quantiles
 from moe2.common.energy import Energy, Quality
 from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import JobUsage
-from moe2.coordinator.choosing.fine_level import is_cheapest, saving_j
+from moe2.coordinator.choosing.fine_level import enough_per_j, is_cheapest, saving_j
 from moe2.coordinator.choosing.request import SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.database.lender import Lender
@@ -116,6 +116,7 @@ class Bookkeeper:
                 is_answer=isinstance(life.outcome, Completed),
                 is_cheapest=is_cheapest(life.attempts[-1].selection),
                 saving_j=saving_j(life.attempts[-1].selection),
+                enough_per_j=enough_per_j(life.attempts[-1].selection),
                 is_simulated=receipt.energy.quality is Quality.SIMULATED,
             )
             now_unix_s = self._clock()
@@ -284,7 +285,7 @@ def reservation_entry(life: Lifecycle, amount: Amount, *, at_unix_s: float, day:
 
 
 def _attempt_entry(request_id: str, place: int, attempt: Attempt, line: ExpertLine) -> AttemptEntry:
-    usage, prediction = attempt.usage, attempt.prediction
+    usage, prediction, sha256 = attempt.usage, attempt.prediction, attempt.expert.report.file_sha256
     predicted_j, predicted_s = prediction.energy_j, prediction.total_s
     return AttemptEntry(
         request_id=request_id,
@@ -303,6 +304,7 @@ def _attempt_entry(request_id: str, place: int, attempt: Attempt, line: ExpertLi
         predicted_j_p95=_p95_of(predicted_j),
         predicted_s_p50=_p50_of(predicted_s),
         predicted_s_p95=_p95_of(predicted_s),
+        file_sha256=None if sha256 is None else _text(sha256),
     )
 
 

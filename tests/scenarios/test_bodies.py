@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from moe2.coordinator.http import completions
 from moe2.coordinator.http.body.parse import Call, parse_completion
+from moe2.coordinator.http.faces import completions
 from moe2.coordinator.keys.store import KeyFile
 from tests.coordinator.keys.keys import add_key
 from tests.fakes.fleet import TOKEN, Fleet, fleet

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from moe2.coordinator.http.auth import ROUTES
+from moe2.coordinator.http.access.auth import ROUTES
 from moe2.coordinator.http.paths import EVENTS_PATH
 from moe2.coordinator.keys.store import KeyFile
 from tests.coordinator.keys.keys import add_key

@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from moe2.coordinator.http.events import MAX_VIEWERS
 from moe2.coordinator.http.paths import EVENTS_PATH
+from moe2.coordinator.http.routes.events import MAX_VIEWERS
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import Fleet, fleet
 

@@ -16,7 +16,7 @@ import structlog
 
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.choosing.request import Budgets
-from moe2.coordinator.http.auth import OPEN, ROUTES
+from moe2.coordinator.http.access.auth import OPEN, ROUTES
 from moe2.coordinator.http.paths import EVENTS_PATH, ORDERS_PATH, PUSHES_PATH
 from moe2.coordinator.keys.keys import Scope
 from moe2.coordinator.keys.store import KeyFile

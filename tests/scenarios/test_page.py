@@ -18,9 +18,9 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.reports import HostFacts, SensorReport
 from moe2.common.status import ChangeRow, CoordinatorStatus, ProvisioningStatus
 from moe2.coordinator.fleet.table import CapabilityTable
-from moe2.coordinator.http.events import EventsRoute
-from moe2.coordinator.http.page import PageRoute
 from moe2.coordinator.http.paths import PLAN_PATH
+from moe2.coordinator.http.routes.events import EventsRoute
+from moe2.coordinator.http.routes.page import PageRoute
 from moe2.coordinator.keys.keys import Scope
 from moe2.coordinator.keys.store import KeyFile
 from moe2.coordinator.observing.history import EndedRequest, RecentPast

@@ -80,8 +80,9 @@ async def stocked(running: Fleet, name: str, file: str) -> None:
 async def test_a_model_is_added_changed_and_removed_without_a_restart(tmp_path: Path) -> None:
     """Each step is seen in the fleet, and the file in the agent's state says the same."""
     stock(tmp_path, "one", "new.gguf")
+    stock(tmp_path, "one", "other.gguf", b"two")
     async with fleet(tmp_path, models_from=TAKES) as running:
-        await stocked(running, "one", "new.gguf")
+        await stocked(running, "one", "other.gguf")
         [added] = await order(running, "add", "new", "one", slots=2)
         assert (added.state, added.message) == ("done", None)
         assert served(running) == {"fake": 4, "new": 2}
@@ -90,11 +91,32 @@ async def test_a_model_is_added_changed_and_removed_without_a_restart(tmp_path: 
         [changed] = await order(running, "set", "new", "one", slots=3)
         assert changed.state == "done"
         assert served(running) == {"fake": 4, "new": 3}
+        await _a_file_is_one_model_in_the_books(running)
         assert json.loads((tmp_path / "one/served.json").read_text())["new"]["slots"] == 3
         [removed] = await order(running, "remove", "new", "one")
         assert removed.state == "done"
         assert served(running) == {"fake": 4}
         assert json.loads((tmp_path / "one/served.json").read_text()) == {}
+
+
+async def _a_file_is_one_model_in_the_books(running: Fleet) -> None:
+    """Answers of "new", of its file under another name, and of another file as "new": sums are by file."""
+    await order(running, "add", "also", "one", file="new.gguf")
+    for model in ("also", "new"):
+        async with await running.chat("Hi", model=model) as answer:
+            assert answer.status == 200
+    await order(running, "remove", "also", "one")
+    await order(running, "set", "new", "one", file="other.gguf")
+    async with await running.chat("Hi", model="new") as answer:
+        assert answer.status == 200
+    async with running.http.get("/v1/moe2/ledger?by=model") as answer:
+        rows = (await answer.json())["sums"]
+    checksums = {file.name: file.sha256 for file in row_of(running).models.files}  # type: ignore[union-attr]
+    assert [(row["group"], row["file_sha256"], row["n_requests"]) for row in rows] == [
+        ("also, new", checksums["new.gguf"], 3),
+        ("new", checksums["other.gguf"], 1),
+    ]
+    await order(running, "set", "new", "one", file="new.gguf")
 
 
 async def test_what_was_said_holds_after_a_restart(tmp_path: Path) -> None:

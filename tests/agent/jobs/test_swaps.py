@@ -16,7 +16,7 @@ from tests.agent.jobs.corebench import LOADED, CoreBench, finished
 def offer(name: str = "m", *, beside: bool = True, command_id: str = "c", **fields: int) -> ModelOffered:
     """A model that was checked."""
     section = ModelSection.model_validate({"name": name, "path": Path("/models/new.gguf"), **fields})
-    return ModelOffered(command_id, section, beside)
+    return ModelOffered(command_id, section, beside, "ab" * 32)
 
 
 def answers(effects: list[Effect]) -> list[tuple[str, CommandOutcome, str | None]]:
@@ -71,6 +71,7 @@ def test_a_new_model_is_served_once_it_is_loaded() -> None:
     assert kept(ready) == [("n", "new.gguf")]
     assert answers(ready) == [("c", CommandOutcome.DONE, None)]
     assert given(bench.submit("j", model="n")) == [("n@1", "j")]
+    assert bench.core.experts["n"].file_sha256 == "ab" * 32
 
 
 def test_a_model_that_cannot_be_loaded_changes_nothing() -> None:

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from moe2.common.standby import StandingEnergy
+from moe2.coordinator.database.books import sums_of_others
 from moe2.coordinator.database.postgresql import DatabaseUnreachableError, Session
 from moe2.coordinator.database.shipper import MAX_PER_BATCH, Shipper
 from moe2.coordinator.ledger.entry import StandingEntry
+from moe2.coordinator.ledger.report import By, Span, sums
 from moe2.coordinator.ledger.schema import open_for_writing, reading
 from moe2.coordinator.ledger.store import Ledger
-from tests.coordinator.ledger.entries import request_entry, reservation
+from tests.coordinator.ledger.entries import attempt_entry, request_entry, reservation
 from tests.fakes.postgres import Postgres, needs_postgres
 
 pytestmark = needs_postgres
@@ -64,6 +66,19 @@ async def test_entries_arrive_whole(tmp_path: Path, url: str, session: Session) 
         ("a", "req-1", 5.0, 17)
     ]
     assert rows(session, "SELECT expert, predicted_j_p95 FROM attempts") == [("id-1/tiny", 8.0)]
+
+
+async def test_what_others_have_shipped_is_summed_up_by_file(tmp_path: Path, url: str, session: Session) -> None:
+    """PostgreSQL sums up models as SQLite does: by the file, whatever its names, and by name where none is known."""
+    made = (("new", "aa"), ("old", "aa"), ("new", "bb"), ("new", None))
+    async with journal(tmp_path / "ledger.sqlite", url) as (ledger, _):
+        for number, (name, sha256) in enumerate(made):
+            worked = attempt_entry(f"req-{number}", model=name, file_sha256=sha256)
+            await ledger.record(request_entry(f"req-{number}", worked))
+    found = sums_of_others(session, "another", By.MODEL, Span(), "2026-11-28").sums
+    with reading(tmp_path / "ledger.sqlite") as connection:
+        assert found == sums(connection, By.MODEL, Span())
+    assert [(row.group, row.file_sha256) for row in found] == [("new", None), ("new", "bb"), ("new, old", "aa")]
 
 
 async def test_a_stop_ships_what_is_left(tmp_path: Path, url: str, session: Session) -> None:

@@ -16,8 +16,8 @@ from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.gate import feedback as feedback_module
 from moe2.coordinator.gate.feedback import AlreadyScoredError, Feedback, FeedbackBook, Tally, UnknownRequestError
 from moe2.coordinator.gate.feedback_file import FeedbackFile
-from moe2.coordinator.http.books import parse_feedback
 from moe2.coordinator.http.errors import ApiError
+from moe2.coordinator.http.routes.books import parse_feedback
 from moe2.coordinator.training.feedback_rows import with_feedback
 from moe2.coordinator.training.outcomes import OutcomesError
 from tests.coordinator.experts import expert

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.coordinator.http.auth import presented_key
+from moe2.coordinator.http.access.auth import presented_key
 from moe2.coordinator.http.boundary import MAX_CLIENT_ID_CHARACTERS, client_request_id
 from moe2.coordinator.http.errors import MAX_LISTED_CHARACTERS, explained, listed_in_header
 from moe2.coordinator.http.paths import meant_path

@@ -10,10 +10,10 @@ from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionChunk
 
 from moe2.common.link.messages import TokenPiece
-from moe2.coordinator.http.answer import usage_of
 from moe2.coordinator.http.body.parse import parse_chat
-from moe2.coordinator.http.completions import CompletionEncoder
-from moe2.coordinator.http.face import End, Origin, Part, Text
+from moe2.coordinator.http.faces.answer import usage_of
+from moe2.coordinator.http.faces.completions import CompletionEncoder
+from moe2.coordinator.http.faces.face import End, Origin, Part, Text
 from tests.coordinator.receipts import receipt
 
 ORIGIN = Origin("req-1", 1_700_000_000, "m")

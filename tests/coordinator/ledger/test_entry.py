@@ -9,6 +9,7 @@ from moe2.coordinator.ledger.entry import RequestEntry
 from moe2.coordinator.serving.bookkeeper import request_entry, used
 from moe2.coordinator.serving.life import Lifecycle
 from moe2.coordinator.serving.receipt import receipt_of
+from tests.coordinator.experts import expert
 from tests.coordinator.lives import LifeBench
 
 
@@ -30,6 +31,14 @@ def test_failed_work_is_entered_beside_what_answered() -> None:
     assert [(attempt.outcome, attempt.joules) for attempt in written.attempts] == [("failed", 1.0), ("answered", 2.0)]
     assert (written.outcome, written.code, written.joules) == ("completed", "stop", 3.0)
     assert written.attempts[1].seconds == 1.75
+
+
+def test_an_attempt_is_entered_with_the_file_that_the_model_was() -> None:
+    """The checksum is that of the report that the expert was chosen by; None where it had none."""
+    bench = LifeBench(expert("agent-1", file_sha256="ab" * 32), expert("agent-2")).admitted()
+    bench.failed(usage=usage(1.0))
+    bench.done(attempt=1, usage=usage(2.0))
+    assert [attempt.file_sha256 for attempt in entry(bench.life).attempts] == ["ab" * 32, None]
 
 
 def test_a_lost_expert_leaves_joules_and_tokens_unknown() -> None:

@@ -467,6 +467,42 @@ async def test_joules_are_split_by_cause(tmp_path: Path) -> None:
     assert (big.useful_j, big.wasted_j) == (None, {"failed": 1.0})
 
 
+async def test_a_model_is_its_file_whatever_its_name(tmp_path: Path) -> None:
+    """One file under two names is one model, two files under one name are two, and what is not known is a third."""
+    path = tmp_path / "ledger.sqlite"
+    made = (("new", "aa"), ("old", "aa"), ("new", "bb"), ("new", None), ("aa", None))
+    async with running(path) as ledger:
+        for number, (name, sha256) in enumerate(made):
+            worked = attempt_entry(f"req-{number}", model=name, file_sha256=sha256, joules=2.0**number)
+            recorded = ledger.record(request_entry(f"req-{number}", worked))
+        await recorded
+    with reading(path) as connection:
+        rows = sums(connection, By.MODEL, Span())
+    told = [(row.group, row.file_sha256, row.n_requests, row.joules, row.useful_j) for row in rows]
+    assert told == [
+        ("aa", None, 1, 16.0, 16.0),
+        ("new", None, 1, 8.0, 8.0),
+        ("new", "bb", 1, 4.0, 4.0),
+        ("new, old", "aa", 2, 3.0, 3.0),
+    ]
+
+
+async def test_a_ledger_of_before_files_were_entered_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that know no file stay, and are summed up by the model's name beside those that know one."""
+    path = tmp_path / "ledger.sqlite"
+    columns = ATTEMPT_COLUMNS[:-1]
+    with monkeypatch.context() as before:
+        before.setattr(schema, "VERSION", 2)
+        before.setattr(writer_module, "_ATTEMPT_COLUMNS", columns)
+        async with running(path) as ledger:
+            await ledger.record(request_entry("req-1"))
+    async with running(path) as ledger:
+        await ledger.record(request_entry("req-2", attempt_entry("req-2", file_sha256="aa")))
+    with reading(path) as connection:
+        rows = sums(connection, By.MODEL, Span())
+    assert [(row.group, row.file_sha256, row.n_requests) for row in rows] == [("tiny", None, 1), ("tiny", "aa", 1)]
+
+
 async def test_a_span_takes_its_beginning_and_leaves_its_end(tmp_path: Path) -> None:
     """Two spans side by side hold each request once."""
     path = tmp_path / "ledger.sqlite"

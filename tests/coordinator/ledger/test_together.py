@@ -46,6 +46,17 @@ def test_what_one_ledger_does_not_know_makes_a_lower_bound() -> None:
     assert (neither.joules, neither.quality) == (None, "unmeasured")
 
 
+def test_a_file_that_two_ledgers_know_by_other_names_is_one_model() -> None:
+    """Rows of one file are added up and named with all names; a name of which no file is known stays apart."""
+    ours, theirs = row("new, old", file_sha256="aa"), row("late, new", file_sha256="aa")
+    found = together((ours, row("new")), (theirs, row("new", file_sha256="bb")))
+    assert [(one.group, one.file_sha256, one.n_requests) for one in found] == [
+        ("late, new, old", "aa", 2),
+        ("new", None, 1),
+        ("new", "bb", 1),
+    ]
+
+
 @given(st.lists(st.lists(st.sampled_from("abc"), max_size=5), max_size=4))
 def test_no_request_is_lost_or_counted_twice(ledgers: list[list[str]]) -> None:
     """However requests are spread over ledgers, their number is that of all, in groups sorted by name."""

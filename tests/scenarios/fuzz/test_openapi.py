@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from moe2.coordinator.daemon import CoordinatorDaemon
-from moe2.coordinator.http.auth import OPEN, ROUTES
+from moe2.coordinator.http.access.auth import OPEN, ROUTES
 from moe2.coordinator.http.body.parse import parse_chat, parse_completion
 from moe2.coordinator.http.errors import ApiError
-from moe2.coordinator.http.openapi import document
+from moe2.coordinator.http.openapi.document import document
 from tests.fakes.fleet import fleet
 
 DOCUMENT = document(frozenset(path for path, scopes in ROUTES.items() if scopes == OPEN))

@@ -20,8 +20,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from moe2.coordinator.http.auth import OPEN, ROUTES
-from moe2.coordinator.http.openapi import document
+from moe2.coordinator.http.access.auth import OPEN, ROUTES
+from moe2.coordinator.http.openapi.document import document
 from tests.fakes.fleet import fleet
 
 # Schemathesis takes seconds to import and to make bodies.
