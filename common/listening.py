@@ -24,6 +24,7 @@ from aiohttp.web_server import Server
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.errors import Moe2Error
+from moe2.common.terminal.figures import shortened
 from moe2.common.tls.contexts import ServerTls
 from moe2.common.token_bucket import TokenBucket
 
@@ -41,6 +42,8 @@ size, 256 kB of one-byte chunks hold the loop for 15 ms.
 """
 LOGGED_PER_MINUTE = 60
 """The number of malformed requests, and of refused connections, that are logged per minute."""
+MAX_FAULT_CHARACTERS = 500
+"""The most characters that are told of the fault in a malformed request; the HTTP library repeats all of it."""
 HEADER_S = 10.0
 """The time for a request's header at an agent's listeners; whoever takes longer is cut off."""
 CONNECTIONS_PER_ADDRESS = 64
@@ -228,7 +231,7 @@ class _Connection(RequestHandler):
         """Returns the answer to a request that could not be read, or whose handler could not answer."""
         found = super().handle_error(request, status, exc, message)
         text = message.strip() if message else HTTPStatus(status).phrase
-        text = f"The request is not valid HTTP: {text}" if status < 500 else text
+        text = f"The request is not valid HTTP: {shortened(text, MAX_FAULT_CHARACTERS)}" if status < 500 else text
         answer = web.Response(
             status=found.status,
             body=self._errors.body(found.status, text),

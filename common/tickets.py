@@ -37,7 +37,7 @@ class Tickets:
         self._out: dict[str, Admission] = {}
 
     def issue(self, secret: str, agent_id: str, command_id: str, part: int, now_s: float) -> None:
-        """A ticket goes out. Of one part of an order only the newest is good."""
+        """Take in that a ticket is handed out. Of one part of an order only the newest is good."""
         self.withdraw(agent_id, command_id)
         self._out = {key: one for key, one in self._out.items() if one.until_s > now_s}
         if len(self._out) >= MAX_TICKETS:

@@ -5,6 +5,7 @@ readonly VENV=.venv
 # ensure_environment EXTRAS: .venv with moe2[EXTRAS] and the demo's model; at once if nothing has changed since.
 ensure_environment() {
   local extras=$1 stamp
+  [[ -w . ]] || die "$(id -un) may not write into $PWD, where $VENV goes: use a checkout of your own."
   stamp=$VENV/.installed-${extras//,/-}
   if [[ -f $stamp && $(fingerprint) == "$(cat "$stamp")" ]]; then return; fi
   : >"$LOG"

@@ -36,12 +36,12 @@ attempt() {
     return
   fi
   printf '\n=== %s\n' "$label" >>"$LOG"
-  # A process group of its own, so that Ctrl-C ends the compilers as well.
+  # A process group of its own, so that Ctrl-C, or a connection that breaks, ends the compilers as well.
   set -m
   "$@" >>"$LOG" 2>&1 </dev/null &
   pid=$!
   set +m
-  trap 'kill -- "-$pid" 2>/dev/null; warn ""; exit 130' INT TERM
+  trap 'kill -- "-$pid" 2>/dev/null; warn ""; exit 130' INT TERM HUP
   while kill -0 "$pid" 2>/dev/null; do
     if [[ -t 1 ]]; then
       printf '\r\033[K… %s (%s) %.60s' "$label" "$(elapsed "$began")" "$(phase)"
@@ -53,7 +53,7 @@ attempt() {
     ((${#pauses[@]} == 1)) || pauses=("${pauses[@]:1}")
   done
   wait "$pid" || code=$?
-  trap - INT TERM
+  trap - INT TERM HUP
   [[ ! -t 1 ]] || printf '\r\033[K'
   if ((code != 0)); then
     warn "✗ $label failed after $(elapsed "$began"). The end of $LOG:"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -12,8 +13,15 @@ def text(value: str) -> bytes:
     return struct.pack("<Q", len(content)) + content
 
 
-def gguf(architecture: str = "llama", *, licence: str | None = "apache-2.0", body: bytes = b"") -> bytes:
-    """A file of no tensors with the keys that moe2 looks at, and `body` behind its header."""
+def gguf(
+    architecture: str = "llama",
+    *,
+    licence: str | None = "apache-2.0",
+    body: bytes = b"",
+    more: Mapping[str, int] | None = None,
+) -> bytes:
+    """A file of no tensors with the keys that moe2 looks at, `more` of its architecture's own, and `body` behind its
+    header."""
     texts = {"general.architecture": architecture} | ({"general.license": licence} if licence else {})
     numbers = {
         "block_count": 2,
@@ -21,6 +29,7 @@ def gguf(architecture: str = "llama", *, licence: str | None = "apache-2.0", bod
         "attention.head_count": 4,
         "attention.head_count_kv": 2,
         "context_length": 2048,
+        **(more or {}),
     }
     keys = b"".join(text(key) + struct.pack("<I", 8) + text(value) for key, value in texts.items())
     keys += b"".join(text(f"{architecture}.{key}") + struct.pack("<II", 4, value) for key, value in numbers.items())

@@ -22,7 +22,6 @@ from moe2.agent.energy.comparison import (
     AsleepPower,
     PlugReading,
     WallComparison,
-    WallLine,
     last_before_sleep,
     power_asleep,
 )
@@ -175,11 +174,6 @@ class HostMonitor:
     def power_w(self) -> dict[str, float | None]:
         """Return the present power per sampled sensor in W; None where it is not known."""
         return self.sampler.power_w()
-
-    @property
-    def wall_line(self) -> WallLine | None:
-        """What the host draws at the wall for what its own sensors see; None while that is not known."""
-        return self._comparison.line
 
     def note_plugs(self) -> None:
         """Remember what the plugs tell now, to know later what was drawn while the host slept."""

@@ -13,9 +13,8 @@ from pathlib import Path
 from llama_cpp import _ggml as ggml
 from llama_cpp import llama_cpp as llama
 
-from moe2.agent.engine.batch import lanes_for
 from moe2.agent.engine.capacity import host_free_bytes
-from moe2.agent.engine.memory import Metadata, Need, cache_bytes, offloaded_part, shortage, window_of, windowed_tokens
+from moe2.agent.engine.memory import Metadata, Need, cache_bytes, least_cells, offloaded_part, shortage
 from moe2.agent.engine.model import ModelError, check_file, check_model_files, metadata_of
 from moe2.agent.engine.parts import size_bytes
 from moe2.agent.engine.protocol import ModelSpec
@@ -59,22 +58,14 @@ def _need_of(spec: ModelSpec) -> Need | None:
     with _opened(spec.path) as metadata:
         if metadata is None:
             return None
+        cells = least_cells(
+            metadata, context_tokens=spec.context_tokens, slots=spec.slots, batch_tokens=spec.batch_tokens
+        )
         return Need(
             weights_bytes=sum(size_bytes(Path(path)) for path in (spec.path, *(lora.path for lora in spec.lora))),
-            cache_bytes=cache_bytes(metadata, _cells(metadata, spec), spec.cache_type),
+            cache_bytes=cache_bytes(metadata, cells, spec.cache_type),
             offloaded=offloaded_part(metadata, spec.gpu_layers if llama.llama_supports_gpu_offload() else 0),
         )
-
-
-def _cells(metadata: Metadata, spec: ModelSpec) -> int:
-    """Tokens that every layer's cache has room for, at least: files do not say which layers slide."""
-    windowed = windowed_tokens(
-        window_of(metadata),
-        context_tokens=spec.context_tokens,
-        lanes=lanes_for(spec.slots),
-        batch_tokens=spec.batch_tokens,
-    )
-    return spec.context_tokens if windowed is None else windowed
 
 
 @contextlib.contextmanager

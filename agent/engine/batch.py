@@ -59,7 +59,7 @@ class Chunk:
 
     @property
     def is_read(self) -> bool:
-        """It is a part of a prompt, or of what is scored: its tokens are known, not written one by one."""
+        """True for a part of a prompt, or of what is scored: its tokens are known, not written one by one."""
         return len(self.tokens) - self.guessed > 1
 
 

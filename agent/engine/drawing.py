@@ -44,8 +44,12 @@ class BoundDraw(Draw, Protocol):
     def sample_freely(self, place: int) -> int:
         """Draws any token; the form does not go on."""
 
-    def coming(self) -> list[int]:
-        """The next tokens, as far as the form leaves no choice about them."""
+    def foresee(self, patience_s: float) -> tuple[list[int], list[int]]:
+        """(the next tokens, as far as the form leaves no choice about them; what is likely behind them), as far as that
+        is known within so many seconds. To be asked where the form goes on."""
+
+    def wait(self, seconds: float) -> None:
+        """Waits at most so long until it is known what may be drawn."""
 
     def look_ahead(self, tokens: Sequence[int]) -> None:
         """Has it found out what may be drawn after these tokens, in case that they are drawn."""
@@ -110,6 +114,8 @@ class Drawing(Writing):
         may_guess = means.speculation is not None and not self.reads_anew
         self._speculator = means.speculation.speculator(prompt) if means.speculation and may_guess else None
         self._bound = draw if isinstance(draw, BoundDraw) else None
+        self._patience_s = 0.0
+        """How long the next tokens' form may be waited for, beside a step of the model."""
 
     @property
     def speculator(self) -> Speculator | None:
@@ -122,12 +128,16 @@ class Drawing(Writing):
             most = min(most, self._max_tokens - self.decoded_tokens - 1)
         return 0 if self._speculator is None else max(0, most)
 
-    def guess(self, most: int) -> Guess | None:
+    def guess(self, most: int, patience_s: float = 0.0) -> Guess | None:
         if self._speculator is None:
             return None
-        if known := list(self._forced) or (self._bound.coming() if self._bound is not None else []):
-            return self._speculator.suppose(known, most)
-        return self._speculator.guess(most)
+        self._patience_s = patience_s
+        known, likely = list(self._forced), list[int]()
+        if not known and self._bound is not None and self._goes_by_form(self._bound):
+            known, likely = self._bound.foresee(patience_s)
+        if known:
+            return self._speculator.suppose(known, likely, most)
+        return self._speculator.guess(most) or (self._speculator.suppose([], likely, most) if likely else None)
 
     def expect(self, tokens: Sequence[int]) -> None:
         if self._bound is not None and not self._forced:
@@ -142,6 +152,9 @@ class Drawing(Writing):
             return
         last = place + len(chunk.tokens) - 1
         for at in range(last - chunk.guessed, last + 1):
+            if at < last and self._bound is not None:
+                # What was guessed behind is lost where this is not known.
+                self._bound.wait(self._patience_s)
             written = len(run.tokens)
             self._draw_at(run, at)
             goes_on = len(run.tokens) > written
@@ -176,10 +189,9 @@ class Drawing(Writing):
         bound, thinker = self._reasoning.bound, self._reasoning.thinker
         if bound is None:
             return None
-        if self._channels.is_answering:
-            bound.offered = None
-            return None
-        if self._channels.recipient is not None and bound.follows(self._channels.recipient):
+        if self._goes_by_form(bound):
+            if self._channels.is_answering:
+                bound.offered = None
             return None
         if not (self._channels.is_reasoning or thinker.marks.is_harmony):
             # The answer has not begun: the model may think first, but not where its mark is text that could begin an
@@ -195,6 +207,13 @@ class Drawing(Writing):
             self._forced += thinker.closing
             token = self._forced.popleft()
         return token
+
+    def _goes_by_form(self, bound: BoundDraw) -> bool:
+        """True where the form says what may come next: in the answer, and in a call's arguments."""
+        channels = self._channels
+        if channels is None or channels.is_answering:
+            return True
+        return channels.recipient is not None and bound.follows(channels.recipient)
 
     def _force_end(self, channels: Channels, reasoning: Reasoning) -> None:
         """Ends the reasoning where its budget is spent."""

@@ -23,6 +23,8 @@ _READ_S = 0.08
 """How long the draft model reads in one step of the model, at most about."""
 _MIN_READ_TOKENS = 32
 _MANY_TOKENS = 1 << 20
+_PATIENCE = 0.03
+"""The part of a step's time that all sequences together may wait for the forms of their next tokens."""
 
 
 @dataclass(slots=True)
@@ -93,6 +95,7 @@ class Guessing:
     def _from_the_text(self, written: Sequence[Run], jobs: Mapping[Run, Job], free: int) -> list[_Guesser]:
         """Those that may guess, with what the text suggests."""
         found = []
+        patience_s = _PATIENCE * self.speculation.costs.of(1) / max(1, len(written))
         for run in written:
             job = jobs[run]
             speculator = job.speculator
@@ -100,7 +103,7 @@ class Guessing:
             if speculator is not None:
                 speculator.drafting_s = 0.0
                 if most > 0:
-                    found.append(_Guesser(run, job, speculator, most, job.guess(most)))
+                    found.append(_Guesser(run, job, speculator, most, job.guess(most, patience_s)))
         return found
 
     def _from_the_draft_model(self, drafter: Drafter, guessers: Sequence[_Guesser], load: Load) -> None:

@@ -83,9 +83,9 @@ class Job(ABC):
         """How many of `most` guesses the job's limits leave room for."""
         return 0
 
-    def guess(self, most: int) -> Guess | None:
+    def guess(self, most: int, patience_s: float = 0.0) -> Guess | None:
         """At most so many tokens that may come next, of which there is at least one; None where nothing suggests
-        any."""
+        any. patience_s: how long it may wait for what it needs to know."""
         return None
 
     def expect(self, tokens: Sequence[int]) -> None:  # noqa: B027 - most jobs guess nothing

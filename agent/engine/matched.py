@@ -25,6 +25,7 @@ class Matching(Protocol):
 
     @property
     def is_ready(self) -> bool: ...
+    def wait(self, seconds: float) -> None: ...
     def mask(self) -> bytes | None: ...
     def accept(self, *tokens: int) -> None: ...
     def forced(self) -> bytes: ...
@@ -74,6 +75,8 @@ class MatchedDraw:
         self._spelling = spelling
         self._coming: deque[int] = deque()
         """Tokens of a text that the form leaves no choice about; the matcher knows of them."""
+        self._ending: list[int] = []
+        """The last token of that text, which may be the beginning of a longer one; none where there is no such text."""
         self.offered: int | None = None
 
     @property
@@ -105,10 +108,10 @@ class MatchedDraw:
         mask = self._matcher.mask()
         if mask is None:
             return None
-        if self.offered is None and (coming := self._forced()):
-            self._coming += coming
-            self._matcher.accept(*coming)
-            return self._come()
+        if self.offered is None:
+            self._foresee()
+            if self._coming:
+                return self._come()
         allowed = np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), count=len(logits), bitorder="little"))
         if len(self._hidden):
             allowed = np.setdiff1d(allowed, self._hidden)
@@ -120,6 +123,7 @@ class MatchedDraw:
         token = self._sampler.sample_among(logits, allowed)
         if token != self.offered:
             self._matcher.accept(token)
+        self._ending = []
         return token
 
     def _come(self) -> int:
@@ -128,24 +132,41 @@ class MatchedDraw:
         self._sampler.take(token)
         return token
 
-    def _forced(self) -> list[int]:
-        """The tokens of the text that has to come next, as the model's own tokenizer has them, but the last one, which
-        may be the beginning of a longer one; none where it cannot be written so."""
-        text = self._matcher.forced()
-        try:
-            tokens = self._spelling.tokenize(text.decode(), add_special=False, parse_special=True) if text else []
-        except UnicodeDecodeError:
-            return []
-        return tokens[:-1] if b"".join(map(self._spelling.piece, tokens)) == text else []
+    def foresee(self, patience_s: float) -> tuple[list[int], list[int]]:
+        """(the next tokens, as far as there is no choice about them; what is likely behind them), as far as that is
+        known within so many seconds. To be asked where the form goes on, and not where anything is offered."""
+        if not self._coming and not self._selecting:
+            self._matcher.wait(patience_s)
+            self._foresee()
+        return list(self._coming), list(self._ending)
 
-    def coming(self) -> list[int]:
-        """The next tokens, as far as there is no choice about them."""
-        return list(self._coming)
+    def _foresee(self) -> None:
+        """Takes in the text that has to come next, as the model's own tokenizer has it; nothing where it cannot be
+        written so."""
+        text = self._matcher.forced()
+        if not text or self._ending:
+            return
+        try:
+            tokens = self._spelling.tokenize(text.decode(), add_special=False, parse_special=True)
+        except UnicodeDecodeError:
+            return
+        if b"".join(map(self._spelling.piece, tokens)) == text:
+            *coming, ending = tokens
+            self._coming += coming
+            self._ending = [ending]
+            if coming:
+                self._matcher.accept(*coming)
+
+    def wait(self, seconds: float) -> None:
+        """Waits at most so long until it is known what may be drawn."""
+        if not self._coming:
+            self._matcher.wait(seconds)
 
     def look_ahead(self, tokens: Sequence[int]) -> None:
-        """Has it found out what may be drawn after these tokens, in case that they are drawn."""
-        if not self._coming:
-            self._matcher.look_ahead(tokens)
+        """Has it found out what may be drawn after these tokens, in case that they are drawn. They begin with those
+        that come in any case."""
+        if guessed := tokens[len(self._coming) :]:
+            self._matcher.look_ahead(guessed)
 
     def sample_freely(self, place: int) -> int:
         """Draws any token; the form does not go on."""

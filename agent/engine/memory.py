@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from moe2.agent.engine.batch import lanes_for
+
 CACHE_TYPE_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 """Bytes per value: ggml's blocks of 32 carry a 16-bit scale."""
 _GIB = 2**30
@@ -85,6 +87,13 @@ def windowed_tokens(window: int | None, *, context_tokens: int, lanes: int, batc
         return None
     cells = window * lanes + batch_tokens
     return cells if 2 * cells <= context_tokens else None
+
+
+def least_cells(metadata: Metadata, *, context_tokens: int, slots: int, batch_tokens: int) -> int:
+    """Tokens that every layer's cache has room for, at least: files do not say which layers slide."""
+    window = window_of(metadata)
+    windowed = windowed_tokens(window, context_tokens=context_tokens, lanes=lanes_for(slots), batch_tokens=batch_tokens)
+    return context_tokens if windowed is None else windowed
 
 
 def offloaded_part(metadata: Metadata, gpu_layers: int) -> float:

@@ -214,7 +214,14 @@ class Model:
         name = self.metadata("general.architecture") or ""
         return _POOLINGS.get(self.metadata(f"{name}.pooling_type") or "", Pooling.MEAN)
 
-    def facts(self, *, supports_tools: bool, supports_thinking: bool, sampling: Sampling | None) -> ModelFacts:
+    def facts(
+        self,
+        *,
+        supports_tools: bool,
+        supports_thinking: bool,
+        template_variables: tuple[str, ...] | None,
+        sampling: Sampling | None,
+    ) -> ModelFacts:
         """What the file says of itself. sampling: what it draws with by default; None where it writes nothing."""
         quantization = llama.llama_ftype_name(llama.llama_model_ftype(self.pointer))
         return ModelFacts(
@@ -230,6 +237,7 @@ class Model:
             has_chat_template=self.chat_template() is not None,
             supports_tools=supports_tools,
             supports_thinking=supports_thinking,
+            template_variables=template_variables,
             supports_infill=self.infill_marks is not None and not self.embeds,
             sampling=sampling,
             vector_size=self.vector_size if self.embeds else None,

@@ -95,6 +95,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     sampling: what is drawn with where a request says nothing: as configured, else as the file says, else as usual.
     vector_size: the length of an embedding model's vectors; None for a model that writes.
+    template_variables: the variables of its chat template that a client can set.
     """
 
     architecture: str
@@ -110,6 +111,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     supports_tools: bool | None = None
     supports_thinking: bool | None = None
     supports_infill: bool | None = None
+    template_variables: tuple[str, ...] | None = None
     sampling: Sampling | None = None
     vector_size: int | None = None
 

@@ -74,10 +74,6 @@ class RequestReader:
         self._quotation = Quotation(vocabulary.control_texts)
         self._marks = marks
 
-    def generate(self, request: Submit, *, limit: int) -> list[int]:
-        """The prompt's tokens, at least one and fewer than `limit`."""
-        return self.opened(request, limit=limit).tokens
-
     def opened(self, request: Submit, *, limit: int) -> Opened:
         """The prompt, with its answer open: fewer than `limit` tokens."""
         if sum((request.grammar is not None, request.json_schema is not None, bool(request.forced_tools))) > 1:

@@ -51,6 +51,7 @@ from moe2.agent.engine.warmup import (
 )
 from moe2.common.generation import completed
 from moe2.common.link.messages import Submit
+from moe2.common.link.reports import MAX_TEMPLATE_VARIABLES
 from moe2.common.placement import gpu_layers
 
 _SPARE_MATCHERS = 2
@@ -156,6 +157,7 @@ def open_session(
                 facts=model.facts(
                     supports_tools=templates.supports_tools,
                     supports_thinking=templates.thinker is not None,
+                    template_variables=templates.variables,
                     sampling=defaults,
                 ),
                 load_s=clock() - began_at_s,
@@ -272,7 +274,7 @@ def _embedder(
         rate = warm_up_vectors(context if paced is None else paced, model, clock, most_tokens=text_tokens)
     emit(
         Loaded(
-            facts=model.facts(supports_tools=False, supports_thinking=False, sampling=None),
+            facts=model.facts(supports_tools=False, supports_thinking=False, template_variables=None, sampling=None),
             load_s=clock() - began_at_s,
             context_tokens=text_tokens,
             slots=spec.slots,
@@ -342,6 +344,12 @@ class _Templates:
     @property
     def supports_tools(self) -> bool:
         return self.with_tools is not None and self.with_tools.shows_tools
+
+    @property
+    def variables(self) -> tuple[str, ...] | None:
+        """What a client can set of either template; None where that is more than a report can tell."""
+        names: set[str] = set().union(*(each.variables for each in (self.plain, self.with_tools) if each is not None))
+        return tuple(sorted(names)) if len(names) <= MAX_TEMPLATE_VARIABLES else None
 
 
 def _templates(model: Model, log: Callable[[str], None]) -> _Templates:

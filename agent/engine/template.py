@@ -6,6 +6,7 @@ Templates come from strangers' files, so they run in Jinja's sandbox.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +29,9 @@ from moe2.common.link.prompts import ChatMessage, Tool, ToolCall
 
 _NO_TOOLS = "This model's template has no tools."
 _WITHOUT_TOOLS = "Leave out the tools and their calls, or use a model whose chat template takes them."
+_SETTABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_CONVERSATION = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
+"""What a template has from the conversation and the model, whatever a client sets."""
 NO_VARIABLES: Mapping[str, Any] = {}
 _TAIL_CHARACTERS = 256
 """What a template writes behind the conversation is shorter."""
@@ -94,6 +98,10 @@ class ChatTemplate:
                 remedy="Use a GGUF file with a valid template, or send plain completions.",
             ) from error
         self._functions = frozenset(environment.globals)
+        also = {"enable_thinking"} if "thinking" in self._variables else set()
+        names = (self._variables | also) - self._functions - _CONVERSATION
+        self.variables = frozenset(name for name in names if _SETTABLE.fullmatch(name))
+        """The variables that a client can set, by the names under which they change something."""
         self._constants = {"bos_token": bos, "eos_token": eos}
         self._marks = marks
         self._names_thoughts = "reasoning_content" not in source and "thinking" in source

@@ -204,7 +204,7 @@ class JobDesk:
         return effects
 
     def started(self, job_id: str, prompt_tokens: int) -> list[Effect]:
-        """The engine has begun with a job's prompt."""
+        """Takes in that the engine has begun with a job's prompt."""
         job = self.jobs.get(job_id)
         if job is None or job.started_s is None:
             return []
@@ -216,7 +216,7 @@ class JobDesk:
         return [SendToCoordinator(started, job.order.request_id)]
 
     def decoded(self, decoded: tuple[JobPieces, ...]) -> list[Effect]:
-        """The engine has decoded tokens of one or more jobs."""
+        """Takes in tokens that the engine has decoded, of one or more jobs."""
         wanted: list[JobPieces] = []
         for tokens in decoded:
             job = self.jobs.get(tokens.job_id)

@@ -180,6 +180,7 @@ def report_of(expert: Expert, now_s: float) -> ExpertReport:
         sampling=facts.sampling if facts else None,
         supports_thinking=facts.supports_thinking if facts else None,
         supports_infill=facts.supports_infill if facts else None,
+        template_variables=facts.template_variables if facts else None,
         placement=expert.placement if expert.state is ExpertState.READY else (),
         gpu_fault=expert.gpu_fault if expert.state in (ExpertState.READY, ExpertState.FAILED) else None,
         draft_fault=expert.draft_fault if expert.state is ExpertState.READY else None,

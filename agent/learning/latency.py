@@ -105,7 +105,7 @@ class LatencyModel:
         return model
 
     def warmed_up(self, prefill_tokens_per_s: float | None, decode_tokens_per_s: float | None) -> None:
-        """The rates of the run after loading: a beginning, with the uncertainty of no request at all."""
+        """Take in the rates of the run after loading: a first guess, as uncertain as no measurement at all."""
         if prefill_tokens_per_s:
             self._prefill.begin(1 / prefill_tokens_per_s)
         if decode_tokens_per_s:

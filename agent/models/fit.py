@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moe2.agent.engine.memory import Capacity, Need, Shortage, cache_bytes, offloaded_part, shortage
+from moe2.agent.engine.memory import Capacity, Need, Shortage, cache_bytes, least_cells, offloaded_part, shortage
 from moe2.common.errors import Moe2Error
 from moe2.common.gguf import GgufHeader
 from moe2.common.terminal.figures import size
@@ -42,13 +42,16 @@ def memory_shortage(
     capacity: Capacity,
     *,
     context_tokens: int,
+    slots: int = 1,
+    batch_tokens: int = 512,
     cache_type: str = "f16",
     gpu_layers: int = 0,
 ) -> Shortage | None:
     """What memory lacks for the model with so much context; None where there is enough, or nobody knows."""
+    cells = least_cells(header.text, context_tokens=context_tokens, slots=slots, batch_tokens=batch_tokens)
     need = Need(
         weights_bytes=file_bytes,
-        cache_bytes=cache_bytes(header.text, context_tokens, cache_type),
+        cache_bytes=cache_bytes(header.text, cells, cache_type),
         offloaded=offloaded_part(header.text, gpu_layers) if capacity.device_free_bytes is not None else 0.0,
     )
     return shortage(need, host_free_bytes=capacity.host_free_bytes, device_free_bytes=capacity.device_free_bytes)

@@ -147,7 +147,7 @@ class Fetcher:
             fetch.tickets.put_nowait(ticket)
 
     def link_opened(self) -> None:
-        """The coordinator is there again: what it was asked for is asked again."""
+        """Asks the coordinator again for what it was asked for before its link broke."""
         for fetch in self._fetches.values():
             if fetch.wanted is not None:
                 self._ask(fetch.wanted)

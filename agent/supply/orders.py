@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from moe2.agent.energy.blocking import in_daemon_thread
 from moe2.agent.engine.capacity import capacity_for, host_free_bytes
-from moe2.agent.engine.memory import Capacity, Need, Shortage, cache_bytes
+from moe2.agent.engine.memory import Capacity, Need, Shortage, cache_bytes, least_cells
 from moe2.agent.engine.parts import size_bytes
 from moe2.agent.jobs.events import Event, FileHashed, ModelOffered, ModelWithdrawn
 from moe2.agent.models.files import ChecksumStore
@@ -224,7 +224,7 @@ class Supply:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def keep(self, name: str, section: ModelSection | None) -> None:
-        """What is served has changed: keep it for the next start."""
+        """Keep what is served now for the next start."""
         sha256 = None if section is None else self._expected.get(str(section.path))
         said = None if section is None else said_of(section, sha256)
         if section is None and name in self._configured:
@@ -365,6 +365,8 @@ def _shortage(header: GgufHeader, section: ModelSection, capacity: Capacity) -> 
         size_bytes(section.path),
         capacity,
         context_tokens=section.context_tokens,
+        slots=section.slots,
+        batch_tokens=section.batch_tokens,
         cache_type=section.cache_type,
         gpu_layers=section.gpu_layers,
     )
@@ -373,9 +375,15 @@ def _shortage(header: GgufHeader, section: ModelSection, capacity: Capacity) -> 
 def _need(section: ModelSection, context_tokens: int | None = None) -> Need:
     """What a model needs, with so much context or its own."""
     header = read_header(section.path)
+    cells = least_cells(
+        header.text,
+        context_tokens=context_tokens or section.context_tokens,
+        slots=section.slots,
+        batch_tokens=section.batch_tokens,
+    )
     return Need(
         weights_bytes=size_bytes(section.path),
-        cache_bytes=cache_bytes(header.text, context_tokens or section.context_tokens, section.cache_type),
+        cache_bytes=cache_bytes(header.text, cells, section.cache_type),
         offloaded=0.0,
     )
 

@@ -55,7 +55,7 @@ class Pump:
         self._is_sending = False
 
     def wake(self) -> None:
-        """There is something to send."""
+        """Have the pump send what the session has to say now."""
         self._wake.set()
 
     def reschedule(self) -> None:

@@ -16,6 +16,8 @@ from moe2.common.generation import Sampling
 from moe2.common.placement import MAX_DEVICES, DeviceShare, GpuFault
 from moe2.common.standby import TransitionCost
 
+MAX_TEMPLATE_VARIABLES = 64
+
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an agent's host is."""
@@ -86,6 +88,7 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     sampling: what it draws with where a request says nothing; None until it is loaded, and from earlier releases.
     supports_thinking: its template has marks for reasoning; None where that is not known. supports_infill: its
     vocabulary has the marks of a gap between two texts; None until it is loaded, and from earlier releases.
+    template_variables: what a client can set of its chat template; None where that is not known, or too much to tell.
     load_cost, unload_cost: what bringing the model into memory and ending its process have taken; None before either
     was measured.
     placement: which device holds what of it; empty until it is loaded, and from earlier releases. gpu_fault: why it is
@@ -125,6 +128,9 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     sampling: Sampling | None = None
     supports_thinking: bool | None = None
     supports_infill: bool | None = None
+    template_variables: (
+        Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=MAX_TEMPLATE_VARIABLES)] | None
+    ) = None
     load_cost: TransitionCost | None = None
     unload_cost: TransitionCost | None = None
     placement: Annotated[tuple[DeviceShare, ...], Meta(max_length=MAX_DEVICES)] = ()

@@ -169,7 +169,8 @@ _CONNECTING = {
     TlsFault.CLIENT_CERTIFICATE_REFUSED: (
         "The coordinator closed the connection before it said a word, as it does with agents that show no client "
         "certificate, or one that it does not accept.",
-        "Set coordinator.certificate and coordinator.key to a pair that agents.tls.client_ca there has signed.",
+        "Set coordinator.certificate and coordinator.key to a pair that agents.tls.client_ca there has signed, and "
+        "that is valid by the coordinator's clock; `moe2-coordinator status` warns where that clock is wrong.",
     ),
     TlsFault.NO_TLS: (
         "The coordinator's listener speaks no TLS.",

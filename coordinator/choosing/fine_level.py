@@ -115,6 +115,29 @@ def saving_j(selection: Selection) -> float | None:
     return float(known.max() - known.min()) if len(known) > 1 else None
 
 
+def enough_per_j(selection: Selection) -> float | None:
+    """The price of a joule from which on the cheapest candidate answers; None for panels, and where all cost alike."""
+    outlook, places = selection.outlook, selection.candidate_places
+    return None if outlook.work else price_of_thrift(outlook.prompt_scores.scores[places], outlook.expected_j[places])
+
+
+def price_of_thrift(scores: FloatArray, joules: FloatArray) -> float | None:
+    """The price of a joule from which on the cheapest of several answers; None where none takes notably more joules.
+
+    scores, joules: (N,), N at least 1. It is the most that another one's score is ahead for each joule that it takes
+    more, and 0 where none is ahead. Joules that are not finite are left out.
+    """
+    known = np.isfinite(joules)
+    if not known.any():
+        return None
+    cheapest = int(np.where(known, joules, np.inf).argmin())
+    is_dearer = known & (joules > joules[cheapest] * (1 + SAME_JOULES))
+    if not is_dearer.any():
+        return None
+    ahead = (scores[is_dearer] - scores[cheapest]) / (joules[is_dearer] - joules[cheapest])
+    return max(0.0, float(ahead.max()))
+
+
 def _with_fewest_joules(forecast: Forecast, places: list[int]) -> list[int]:
     """Those of the places where the request takes the fewest joules, and those whose joules are unknown.
 

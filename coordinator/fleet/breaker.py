@@ -24,6 +24,8 @@ FIRST_OPEN_S = 5.0
 MAX_OPEN_S = 300.0
 REMOVED_S = 10.0
 """The time within which an expert that was taken from its host is missing in the reports, too."""
+EXPLAINED_S = 2.0
+"""The time within which an agent reports why its expert refuses work: a report follows each change after 0.1 s."""
 _HARMLESS = REQUEST_FAULTS | {JobErrorCode.QUEUE_FULL, JobErrorCode.DRAINING, JobErrorCode.DEADLINE_EXCEEDED}
 _SHARED = frozenset({JobErrorCode.AGENT_LOST, JobErrorCode.ENGINE_CRASHED, JobErrorCode.OUT_OF_MEMORY})
 """Error codes of events that fail all jobs of an engine together, and so count once."""
@@ -74,6 +76,8 @@ class Breakers:
         self._breakers: dict[str, _Breaker] = {}
         self._disowned_s: dict[str, float] = {}
         """When agents last said of experts that they do not serve them, which their next reports confirm or belie."""
+        self._unready: dict[str, tuple[float, int]] = {}
+        """When experts that were reported as ready first said that they are not, and the restarts that were known."""
 
     def submitted(self, key: str, job_id: str, now_s: float) -> None:
         """Notes that the expert was given a job, which is its probe where the breaker is half-open."""
@@ -108,6 +112,19 @@ class Breakers:
         if breaker.open_until_s is None and not known:
             self._count_failure(breaker, now_s)
 
+    def refused(self, key: str, job_id: str, now_s: float, *, restarts: int) -> None:
+        """Notes that an expert that was reported as ready refused a job because it is not.
+
+        The engine has just died, as a rule, by the fault of whoever. So a refusal is a failure only where no report has
+        told of that for `EXPLAINED_S`. restarts: the number of the engine's restarts, as known when it got the job.
+        """
+        since_s, _ = self._unready.setdefault(key, (now_s, restarts))
+        if now_s - since_s < EXPLAINED_S:
+            self.ended(key, job_id)
+        else:
+            del self._unready[key]
+            self.failed(key, job_id, JobErrorCode.NOT_READY, now_s, submitted_s=now_s)
+
     def late(self, key: str, job_id: str, now_s: float, *, hangs: bool, restarts: int = 0) -> None:
         """Notes that a job is late with its first token.
 
@@ -131,15 +148,23 @@ class Breakers:
     @property
     def wants_news(self) -> bool:
         """Whether reports may clear an expert: one that hung by a restart, one that was removed by its absence."""
-        return bool(self._disowned_s) or any(breaker.hung_restarts is not None for breaker in self._breakers.values())
+        hung = (breaker.hung_restarts is not None for breaker in self._breakers.values())
+        return bool(self._disowned_s or self._unready) or any(hung)
 
     def seen(self, experts: Sequence[Expert], now_s: float) -> None:
         """Takes in the experts that serve now. A breaker that opened for a hang closes after the engine's restart.
 
         An expert that was taken from its host, and said so to jobs on their way, has not failed: served anew, it begins
-        anew. One that is reported all the same is held to what it said.
+        anew. One that is reported all the same is held to what it said. So is one that refuses work as if it were not
+        ready, unless it is missing here, or its engine was restarted.
         """
-        for key in self._disowned_s.keys() - {expert.key for expert in experts}:
+        restarts = {expert.key: expert.report.restarts for expert in experts}
+        self._unready = {
+            key: (at_s, known)
+            for key, (at_s, known) in self._unready.items()
+            if now_s - at_s < REMOVED_S and restarts.get(key) == known
+        }
+        for key in self._disowned_s.keys() - restarts.keys():
             self._breakers.pop(key, None)
             del self._disowned_s[key]
         self._disowned_s = {key: at_s for key, at_s in self._disowned_s.items() if now_s - at_s < REMOVED_S}

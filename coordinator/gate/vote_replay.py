@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -63,15 +62,6 @@ class VotePlans:
     A second member is asked on the harder prompts, where it also has more to say."""
     recorded: FloatArray
     """(T,) recorded prompts that all members of the plan have answered."""
-
-    @cached_property
-    def is_member(self) -> BoolArray:
-        """(T, N) the members of each plan."""
-        experts = int(self.members.max(initial=0)) + 1
-        found = np.zeros((len(self.members), experts + 1), dtype=np.bool_)
-        # Places of -1 mark a last column, which is dropped.
-        found[np.arange(len(self.members))[:, None], self.members] = True
-        return np.asarray(found[:, :experts])
 
     by_kind: FloatArray
     """(K, N) each expert's probability of answering well."""

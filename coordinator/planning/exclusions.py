@@ -102,7 +102,7 @@ class Breached:
 
     @classmethod
     def alone(cls, problem: Problem) -> Breached:
-        """What each expert needs alone."""
+        """What each expert needs where it answers alone."""
         limits: tuple[PanelLimit, ...] = (*problem.sum_limits(), *problem.max_limits())
         return cls(len(problem.names), limits, tuple(limit.cost + limit.by_size[1] for limit in limits))
 

@@ -56,10 +56,17 @@ class HeldJobs:
             self._held[agent_id] = left
         return [job for job in held if job.model in models]
 
-    def give_up(self, agent_id: str, why: str) -> None:
-        """Give back everything that is held for an agent. why: the reason, as the end of a sentence."""
+    def give_up(self, agent_id: str, why: str, *, but: Collection[str] = ()) -> None:
+        """Give back what is held for an agent, but not the jobs for some models. why: the end of a sentence."""
         for job in self._held.pop(agent_id, []):
-            self.give_back(agent_id, job, why)
+            if job.model in but:
+                self.hold(agent_id, job)
+            else:
+                self.give_back(agent_id, job, why)
+
+    def forget(self, agent_id: str) -> None:
+        """Hold nothing any more for an agent whose requests have been told that it is lost."""
+        self._held.pop(agent_id, None)
 
     def give_back(self, agent_id: str, job: Job, why: str) -> None:
         """Fail a job that no agent ever got."""

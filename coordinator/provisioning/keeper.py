@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter, time
 from uuid import uuid4
@@ -35,7 +35,14 @@ from moe2.coordinator.provisioning.hysteresis import Change, Transition
 from moe2.coordinator.provisioning.memory_file import Memory, MemoryFile
 from moe2.coordinator.provisioning.outlook import SMALL_FLEET, Outlook
 from moe2.coordinator.provisioning.problem import Limits, limits_of
-from moe2.coordinator.provisioning.reading import busy_of, fleet_of, require_suspendable, row_called, wakeable_of
+from moe2.coordinator.provisioning.reading import (
+    busy_of,
+    fleet_of,
+    require_suspendable,
+    require_wakeable,
+    row_called,
+    wakeable_of,
+)
 from moe2.coordinator.provisioning.settings import ProvisioningSection
 from moe2.coordinator.provisioning.statement import status_of, strangers, warnings_of
 from moe2.coordinator.provisioning.steering import Order, Shadow, Steering, Wishes
@@ -148,6 +155,7 @@ class Keeper:
     def agent_lost(self, agent_id: str) -> None:
         """An agent's session has ended, for whatever reason."""
         asleep = any(row.agent_id == agent_id and row.asleep for row in self._rows())
+        self._held.forget(agent_id)
         self._steering.lost(agent_id, asleep=asleep)
 
     def send(self, agent_id: str, message: ToAgent) -> bool:
@@ -184,13 +192,7 @@ class Keeper:
                 text = f"{row.agent_name} goes to sleep when its jobs have ended, and stays so until `fleet wake`."
             case "wake":
                 self._steering.wishes = wishes.without(row.agent_id)
-                text = f"{row.agent_name} is awake."
-                if row.asleep:
-                    self._see()
-                    order = self._steering.wake(row.agent_id, self._now_s(), "an operator has asked for it")
-                    text = f"{row.agent_name} is being woken."
-                    if order is not None:
-                        self._perform(order)
+                text = self._wake_wished(row)
             case "pin":
                 self._steering.wishes = wishes.with_pin(row.agent_id)
                 text = f"{row.agent_name} stays awake with all its models."
@@ -202,6 +204,21 @@ class Keeper:
         self._keep()
         self._on_wishes(self._steering.wishes)
         return text
+
+    def _wake_wished(self, row: AgentRow) -> str:
+        """Wakes a host because an operator asks for it; returns what was done, in words."""
+        if row.connected:
+            return f"{row.agent_name} is awake."
+        if not row.asleep:
+            # Whoever was switched off, or suspended by hand, said no goodbye; what wakes a host may still reach it.
+            require_wakeable(row, wakes_by_command=self._settings.wake_command is not None)
+            self._start(wake(row, self._rows(), self._send, self._settings.wake_command, f"wish-{uuid4().hex[:8]}"))
+            return f"{row.agent_name} is lost, and has not said that it sleeps. It was called all the same, once."
+        self._see()
+        order = self._steering.wake(row.agent_id, self._now_s(), "an operator has asked for it")
+        if order is not None:
+            self._perform(order)
+        return f"{row.agent_name} is being woken."
 
     def take_wishes(self, wishes: Wishes) -> None:
         """Takes over what an operator has said to another coordinator."""
@@ -363,9 +380,7 @@ class Keeper:
             case Change.WAKE:
                 row = next((row for row in self._rows() if row.agent_id == one.host), None)
                 if row is not None:
-                    task = asyncio.get_running_loop().create_task(self._wake(row, order.order_id))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+                    self._start(self._wake(row, order.order_id))
                 return
             case Change.SUSPEND:
                 message: ToAgent = Suspend(command_id=order.order_id)
@@ -379,6 +394,11 @@ class Keeper:
         if not self._send(one.host, message):
             self._steering.answered(order.order_id, done=False, code=CommandErrorCode.BUSY, message=None)
 
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _wake(self, row: AgentRow, order_id: str) -> None:
         """Does what wakes a host, and sends packets until it is seen: one that is still falling asleep hears none."""
         command = self._settings.wake_command
@@ -390,15 +410,23 @@ class Keeper:
             command = None
 
     def _release(self, agent_id: str) -> None:
-        """Sends the jobs that are held for an agent that has come back, as soon as its experts take them."""
-        now_s = self._now_s()
-        choosable = {one.model for one in self._table.choosable(now_s) if one.agent_id == agent_id}
-        for job in self._held.take(agent_id, choosable):
-            if not self._send(agent_id, job):
-                self._held.give_back(agent_id, job, "its agent has left")
-        is_asleep = any(row.agent_id == agent_id and row.asleep for row in self._rows())
-        if agent_id in self._held.agents and is_asleep and not self._steering.waking(agent_id):
+        """Sends the jobs that are held for an agent that has come back, as soon as its experts take them.
+
+        Those that it will never take are given back: it may come back without their model, or not at all.
+        """
+        row = next((row for row in self._rows() if row.agent_id == agent_id), None)
+        if row is None or not (row.connected or row.asleep):
+            self._give_up(agent_id, "its host is gone")
+        elif row.asleep and not self._steering.waking(agent_id):
             self._give_up(agent_id, "its host was not woken")
+        elif row.connected and row.report_age_s is not None:
+            now_s = self._now_s()
+            choosable = {one.model for one in self._table.choosable(now_s) if one.agent_id == agent_id}
+            for job in self._held.take(agent_id, choosable):
+                if not self._send(agent_id, job):
+                    self._held.give_back(agent_id, job, "its agent has left")
+            loading = {one.model for one in self._table.loading(now_s) if one.agent_id == agent_id}
+            self._held.give_up(agent_id, "its host came back and does not serve the model now", but=loading)
 
     def _give_up(self, agent_id: str, why: str) -> None:
         self._table.may_wake(self._wakeable())

@@ -40,6 +40,9 @@ MAX_OWED_ANSWERS = 200
 """Most that is paid back, in answers of the target: an average is not kept by starving for ever."""
 MAX_SAVED_ANSWERS = 30
 """Most that is remembered as spent below the target, in answers of the target: loose times do not pay for a spree."""
+ENOUGH = 1.5
+"""Largest price, as a multiple of the one at which the cheapest experts answer everything: a higher one changes no
+answer, and would have to be unlearned answer by answer."""
 SATURATED_ANSWERS = 30
 """After so many requests in a row that could not have been answered for less, a higher price would change nothing."""
 MIN_USUAL = 0.002
@@ -59,6 +62,8 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     """Joules spent above the target that are to be paid back; negative where less was spent."""
     saving_j: float | None = None
     """Joules between the dearest and the cheapest expert, in the mean; None where nobody has told yet."""
+    enough_per_j: float | None = None
+    """Price at which the cheapest expert would have answered all of the latest requests; None where nobody can tell."""
     variance_j2: float = 0.0
     """How much the joules of an answer vary about their moving mean, in square joules."""
     n_answers: int = 0
@@ -93,14 +98,16 @@ def settled(
     is_answer: bool = True,
     is_cheapest: bool = False,
     saving_j: float | None = None,
+    enough_per_j: float | None = None,
 ) -> Price:
     """The price after a request has taken `spent_j` joules where answers are to take `target_j` on average.
 
     Both are finite, `spent_j` not negative and `target_j` positive. is_answer: False for a request that ended without
     an answer, whose joules the answers have to save. is_cheapest: True where nobody could have taken fewer joules.
     saving_j: joules between the dearest and the cheapest expert that could have answered; None where unknown.
+    enough_per_j: the price at which the cheapest one would have answered; None where unknown.
     """
-    price = _saw(price, is_cheapest=is_cheapest, saving_j=saving_j)
+    price = _saw(price, is_cheapest=is_cheapest, saving_j=saving_j, enough_per_j=enough_per_j)
     excess_j, change_j = _excess_j(spent_j, target_j if is_answer else 0.0, target_j), 0.0
     if excess_j <= 0.0 or price.n_saturated < SATURATED_ANSWERS:
         owed_j = min(max(price.owed_j + excess_j, -MAX_SAVED_ANSWERS * target_j), MAX_OWED_ANSWERS * target_j)
@@ -118,13 +125,14 @@ def settled_of_day(
     is_answer: bool = True,
     is_cheapest: bool = False,
     saving_j: float | None = None,
+    enough_per_j: float | None = None,
 ) -> Price:
     """The price after a request under a daily limit that has taken `spent_j` joules.
 
     target_j: what is left of the day for each answer to come, 0 or more. It falls by itself where too much is spent, so
     that nothing is owed. usual_j: the day's limit for each of its answers, positive. The rest is as in `settled`.
     """
-    price = _saw(price, is_cheapest=is_cheapest, saving_j=saving_j)
+    price = _saw(price, is_cheapest=is_cheapest, saving_j=saving_j, enough_per_j=enough_per_j)
     excess_j = _excess_j(spent_j, target_j if is_answer else 0.0, usual_j)
     if excess_j > 0.0 and price.n_saturated >= SATURATED_ANSWERS:
         excess_j = 0.0
@@ -138,7 +146,7 @@ def next_day(price: Price) -> Price:
 
 def is_sound(price: Price) -> bool:
     """True for figures that can have been learned; a damaged state file can say anything."""
-    prices = (price.price_per_j, price.usual_price_per_j)
+    prices = (price.price_per_j, price.usual_price_per_j, price.enough_per_j or 0.0)
     joules = (price.spent_j, price.saving_j or 0.0, price.variance_j2, price.recent_j, price.recent_answers)
     counts = (price.n_answers, price.n_unmeasured, price.n_saturated)
     return all(0.0 <= figure < math.inf for figure in (*prices, *joules, *counts)) and math.isfinite(price.owed_j)
@@ -159,13 +167,16 @@ def _excess_j(spent_j: float, allowed_j: float, target_j: float) -> float:
     return min(max(spent_j - allowed_j, -MAX_EXCESS * target_j), MAX_EXCESS * target_j)
 
 
-def _saw(price: Price, *, is_cheapest: bool, saving_j: float | None) -> Price:
+def _saw(price: Price, *, is_cheapest: bool, saving_j: float | None, enough_per_j: float | None) -> Price:
     """The price with what the request's experts would have taken."""
+    known_per_j = price.enough_per_j
+    if enough_per_j is not None:
+        known_per_j = max(enough_per_j, _MEMORY * (known_per_j or 0.0))
     known_j = price.saving_j
     if saving_j is not None:
         known_j = saving_j if known_j is None else _MEMORY * known_j + (1 - _MEMORY) * saving_j
     n_saturated = price.n_saturated + 1 if is_cheapest else 0
-    return msgspec.structs.replace(price, saving_j=known_j, n_saturated=n_saturated)
+    return msgspec.structs.replace(price, saving_j=known_j, enough_per_j=known_per_j, n_saturated=n_saturated)
 
 
 def _moved(price: Price, step: float, change_j: float, target_j: float) -> Price:
@@ -174,6 +185,8 @@ def _moved(price: Price, step: float, change_j: float, target_j: float) -> Price
     measure_j = max(saving_j, MAX_NOISE * price.variance_j2 / saving_j)
     change = max(step, FIRST_STEP / (price.n_answers + 1)) * change_j / measure_j
     price_per_j = min(max(price.price_per_j * saving_j + change, 0.0), MAX_RELATIVE_PRICE) / saving_j
+    if price.enough_per_j is not None:
+        price_per_j = min(price_per_j, ENOUGH * price.enough_per_j)
     weight = max(MIN_USUAL, 1.0 / (price.n_answers + 1))
     usual = price.usual_price_per_j + weight * (price_per_j - price.usual_price_per_j)
     return msgspec.structs.replace(price, price_per_j=price_per_j, usual_price_per_j=usual)

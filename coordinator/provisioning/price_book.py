@@ -61,6 +61,8 @@ class Spending:
     """True where no expert within its limits could have answered for less."""
     saving_j: float | None = None
     """Joules between the dearest and the cheapest expert within its limits; None where unknown."""
+    enough_per_j: float | None = None
+    """Price at which the cheapest expert within its limits would have answered; None where unknown."""
     is_simulated: bool = False
     """True where some of the joules are a simulated host's."""
 
@@ -269,6 +271,7 @@ class PriceBook:
                 is_answer=spending.is_answer,
                 is_cheapest=spending.is_cheapest,
                 saving_j=spending.saving_j,
+                enough_per_j=spending.enough_per_j,
             )
         )
         is_simulated = price.is_simulated if joules is None else spending.is_simulated

@@ -42,6 +42,7 @@ def merged(before: SavedPrice | None, own: SavedPrice, shared: SavedPrice | None
         **changes,
         owed_j=shared.owed_j + (own.owed_j - before.owed_j),
         saving_j=_mean(own.saving_j, shared.saving_j) if is_news else shared.saving_j,
+        enough_per_j=own.enough_per_j if is_news else shared.enough_per_j,
         n_saturated=own.n_saturated if is_news else shared.n_saturated,
         target_j=own.target_j if is_news else shared.target_j,
         is_simulated=own.is_simulated if is_news else shared.is_simulated,

@@ -141,6 +141,11 @@ def busy_of(rows: Sequence[AgentRow]) -> dict[str, int]:
 
 def require_suspendable(row: AgentRow, *, wakes_by_command: bool) -> None:
     """Raise Moe2Error, with what to do, where the host may or can not be suspended, or nobody could wake it again."""
+    if not (row.connected or row.asleep):
+        raise Moe2Error(
+            f"{row.agent_name} is lost: its agent is not connected.",
+            remedy=f"Look whether {row.agent_name} is on; `moe2-coordinator fleet wake {row.agent_name}` calls it.",
+        )
     if row.standby is None or not row.standby.allow_suspend:
         raise Moe2Error(
             f"{row.agent_name} may not be suspended.",
@@ -148,9 +153,14 @@ def require_suspendable(row: AgentRow, *, wakes_by_command: bool) -> None:
         )
     if row.standby.suspend_fault:
         raise Moe2Error(f"{row.agent_name} cannot be suspended: {row.standby.suspend_fault}.")
-    if not (wakes_by_command or row.standby.wake_addresses):
+    require_wakeable(row, wakes_by_command=wakes_by_command)
+
+
+def require_wakeable(row: AgentRow, *, wakes_by_command: bool) -> None:
+    """Raise Moe2Error, with what to do, where nobody could wake the host."""
+    if not (wakes_by_command or (row.standby and row.standby.wake_addresses)):
         raise Moe2Error(
-            f"Nobody could wake {row.agent_name} again: it has no network card that magic packets reach.",
+            f"Nobody could wake {row.agent_name}: it has no network card that magic packets reach.",
             remedy="Set provisioning.wake_command to a command that wakes it.",
         )
 

@@ -86,11 +86,6 @@ class Traffic:
         self._seconds = [0.0] * HOURS_A_WEEK
         self._upto_unix_s: float | None = None
 
-    @property
-    def observed_s(self) -> float:
-        """Seconds that the counts rest on, older ones counted less."""
-        return sum(self._seconds)
-
     def note_all(self, asked: Iterable[Asked]) -> None:
         """Takes in requests in the order of their arrival."""
         for one in asked:

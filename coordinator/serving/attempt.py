@@ -119,7 +119,15 @@ class Attempt:
         return self.alone_until is not None and not self.is_over and self.n_tokens <= self.alone_until
 
     @property
+    def was_turned_away(self) -> bool:
+        """True if an expert that was reported as ready refused the job because its engine is down."""
+        return self._is_refused and self.expert.report.state is ExpertState.READY
+
+    @property
     def is_engines_fault(self) -> bool:
         """True if the attempt failed only because its engine died, or was refused because the engine was down."""
-        refused = self.code == JobErrorCode.NOT_READY and self.usage is None
-        return self.code == JobErrorCode.ENGINE_CRASHED or refused
+        return self.code == JobErrorCode.ENGINE_CRASHED or self._is_refused
+
+    @property
+    def _is_refused(self) -> bool:
+        return self.code == JobErrorCode.NOT_READY and self.usage is None

@@ -13,7 +13,7 @@ from moe2.common.cost import Quantiles
 from moe2.common.energy import Energy, Quality
 from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import JobUsage
-from moe2.coordinator.choosing.fine_level import is_cheapest, saving_j
+from moe2.coordinator.choosing.fine_level import enough_per_j, is_cheapest, saving_j
 from moe2.coordinator.choosing.request import SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.database.lender import Lender
@@ -116,6 +116,7 @@ class Bookkeeper:
                 is_answer=isinstance(life.outcome, Completed),
                 is_cheapest=is_cheapest(life.attempts[-1].selection),
                 saving_j=saving_j(life.attempts[-1].selection),
+                enough_per_j=enough_per_j(life.attempts[-1].selection),
                 is_simulated=receipt.energy.quality is Quality.SIMULATED,
             )
             now_unix_s = self._clock()

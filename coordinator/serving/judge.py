@@ -59,6 +59,8 @@ class ExpertJudge:
                 self.breakers.ended(key, job_id)
                 if attempt.died_with:
                     self.suspects.died(life, attempt, now_s)
+            case AttemptState.FAILED if attempt.was_turned_away:
+                self.breakers.refused(key, job_id, now_s, restarts=attempt.expert.report.restarts)
             case AttemptState.FAILED | AttemptState.LOST | AttemptState.BROKEN_OFF:
                 code = attempt.code or "unknown"
                 self.breakers.failed(key, job_id, code, now_s, submitted_s=attempt.submitted_s)

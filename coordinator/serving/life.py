@@ -60,7 +60,7 @@ class Lifecycle(Progress):
             return self.concluded_s + WIND_DOWN_S
         sooner_s = (
             self.wait.until_s if self.wait else None,
-            self.play.next_deadline_s if self.play else None,
+            self.run.next_deadline_s if self.run else None,
             self.expires_s,
             *(attempt.hangs_at_s for attempt in self.attempts),
         )
@@ -79,11 +79,11 @@ class Lifecycle(Progress):
             case events.TokensArrived(job_id=job_id, pieces=pieces):
                 return self._tokens(job_id, pieces, now_s)
             case events.VectorsArrived(job_id=job_id, vectors=vectors):
-                play, attempt = self._heard(job_id, now_s)
-                return play.vectors(attempt, vectors, now_s) if play and attempt else []
+                run, attempt = self._heard(job_id, now_s)
+                return run.vectors(attempt, vectors, now_s) if run and attempt else []
             case events.NextTokensArrived(next_tokens=next_tokens):
-                play, attempt = self._heard(next_tokens.job_id, now_s)
-                return play.next_tokens(attempt, next_tokens, now_s) if play and attempt else []
+                run, attempt = self._heard(next_tokens.job_id, now_s)
+                return run.next_tokens(attempt, next_tokens, now_s) if run and attempt else []
             case events.AttemptStarted(started=started):
                 return self._started(started)
             case events.ExpertsChosen() | events.HedgeAnswered():
@@ -153,8 +153,8 @@ class Lifecycle(Progress):
             if len(self.attempts) >= MAX_ATTEMPTS:
                 return self.nobody_left(told, now_s)
             if isinstance(chosen, Selection):
-                self.play = self.modes[chosen.mode](self)
-                return self.play.begin(chosen, now_s)
+                self.run = self.modes[chosen.mode](self)
+                return self.run.begin(chosen, now_s)
             # Others' load was no reason to wait before, and is none now: only an engine that comes back is.
             waits = may_wait and restarts_seen(self.attempts) and self.may_wait_for(chosen)
             return (self.await_room(go_on, now_s) if waits else None) or self.nobody_left(told, now_s)
@@ -308,8 +308,8 @@ class Lifecycle(Progress):
                 return waits
             return self.conclude(Failed(chosen.code, chosen.message), now_s)
         self.refused = None
-        self.play = self.modes[chosen.mode](self)
-        return self.play.begin(chosen, now_s)
+        self.run = self.modes[chosen.mode](self)
+        return self.run.begin(chosen, now_s)
 
     def _room_appeared(self, now_s: float) -> list[Effect]:
         """Look whether the room is room for this request."""
@@ -354,7 +354,7 @@ class Lifecycle(Progress):
 
     def _ended(self, ended: JobDone | JobScored, now_s: float) -> list[Effect]:
         attempt = self.attempt_of(ended.job_id)
-        if attempt is None or attempt.is_over or self.play is None:
+        if attempt is None or attempt.is_over or self.run is None:
             return []
         was_running = attempt.state is AttemptState.RUNNING
         is_cancelled = isinstance(ended, JobDone) and ended.reason == "cancelled"
@@ -370,8 +370,8 @@ class Lifecycle(Progress):
             attempt.state, attempt.error = AttemptState.FAILED, "cancelled by its agent"
             attempt.code = JobErrorCode.AGENT_BROKE_RULES
             failed = JobFailed(job_id=attempt.job_id, code=attempt.code, message="The agent cancelled the job.")
-            return [*todo, *self.play.failed(attempt, failed, now_s)]
-        return [*todo, *self.play.ended(attempt, ended, now_s)]
+            return [*todo, *self.run.failed(attempt, failed, now_s)]
+        return [*todo, *self.run.ended(attempt, ended, now_s)]
 
     def _failed(self, failed: JobFailed, now_s: float) -> list[Effect]:
         attempt = self.attempt_of(failed.job_id)
@@ -406,7 +406,7 @@ class Lifecycle(Progress):
             return self.give_up(suspected, now_s)
         if failed.code == JobErrorCode.CONTEXT_EXCEEDED:
             self.least_context_tokens = max(self.least_context_tokens, attempt.expert.report.context_tokens)
-        return self.play.failed(attempt, failed, now_s) if self.play and was_running else []
+        return self.run.failed(attempt, failed, now_s) if self.run and was_running else []
 
     def _time_passed(self, now_s: float) -> list[Effect]:
         if now_s < self.next_deadline_s:
@@ -457,11 +457,11 @@ class Lifecycle(Progress):
         for attempt in tuple(self.attempts):
             if attempt.hangs_at_s is not None and attempt.hangs_at_s <= now_s:
                 todo += self.suspect(attempt, hangs=True)
-                todo += self.play.hangs(attempt, now_s) if self.play else []
-        play_s = self.play.next_deadline_s if self.play else None
+                todo += self.run.hangs(attempt, now_s) if self.run else []
+        run_s = self.run.next_deadline_s if self.run else None
         # A request that waits for an answer about one that hangs has nothing else to ask.
-        if self.play and self.on_chosen is None and play_s is not None and play_s <= now_s:
-            todo += self.play.time_passed(now_s)
+        if self.run and self.on_chosen is None and run_s is not None and run_s <= now_s:
+            todo += self.run.time_passed(now_s)
         return todo
 
     def _retire_if_over(self) -> list[Effect]:
@@ -473,14 +473,14 @@ class Lifecycle(Progress):
         return []
 
     def _tokens(self, job_id: str, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
-        play, attempt = self._heard(job_id, now_s)
-        if play is None or attempt is None:
+        run, attempt = self._heard(job_id, now_s)
+        if run is None or attempt is None:
             return []
         was_isolated = attempt.is_isolated
         attempt.n_tokens += len(pieces)
         shared = was_isolated and not attempt.is_isolated
         freed: list[Effect] = [effects.ShareExpert(attempt.expert.key)] if shared else []
-        return [*freed, *play.tokens(attempt, pieces, now_s)]
+        return [*freed, *run.tokens(attempt, pieces, now_s)]
 
     def _heard(self, job_id: str, now_s: float) -> tuple[ModeRun | None, Attempt | None]:
         """The mode's run and the attempt that a word from an agent is for; None if nobody waits for it any more."""
@@ -488,7 +488,7 @@ class Lifecycle(Progress):
         if attempt is None or attempt.state is not AttemptState.RUNNING or self.outcome:
             return None, None
         attempt.last_sign_s = now_s
-        return self.play, attempt
+        return self.run, attempt
 
 
 MakeRun = Callable[[Lifecycle], ModeRun]

@@ -100,7 +100,7 @@ class Progress:
     """The largest context that turned out to be too small for the request."""
     refused: NoExpert | None = None
     """The reason why the latest choice found no expert."""
-    play: ModeRun | None = None
+    run: ModeRun | None = None
     authors: list[Attempt] = field(default_factory=list)
     """The attempts whose words are the answer, in their order."""
     hedge: Attempt | None = None
@@ -116,7 +116,7 @@ class Progress:
     @property
     def leading(self) -> Attempt | None:
         """The attempt whose answer it is, or that has the most weight in it; the latest one while there is none."""
-        found = self.play.leading if self.play else None
+        found = self.run.leading if self.run else None
         latest = self.authors or self.attempts
         return found or (latest[-1] if latest else None)
 

@@ -133,7 +133,7 @@ def receipt_of(life: Lifecycle) -> Receipt:
         predicted=_predicted(last) if last else None,
         energy=WholeEnergy.of(energy),
         decision=_decision(life),
-        collaboration=life.play.collaboration if life.play else None,
+        collaboration=life.run.collaboration if life.run else None,
         exceeded=_exceeded(life, energy, tokens),
         max_tokens_within_context=_clamped_to(life),
         client_request_id=life.request.client_request_id,
@@ -198,7 +198,7 @@ def _tokens(life: Lifecycle) -> TokenCounts:
     """The tokens of the answer; counted here where several wrote it in turn, as one may not have lived to report."""
     if len(life.authors) < 2:
         usage = life.leading.usage if life.leading else None
-        written = life.play.answer_tokens if life.play else None
+        written = life.run.answer_tokens if life.run else None
         return TokenCounts(
             prompt=usage.prompt_tokens if usage else None,
             cached=usage.cached_tokens if usage else None,

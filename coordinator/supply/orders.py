@@ -27,7 +27,10 @@ class SupplyError(Moe2Error):
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An operator's word. verb: "add", "set" or "remove". Others as in `ServeModel`; None: as it is, or the default."""
+    """An order of an operator about one model.
+
+    verb: "add", "set" or "remove". Other fields as in `ServeModel`; None leaves what there is, or takes the default.
+    """
 
     verb: str
     name: str

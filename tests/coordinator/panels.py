@@ -108,8 +108,8 @@ class PanelBench(LifeBench):
 
     @property
     def together(self) -> Collaboration:
-        assert self.life.play is not None
-        found = self.life.play.collaboration
+        assert self.life.run is not None
+        found = self.life.run.collaboration
         assert found is not None
         return found
 

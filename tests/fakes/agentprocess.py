@@ -1,8 +1,8 @@
 """An agent in a process of its own, with a fake expert:
 `python -m tests.fakes.agentprocess ROOT NAME URL PROFILE [...]`.
 
-The token is read from ROOT/NAME.token. PROFILE is a simulated host's, or "-". What follows are options of
-the fake expert.
+The token is read from ROOT/NAME.token. PROFILE is a simulated host's, "nvml" for the boards of this machine, or "-" for
+a host without sensors. What follows are options of the fake expert.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def main() -> None:
     )
     sensors = SensorSettings(
         root=state / "no-sensors",
-        simulated=None if profile == "-" else find_profile(profile),
-        families=("ina3221", "rapl"),
+        simulated=None if profile in ("-", "nvml") else find_profile(profile),
+        families=("nvml",) if profile == "nvml" else ("ina3221", "rapl"),
     )
     agent = AgentDaemon(
         settings,

@@ -141,7 +141,7 @@ class Connection:
         """RST to both sides: what is in flight is lost."""
         for writer in self.writers:
             connection: socket.socket | None = writer.get_extra_info("socket")
-            if connection is not None:
+            if connection is not None and connection.fileno() >= 0:  # else it is closed already
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 

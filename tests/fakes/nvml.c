@@ -1,14 +1,15 @@
 /* A stand-in for libnvidia-ml.so.1 with one board whose answers come from a file, read anew at every call.
  *
  * The file named by FAKE_NVML_STATE has lines "key value": init, count, energy_status, energy_mj, power_status,
- * power_mw, field_status, field_mw, throttle, computing and drawing (a process each), orin, lost_board (its index).
- * A status is an nvmlReturn_t.
+ * power_mw, field_status, field_mw, throttle, computing and drawing (a process each), orin, lost_board (its index),
+ * live_mw (the counter goes on at this power, by the monotonic clock). A status is an nvmlReturn_t.
  * Without the file no driver is loaded.
  * With -DOLD_DRIVER the energy counter, field values and throttle reasons do not exist.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { SUCCESS = 0, NOT_SUPPORTED = 3, INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15 };
 
@@ -40,6 +41,9 @@ static long long state(const char *key, long long otherwise)
     fclose(file);
     return found;
 }
+
+/* What the board draws now, where the file says that it is alive. */
+static long long live_mw(void) { return state("live_mw", 0); }
 
 int nvmlInitWithFlags(unsigned int flags) { (void)flags; return (int)state("init", SUCCESS); }
 int nvmlInit_v2(void) { return (int)state("init", SUCCESS); }
@@ -102,15 +106,23 @@ int nvmlDeviceGetGraphicsRunningProcesses_v3(void *device, unsigned int *count, 
 int nvmlDeviceGetPowerUsage(void *device, unsigned int *milliwatts)
 {
     (void)device;
-    *milliwatts = (unsigned int)state("power_mw", 0);
+    *milliwatts = (unsigned int)state("power_mw", live_mw());
     return (int)state("power_status", SUCCESS);
 }
 
 #ifndef OLD_DRIVER
+/* What it has drawn since the machine's start. */
+static unsigned long long live_mj(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (unsigned long long)(((double)now.tv_sec + 1e-9 * (double)now.tv_nsec) * (double)live_mw());
+}
+
 int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *millijoules)
 {
     (void)device;
-    *millijoules = (unsigned long long)state("energy_mj", 0);
+    *millijoules = live_mw() ? live_mj() : (unsigned long long)state("energy_mj", 0);
     return (int)state("energy_status", SUCCESS);
 }
 

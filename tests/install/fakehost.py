@@ -6,8 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -29,6 +32,7 @@ case "$*" in
     touch "$2/llama_cpp_python-0.3.36-py3-none-any.whl";;
   *"pip install"*)
     if [ -e "$FAULTS/pip" ]; then echo "No matching distribution"; exit 1; fi
+    if [ -p "$STATE/alive" ]; then exec 3>"$STATE/alive"; echo begun >&3; exec sleep 600; fi
     for role in agent coordinator; do
       { printf '#!/bin/sh\\nif [ -e "%s/%s-$1" ]; then echo "refused"; exit 78; fi\\n' "$FAULTS" $role
         printf 'cat "%s/%s-$1" 2>/dev/null && grep -q severity=degraded "%s/%s-$1" && exit 1\\nexit 0\\n' \
@@ -179,7 +183,31 @@ esac""",
     def install(
         self, *arguments: str | Path, environment: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        environment = {
+        return subprocess.run(
+            self._command(arguments), **self._options(environment), capture_output=True, text=True, check=False
+        )
+
+    @contextmanager
+    def installing(self, *arguments: str | Path) -> Iterator[tuple[subprocess.Popen[bytes], IO[str]]]:
+        """An installation that is busy with pip, which never ends; and a file that ends when all of pip has ended."""
+        alive = self.state / "alive"
+        os.mkfifo(alive)
+        with subprocess.Popen(
+            self._command(arguments), **self._options(None), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                with alive.open(encoding="ascii") as file:
+                    assert file.readline() == "begun\n"
+                    alive.unlink()
+                    yield process, file
+            finally:
+                process.terminate()
+
+    def _command(self, arguments: Sequence[str | Path]) -> list[str | Path]:
+        return [self.bin / "bash", self.checkout / "install.sh", *arguments]
+
+    def _options(self, environment: dict[str, str] | None) -> dict[str, Any]:
+        variables = {
             "PATH": str(self.bin),
             "MOE2_INSTALL_ROOT": str(self.root),
             "CALLS": str(self.calls_file),
@@ -188,15 +216,7 @@ esac""",
             "LANG": os.environ.get("LANG", "C.UTF-8"),
             **(environment or {}),
         }
-        return subprocess.run(
-            [self.bin / "bash", self.checkout / "install.sh", *arguments],
-            env=environment,
-            cwd=self.root,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return {"env": variables, "cwd": self.root, "stdin": subprocess.DEVNULL}
 
     def install_agent(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return self.install(

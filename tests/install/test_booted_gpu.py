@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.cudalibrary import compile_cuda
+from tests.fakes.nvidialibrary import compile_cuda
 from tests.install.machine import CHECKOUT_INSIDE, MODEL_INSIDE, WHEELS_OPTION, Machine, prepared_machine
 
 pytestmark = [

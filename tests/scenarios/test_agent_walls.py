@@ -83,6 +83,15 @@ async def test_a_packed_body_is_not_unpacked(tmp_path: Path, listener: str, monk
         assert (await reader.readline()).startswith(b"HTTP/1.1 405")
 
 
+async def test_an_error_repeats_little_of_what_is_no_request(tmp_path: Path) -> None:
+    """A megabyte that is no HTTP is answered with a short text."""
+    async with opened(tmp_path, "metrics") as url, connected(url) as (reader, writer):
+        writer.write(b"A" * 1_000_000)
+        answer = await everything(reader)
+        assert b" 400 " in answer.partition(b"\r\n")[0]
+        assert len(answer) < 1_000
+
+
 @pytest.mark.parametrize("listener", LISTENERS)
 async def test_bytes_that_are_no_request_are_not_logged(tmp_path: Path, listener: str) -> None:
     """The log says that a request was malformed, and not what it held."""

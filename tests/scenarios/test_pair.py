@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 
+from moe2.common.link.messages import Suspend
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.shared_keys import KeyTable
 from moe2.coordinator.database.shared_register import SharedRegister
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, mint
 from moe2.coordinator.ledger.schema import reading
+from moe2.coordinator.provisioning import keeper
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import Fleet, fleet
 from tests.fakes.postgres import Postgres, needs_postgres, postgres
+from tests.scenarios.test_standby import ALLOWED, FakeHost
 
 pytestmark = [needs_postgres, pytest.mark.slow]
 POLL_S = 0.01
@@ -193,15 +196,20 @@ async def test_a_key_with_a_limit_is_refused_and_others_are_not_while_no_lease_c
 
 @asynccontextmanager
 async def one_fleet(
-    tmp_path: Path, url: str, *, api: dict[str, Any] | None = None, **options: Any
+    tmp_path: Path,
+    url: str,
+    *,
+    api: dict[str, Any] | None = None,
+    provisioning: dict[str, Any] | None = None,
+    **options: Any,
 ) -> AsyncIterator[tuple[Fleet, Fleet]]:
     """Two coordinators on one database, and one agent that dials both."""
     roots = [tmp_path / name for name in "ab"]
     for root in roots:
         root.mkdir()
     async with (
-        fleet(roots[0], agents=(), api=api, database={"url": url, "name": "a"}) as one,
-        fleet(roots[1], agents=(), api=api, database={"url": url, "name": "b"}) as two,
+        fleet(roots[0], agents=(), api=api, provisioning=provisioning, database={"url": url, "name": "a"}) as one,
+        fleet(roots[1], agents=(), api=api, provisioning=provisioning, database={"url": url, "name": "b"}) as two,
     ):
         urls = [one.coordinator.agents_url, two.coordinator.agents_url]
         await one.start_agent("orin", link={"urls": urls}, **options)
@@ -261,14 +269,26 @@ async def test_a_coordinator_that_ends_takes_only_its_own_requests(
         await one.until(ready=1)
 
 
-async def test_only_one_coordinator_does_the_chores(tmp_path: Path, url: str) -> None:
-    """One of two coordinators decides who is awake; when it ends, the other one does."""
-    async with one_fleet(tmp_path, url) as (one, two):
+async def test_only_one_coordinator_does_the_chores(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two coordinators decides who is awake; when it ends with a host asleep, the other one wakes it."""
+    monkeypatch.setattr(keeper, "WATCH_EVERY_S", 0.02)
+    host, woken = FakeHost(), tmp_path / "woken"
+    slow_level = {"mode": "act", "wake_command": ("/usr/bin/touch", str(woken))}
+    async with one_fleet(tmp_path, url, provisioning=slow_level, agent=ALLOWED, control=host) as (one, two):
         assert [each.coordinator._pair is not None and each.coordinator._pair.does_chores for each in (one, two)] == [
             True,
             False,
         ]
+        one.coordinator._hub.send(one.agents["orin"].status().agent_id, Suspend(command_id="as the slow level does"))
+        for each in (one, two):
+            await each.until_status(lambda status: status.agents[0].asleep)
         one.coordinator.stop()
         async with asyncio.timeout(60):
             while not (two.coordinator._pair and two.coordinator._pair.does_chores):
                 await asyncio.sleep(POLL_S)
+            asking = asyncio.create_task(two.chat("a b c", max_tokens=1))
+            while not woken.exists():
+                await asyncio.sleep(POLL_S)
+        host.wake(3600.0)
+        async with await asking as answer:
+            assert answer.status == 200

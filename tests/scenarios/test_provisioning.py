@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -16,12 +17,15 @@ import pytest
 
 from moe2.agent import presence
 from moe2.agent.daemon import AgentDaemon
+from moe2.agent.energy.profiles import find_profile
 from moe2.agent.standby.logind import Logind
+from moe2.agent.standby.store import StoredIdle, StoredStandby, store_standby
 from moe2.common import magicpacket
+from moe2.common.energy import Quality
 from moe2.common.link.messages import Suspend
 from moe2.common.localsocket import RefusedError, fetch
 from moe2.common.magicpacket import send_magic_packet
-from moe2.common.standby import Standby, WakeAddress
+from moe2.common.standby import IdlePower, Standby, WakeAddress
 from moe2.common.status import AgentRow, CoordinatorStatus
 from moe2.coordinator.cli.contradictions import contradictions
 from moe2.coordinator.cli.fleet import told
@@ -37,14 +41,14 @@ pytestmark = pytest.mark.slow
 
 @asynccontextmanager
 async def sleepy(
-    root: Path, *, mode: str, wakes: bool = True, monkeypatch: pytest.MonkeyPatch
+    root: Path, *, mode: str, wakes: bool = True, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> AsyncIterator[tuple[Fleet, AgentDaemon, FakeHost]]:
     """A fleet of one host that may sleep, and that the operator's command wakes, if it `wakes` at all."""
     monkeypatch.setattr(keeper, "WATCH_EVERY_S", 0.02)
     woken = root / "woken"
     provisioning = {"mode": mode, "wake_command": ("/usr/bin/touch", str(woken))}
     host = FakeHost()
-    async with fleet(root, agents=(), provisioning=provisioning) as running:
+    async with fleet(root, agents=(), provisioning=provisioning, **options) as running:
         agent = await running.start_agent("one", agent=ALLOWED, control=host, profile="rtx-4090")
         await running.until(ready=1)
 
@@ -130,9 +134,17 @@ async def test_a_budget_that_the_measured_wake_breaks_is_an_error_that_says_so(
 async def test_a_wake_that_fails_is_told_and_the_request_gets_its_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A host that does not wake in its time is not counted on until it is seen; the warning names it."""
+    """A host that does not wake in its time is not counted on until it is seen; the warning names it. A request that
+    waited for it gets its error then."""
     monkeypatch.setattr(steering, "MAX_UNMEASURED_WAKE_S", 0.2)
-    async with sleepy(tmp_path, mode="act", monkeypatch=monkeypatch, wakes=False) as (running, _, host):
+    options: dict[str, Any] = {"mode": "act", "wakes": False, "dispatch": {"queue_s": 0.0}}
+    async with sleepy(tmp_path, monkeypatch=monkeypatch, **options) as (running, agent, host):
+        running.coordinator._hub.send(agent.status().agent_id, Suspend(command_id="by-hand"))
+        await running.until_status(lambda status: row(status).asleep)
+        async with await running.chat("hi", max_tokens=1) as said:
+            assert (said.status, "was not woken" in await said.text()) == (502, True)
+        host.wake(10.0)
+        await running.until(ready=1)
         await wish(running, "sleep")
         await running.until_status(lambda status: row(status).asleep)
         await wish(running, "wake")
@@ -247,6 +259,19 @@ CARD = WakeAddress(
 )
 
 
+PROFILE = find_profile("rtx-4090")
+WAITING = StoredStandby(
+    idle=(
+        StoredIdle(
+            power_mode=PROFILE.marked_power_mode,
+            idle=IdlePower(power_w=52.0, models=("fake",), quality=Quality.SIMULATED),
+            at_unix_s=time.time(),
+        ),
+    )
+)
+"""What an agent with this profile has measured of waiting: it takes ten idle seconds otherwise."""
+
+
 @asynccontextmanager
 async def never_slept(
     root: Path, mode: str, monkeypatch: pytest.MonkeyPatch
@@ -267,6 +292,7 @@ async def never_slept(
         monkeypatch.setattr(waking, "send_magic_packet", partial(send_magic_packet, port=listener.getsockname()[1]))
         async with fake_logind(root) as logind, fleet(root, agents=(), provisioning={"mode": mode}) as running:
             host = ListeningHost(logind, listener)
+            store_standby(root / "one", WAITING)
             allowed = {"allow_suspend": True, "asleep_w": 3.0}
             await running.start_agent("one", agent=allowed, control=host, profile="rtx-4090")
             await running.start_agent("two", profile="rtx-4090")
@@ -334,7 +360,7 @@ async def test_a_host_that_nobody_could_wake_is_not_sent_to_sleep(
         await running.until(ready=1)
         with pytest.raises(RefusedError) as refused:
             await wish(running, "sleep")
-        assert "Nobody could wake one again" in refused.value.message
+        assert "Nobody could wake one:" in refused.value.message
 
 
 async def test_a_magic_packet_reaches_the_network(monkeypatch: pytest.MonkeyPatch) -> None:

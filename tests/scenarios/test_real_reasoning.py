@@ -45,3 +45,6 @@ async def test_reasoning_comes_beside_the_answer_whole_and_streamed(tmp_path: Pa
                     thought += getattr(choice.delta, "reasoning_content", None) or ""
                     said += choice.delta.content or ""
             assert (thought, said) == (message.reasoning_content, message.content)
+            asked["extra_body"] = {"chat_template_kwargs": {"enable_thinking": False, "style": "short"}, "user": "u"}
+            raw = await client.chat.completions.with_raw_response.create(**asked)
+            assert raw.headers["x-moe2-ignored"] == "user, chat_template_kwargs.style"

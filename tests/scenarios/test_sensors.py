@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,9 @@ from moe2.agent.energy import monitor
 from moe2.agent.energy.wall import Plug
 from moe2.common.status import CoordinatorStatus
 from tests.fakes import sysfs
-from tests.fakes.fleet import Fleet, fleet
+from tests.fakes.agentprocess import agent_process
+from tests.fakes.fleet import TOKEN, Fleet, fleet
+from tests.fakes.nvidialibrary import compile_nvml
 from tests.fakes.plug import plugged_in
 
 pytestmark = pytest.mark.slow
@@ -53,6 +58,42 @@ async def test_of_two_agents_on_one_host_only_one_counts_its_joules(tmp_path: Pa
     assert second["joules"] is None
     assert "the agent first" in second["reason"]
     assert "the agent first" in warnings["device_owned"].message
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to build the fake driver library")
+async def test_of_two_agents_on_one_nvidia_card_only_one_counts_its_joules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes with a driver that tells both of 100 W: status names the owner, and who comes second says so."""
+    compile_nvml(tmp_path)
+    (tmp_path / "driver").write_text("live_mw 100000\n")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    monkeypatch.setenv("FAKE_NVML_STATE", str(tmp_path / "driver"))
+    (tmp_path / "no-sensors/run").mkdir(parents=True)
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(fleet(tmp_path, agents=()))
+        for count, name in enumerate(("first", "second"), start=1):
+            process = agent_process(tmp_path, name, running.coordinator.agents_url, token=TOKEN, profile="nvml")
+            await stack.enter_async_context(process)
+            await running.until(ready=count)
+        await running.until_status(lambda status: _host_w(status) is not None)
+        energies: dict[str, list[dict[str, Any]]] = {}
+        while len(energies) < 2:
+            for answer in await asyncio.gather(*(running.chat("hello", max_tokens=2) for _ in range(4))):
+                receipt = (await answer.json())["moe2"]
+                energies.setdefault(answer.headers["x-moe2-agent"], []).append(receipt["energy"])
+        status = running.coordinator.status()
+    rows = {row.agent_name: row for row in status.agents}
+    assert [sensor.owned for row in (rows["first"], rows["second"]) for sensor in row.sensors] == [True, False]
+    assert _host_w(status) == pytest.approx(100.0, rel=0.01)
+    [warning] = [one for one in status.warnings if one.code == "device_owned"]
+    assert "the agent first" in warning.message
+    for energy in energies["first"]:
+        assert energy["joules"] > 0
+        assert energy["source"] == "nvml.total_energy"
+    for energy in energies["second"]:
+        assert energy["joules"] is None
+        assert "the agent first" in energy["reason"]
 
 
 async def test_a_sensor_that_appears_after_the_start_measures_the_next_request(

@@ -14,7 +14,7 @@ from math import inf, log
 from moe2.agent.engine.speculation.ngrams import GROUNDS
 
 _FIRST_RATES = (
-    *(0.5, 0.5, 1.0, 0.7),
+    *(0.5, 0.5, 1.0, 0.7, 0.9),
     *(0.3, 0.45, 0.55, 0.65, 0.75, 0.85, 0.9, 0.92),
     *(0.5, 0.2, 0.4, 0.6, 0.8, 0.9),
 )
@@ -117,7 +117,7 @@ class Account:
         self._foreseen = min(max(self._foreseen + change, 0.0), _MAX_FORESEEN)
 
     def settle(self, *, accepted: int, plain_s: float, taken_s: float, longer_s: float) -> None:
-        """A step brought `accepted` guessed tokens, each of which saved a step of `plain_s`.
+        """Take in a step with `accepted` right guesses, each of which saved a step of `plain_s`.
 
         taken_s: what the request's own guesses took from all sequences together, its own among them. longer_s: by how
         much everybody's guesses made the step longer.
@@ -125,10 +125,6 @@ class Account:
         self.gained_s += accepted * plain_s - taken_s
         self.saved_s += accepted * plain_s - longer_s
         self._decoded_s += plain_s + longer_s
-
-    def spend(self, seconds: float) -> None:
-        """So much time went into what later guesses will need."""
-        self.gained_s -= seconds
 
     def allowance_s(self, plain_s: float) -> float:
         """How much the next step's guesses of this request may take from all sequences together. plain_s: what the step

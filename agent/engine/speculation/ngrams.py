@@ -32,10 +32,11 @@ _MIN_SUBSTITUTED = 4
 _MAX_REPLACEMENT = 3
 """Tokens that may stand in place of one or two others."""
 
-SUBSTITUTED, SHARED, FORCED, REPLACED = 0, 1, 2, 3
+SUBSTITUTED, SHARED, FORCED, REPLACED, SPELLED = range(5)
 """Grounds of a guess: it goes on behind a token that was guessed wrongly; it followed in another answer; the answer's
-form leaves no other text; the answer has written it before in place of what is copied."""
-_FIRST_LENGTH_GROUND = 4
+form leaves no other text; the answer has written it before in place of what is copied; the form leaves no other text,
+but longer tokens begin so."""
+_FIRST_LENGTH_GROUND = 5
 _LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24)
 """Tokens that were the same before the guess: one ground each, from that many on."""
 DRAFTED = _FIRST_LENGTH_GROUND + len(_LENGTHS)

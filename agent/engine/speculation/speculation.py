@@ -24,6 +24,7 @@ from moe2.agent.engine.speculation.ngrams import (
     DRAFTED,
     FORCED,
     SHARED,
+    SPELLED,
     SUBSTITUTED,
     Guess,
     SharedNgrams,
@@ -116,11 +117,14 @@ class Speculator:
         self._pending = [] if guess is None else [_Pending(guess, self._before())]
         return guess
 
-    def suppose(self, coming: list[int], most: int) -> Guess:
-        """A guess of tokens, at least one, that will come in any case, and of those that may follow on them; at most so
-        many."""
+    def suppose(self, coming: list[int], likely: list[int], most: int) -> Guess:
+        """A guess of tokens that will come in any case, and of those that may follow on them: as in the text so far, or
+        where that says nothing, the likely ones. At most so many; there is at least one."""
         known = coming[:most]
         tokens, grounds = self._known().behind(known, most - len(known))
+        if not tokens and (spelled := likely[: most - len(known)]):
+            behind = self._known().behind(known + spelled, most - len(known) - len(spelled))
+            tokens, grounds = spelled + behind[0], [SPELLED] * len(spelled) + behind[1]
         guess = Guess(known + tokens, [FORCED] * len(known) + grounds)
         self._pending = [_Pending(guess, self._before())]
         return guess
@@ -156,7 +160,7 @@ class Speculator:
         return Offer(likely, self.account.allowance_s(plain_s), guess.grounds.count(FORCED))
 
     def drew(self, token: int) -> None:
-        """The answer goes on with this token."""
+        """Take in the token that the answer goes on with, and judge by it what was suggested for its place."""
         if self._pending:
             if (suggested := self._pending[0].next) is not None:
                 self.account.foresaw(suggested == token)

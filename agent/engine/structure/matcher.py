@@ -24,8 +24,9 @@ from moe2.agent.engine.structure.toolcall import moved
 MAX_PROBLEM_CHARACTERS = 400
 _LOCATING_S = 0.15
 """How long the place of a schema's error is looked for."""
-_WHITESPACE = r"[ \t]{0,4}|\r?\n( {0,64}|\t{0,8})"
-"""Between JSON's tokens: without a bound, a small model fills its answer with line ends, or with tabs."""
+_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""JSON is written on one line, as templates write calls: where the model may choose white space, it writes a third more
+tokens, small models fill answers with line ends, and little text is left that has to come (see decision 0040)."""
 _UNFORCED = '%llguidance {"no_forcing": true}\n'
 """The model chooses the tokens of a text that the grammar leaves no choice about: llguidance does not have its
 tokenizer."""
@@ -225,7 +226,7 @@ class _Tokens:
 def _with_options(schema: Schema) -> dict[str, Any]:
     """The schema with what llguidance is told about it."""
     rules = schema if isinstance(schema, dict) else {"allOf": [schema]}
-    return {**rules, "x-guidance": {"whitespace_pattern": _WHITESPACE, "lenient": False}}
+    return {**rules, "x-guidance": {**_LAYOUT, "lenient": False}}
 
 
 def _written(schema: Schema) -> str:

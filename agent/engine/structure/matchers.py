@@ -57,6 +57,7 @@ class JobMatcher:
         self._awaited = True
         self._answer: bytes | None = None
         self._error: RequestError | None = None
+        self._arrived = threading.Event()
         self._channel: socket.socket | None = None
         self._splitter = FrameSplitter()
         self._asked_at_s = 0.0
@@ -79,6 +80,11 @@ class JobMatcher:
         ready = self._answer is not None or self._error is not None
         self._awaited = not ready
         return ready
+
+    def wait(self, seconds: float) -> None:
+        """Waits at most so long until it is known what may come next."""
+        if self._answer is None and self._error is None:
+            self._arrived.wait(seconds)
 
     def mask(self) -> bytes | None:
         """The tokens that may come next, one bit each, the first token's the lowest of the first byte; None where the
@@ -103,6 +109,7 @@ class JobMatcher:
             self._answer = self._known_after(token)
         if self._answer is None:
             self._asked_at_s = time.monotonic()
+            self._arrived.clear()
             self._send(TOKENS + b"".join(map(TOKEN.pack, self._unsent)))
             self._unsent.clear()
 
@@ -284,6 +291,7 @@ class Matchers:
             matcher._error = answer
         else:
             matcher._answer = answer
+        matcher._arrived.set()
         # The loop sets this before it looks for an answer, so that it finds one of the two.
         if matcher._awaited:
             self._wake(matcher.job_id)

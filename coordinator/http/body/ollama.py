@@ -181,6 +181,7 @@ COMPLETION_NAMES = {
     "response_format.schema": "format",
     "response_format": "format",
     "reasoning_effort": "think",
+    "chat_template_kwargs.enable_thinking": "think",
     **_OPTION_NAMES,
 }
 """What the parameters of completions are called here, longer names first."""

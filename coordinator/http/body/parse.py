@@ -16,7 +16,7 @@ from moe2.coordinator.http.body.conversation import messages_of, split_begun, wi
 from moe2.coordinator.http.body.decode import convert, idle_parameters, json_object, without_unknown
 from moe2.coordinator.http.body.embeddings import tokens_in
 from moe2.coordinator.http.body.modes import ballot_of, modes_of
-from moe2.coordinator.http.body.prompts import prompts_of, thinking_of
+from moe2.coordinator.http.body.prompts import prompts_of, set_by, thinking_of
 from moe2.coordinator.http.body.requests import MAX_PROMPTS, ChatRequest, CommonRequest, TextRequest
 from moe2.coordinator.http.body.tools import Offered, Structure, offered_by, structure_of
 from moe2.coordinator.http.errors import invalid, quoted, unsupported
@@ -82,6 +82,17 @@ class Call:
     """The tools that the answer may call, and how its calls are shown."""
     ignored: tuple[str, ...] = ()
     """The parameters that changed nothing: those that moe2 accepts for clients' sake, and unknown ones."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """The variables of the chat template that the request sets, each with the parameter that sets it."""
+
+    def called(self, names: Mapping[str, str]) -> Call:
+        """Returns the call with its parameters called as a face calls them. names: the face's, by the usual ones."""
+        return replace(
+            self,
+            structured_by=self.structured_by and names.get(self.structured_by, self.structured_by),
+            ignored=tuple(names.get(name, name) for name in self.ignored),
+            variables={variable: names.get(name, name) for variable, name in self.variables.items()},
+        )
 
     @property
     def is_chat(self) -> bool:
@@ -186,7 +197,8 @@ def read_chat(fields: dict[str, Any], headers: Mapping[str, str] = NO_HEADERS, r
         headers=headers,
         reading=reading,
     )
-    return replace(call, prefix=prefix, offered=offered, ignored=(*ignored, *offered.left_out))
+    variables = set_by(chat.reasoning_effort, chat.chat_template_kwargs or {})
+    return replace(call, prefix=prefix, offered=offered, ignored=(*ignored, *offered.left_out), variables=variables)
 
 
 def parse_completion(body: bytes, headers: Mapping[str, str] = NO_HEADERS, reading: Reading = STRICT) -> Call:

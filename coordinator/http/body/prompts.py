@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from moe2.common.link.prompts import TextPrompt
+from moe2.common.link.reports import ExpertReport
 from moe2.coordinator.http.body.requests import MAX_PROMPTS, Effort
 from moe2.coordinator.http.errors import invalid
 
@@ -77,3 +78,29 @@ def thinking_of(effort: Effort | None, kwargs: Mapping[str, Any]) -> tuple[str, 
     if len(content) > MAX_KWARGS_BYTES:
         raise invalid(f"'chat_template_kwargs' has more than {MAX_KWARGS_BYTES} bytes.", param="chat_template_kwargs")
     return content.decode(), None if effort is None else THINKING_BUDGETS[effort]
+
+
+def set_by(effort: Effort | None, kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the variables that `thinking_of` sets, each with the parameter that sets it."""
+    variables = {name: f"chat_template_kwargs.{name}" for name in kwargs}
+    if effort is not None:
+        variables.setdefault("reasoning_effort", "reasoning_effort")
+    if effort == "none":
+        variables.setdefault("enable_thinking", "reasoning_effort")
+    return variables
+
+
+def idle_settings(variables: Mapping[str, str], reports: Sequence[ExpertReport], *, bounded: bool) -> tuple[str, ...]:
+    """Returns the parameters whose variables no chat template of these experts has; none where one is not known.
+
+    variables: each with the parameter that sets it. bounded: an effort bounds the thinking, too, of models that think.
+    """
+    known: set[str] = set()
+    for report in reports:
+        if report.template_variables is None:
+            return ()
+        known.update(report.template_variables)
+        if bounded and report.supports_thinking is not False:
+            known.add("reasoning_effort")
+    used = {name for variable, name in variables.items() if variable in known}
+    return tuple(dict.fromkeys(name for name in variables.values() if name not in used)) if reports else ()

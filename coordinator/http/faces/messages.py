@@ -60,7 +60,7 @@ def _call(request: CountRequest, fields: Mapping[str, Any], incoming: Incoming) 
         call = read_chat(chat_fields(request, fields), incoming.headers, incoming.reading)
     except ApiError as error:
         raise renamed(error, CHAT_NAMES) from None
-    return replace(call, structured_by=call.structured_by and CHAT_NAMES.get(call.structured_by, call.structured_by))
+    return call.called(CHAT_NAMES)
 
 
 def error_body(error: ApiError) -> dict[str, Any]:

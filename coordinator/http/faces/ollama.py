@@ -81,8 +81,7 @@ def asked_vector(fields: dict[str, Any], incoming: Incoming, table: CapabilityTa
 
 
 def _asked(call: Call, ignored: tuple[str, ...], lines: Lines) -> Asked:
-    structured_by = call.structured_by and COMPLETION_NAMES.get(call.structured_by, call.structured_by)
-    asked = replace(call, structured_by=structured_by, ignored=ignored)
+    asked = replace(call.called(COMPLETION_NAMES), ignored=ignored)
     return Asked(asked, lines, idle_event=lines.idle(call.model), content_type=LINES)
 
 

@@ -62,10 +62,9 @@ class ResponsesFace:
             call = read_chat(chat_fields(request, fields, [*earlier, *own]), incoming.headers, incoming.reading)
         except ApiError as error:
             raise renamed(error, CHAT_NAMES) from None
-        structured_by = call.structured_by and CHAT_NAMES.get(call.structured_by, call.structured_by)
-        left_out = tuple(CHAT_NAMES.get(name, name) for name in call.ignored)
+        call = call.called(CHAT_NAMES)
         n_asked_bytes = len(incoming.body)
-        call = replace(call, structured_by=structured_by, ignored=(*ignored, *left_out))
+        call = replace(call, ignored=(*ignored, *call.ignored))
 
         def keep(answer: dict[str, Any], output: dict[str, Item]) -> None:
             if request.store:

@@ -29,7 +29,7 @@ from moe2.coordinator.http.routes.incoming import (
     repeated_prompt,
     stop_of,
 )
-from moe2.coordinator.http.routes.models import check_fits, check_model
+from moe2.coordinator.http.routes.models import check_fits, check_model, reports_of
 from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.keys.keys import ANYBODY, Principal
 from moe2.coordinator.serving.effects import Completed
@@ -151,8 +151,11 @@ class Answering:
             text = "Token ids are those of one model's vocabulary: name the model that they are for."
             raise invalid(text, param="model")
 
-    @staticmethod
-    async def _respond(asked: Asked, calls: Sequence[Call], exchanges: Sequence[Exchange]) -> web.Response:
+    def _headers(self, call: Call, exchange: Exchange) -> dict[str, str]:
+        able = reports_of(self._table.reports_by_model(), call.model) if call.variables else ()
+        return headers_of(call, exchange, able)
+
+    async def _respond(self, asked: Asked, calls: Sequence[Call], exchanges: Sequence[Exchange]) -> web.Response:
         answers = await _all_of(calls, exchanges)
         receipt = _receipt(exchanges)
         origin = origin_of(calls[0], exchanges[0], exchanges[0].life.request.request_id)
@@ -164,7 +167,7 @@ class Answering:
         answer = web.Response(
             body=msgspec.json.encode(body),
             content_type="application/json",
-            headers=headers_of(asked.call, exchanges[0]),
+            headers=self._headers(asked.call, exchanges[0]),
         )
         await _until_recorded(exchanges)
         return answer
@@ -201,7 +204,7 @@ class Answering:
             for answer in () if any(taken) else open_:
                 if answer.outcome is not None:
                     answer.reason()  # raises where it has failed
-            await stream.open(headers_of(asked.call, exchanges[0]))
+            await stream.open(self._headers(asked.call, exchanges[0]))
             while True:
                 events = b"".join([answer.events() for answer in open_])
                 ended = [answer for answer in open_ if answer.outcome is not None]

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import TokenPiece
 from moe2.common.link.prompts import TextPrompt
+from moe2.common.link.reports import ExpertReport
 from moe2.coordinator.http.body.parse import Call
+from moe2.coordinator.http.body.prompts import idle_settings
 from moe2.coordinator.http.errors import ApiError, error_of, explained, listed_in_header
 from moe2.coordinator.http.faces.face import ChoiceEncoder, Encoder, Origin, Part, PartReader, Text
 from moe2.coordinator.serving.effects import Cancelled, Completed, Failed, Outcome
@@ -119,14 +121,19 @@ def origin_of(call: Call, exchange: Exchange, response_id: str) -> Origin:
     )
 
 
-def headers_of(call: Call, exchange: Exchange) -> dict[str, str]:
-    """Returns the headers that say who answers, what the coordinator took, and which parameters change nothing."""
+def headers_of(call: Call, exchange: Exchange, able: Sequence[ExpertReport]) -> dict[str, str]:
+    """Returns the headers that say who answers, what the coordinator took, and which parameters change nothing.
+
+    able: of the experts that the model's name stands for, one of which may be the one that answers.
+    """
     life = exchange.life
     headers = {"x-moe2-overhead-ms": f"{1000 * (life.overhead_s or 0.0):.3f}"}
-    if call.ignored:
-        headers["x-moe2-ignored"] = listed_in_header(call.ignored)
     # Before a token or the end, it is open whose answer it will be.
     if life.leading and (life.first_token_s is not None or life.outcome is not None):
         expert = life.leading.expert
+        able = (expert.report,)
         headers |= {"x-moe2-expert": expert.key, "x-moe2-agent": expert.agent_name}
+    bounded = call.generation.thinking_budget_tokens is not None
+    if ignored := (*call.ignored, *idle_settings(call.variables, able, bounded=bounded)):
+        headers["x-moe2-ignored"] = listed_in_header(ignored)
     return headers

@@ -46,12 +46,16 @@ class ModelsRoutes:
         self, name: str, reports: Mapping[str, Sequence[ExpertReport]], aliases: Mapping[str, str]
     ) -> dict[str, Any]:
         meant = aliases.get(name, name)
-        if meant in ANY_MODEL:
-            own = [report for model in reports.values() for report in model]
-        else:
-            # An expert's key names one host's model; the same model elsewhere is like it.
-            own = list(reports.get(meant) or reports.get(meant.partition("/")[2], ()))
+        own = reports_of(reports, meant)
         return {**model_object(name, own, created_unix_s=self._started_unix_s), "root": meant}
+
+
+def reports_of(reports: Mapping[str, Sequence[ExpertReport]], name: str) -> Sequence[ExpertReport]:
+    """Returns the reports of the experts that a name stands for. reports: of all experts, by the model's name."""
+    if name in ANY_MODEL:
+        return [report for model in reports.values() for report in model]
+    # An expert's key names one host's model; the same model elsewhere is like it.
+    return reports.get(name) or reports.get(name.partition("/")[2], ())
 
 
 def model_object(name: str, reports: Sequence[ExpertReport], *, created_unix_s: int) -> dict[str, Any]:
@@ -120,10 +124,7 @@ def check_fits(table: CapabilityTable, model: str, least_tokens: int) -> None:
 
     least_tokens: of the prompt, whatever the vocabulary.
     """
-    reports = table.reports_by_model()
-    name = model if model in reports else model.partition("/")[2]
-    able = [report for each in reports.values() for report in each] if model in ANY_MODEL else reports.get(name, ())
-    largest = max((report.context_tokens for report in able), default=None)
+    largest = max((report.context_tokens for report in reports_of(table.reports_by_model(), model)), default=None)
     if largest is not None and least_tokens > largest:
         text = f"It has at least {least_tokens} tokens."
         raise refused(ErrorCode.CONTEXT_EXCEEDED, explained(Failed(ErrorCode.CONTEXT_EXCEEDED, text), largest).message)

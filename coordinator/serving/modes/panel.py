@@ -40,7 +40,7 @@ class PanelRun(ModeRun):
     """A panel at work, in rounds. active: attempts of the members that are still in, in the order of their weights."""
 
     def __init__(self, life: Lifecycle) -> None:
-        # The life holds its play. Held by it in turn, a request that has ended would stay in memory, with all figures
+        # The life holds its run. Held by it in turn, a request that has ended would stay in memory, with all figures
         # of its choice, until the garbage collector comes by.
         self._life = ref(life)
         self.active: list[Attempt] = []
@@ -50,7 +50,7 @@ class PanelRun(ModeRun):
 
     @property
     def life(self) -> Lifecycle:
-        """The request's life, which lives as long as anybody asks its play anything."""
+        """The request's life, which lives as long as anybody asks this run anything."""
         life = self._life()
         assert life is not None  # noqa: S101 - it is the life that asks
         return life

@@ -119,7 +119,7 @@ class Rank(PanelRun):
 
     def _score(self, now_s: float) -> list[Effect]:
         """Have every expert that has written score all candidates."""
-        assert self._selection is not None  # noqa: S101 - the play has begun
+        assert self._selection is not None  # noqa: S101 - the run has begun
         texts = tuple(candidate.text for candidate in self._candidates)
         writing = {writer.expert.key for writer in self.active}
         self.active = []
@@ -151,7 +151,7 @@ class Rank(PanelRun):
 
         Judges only tell equals apart where the gate knows some member by a prior, or nobody as a judge.
         """
-        assert self._selection is not None  # noqa: S101 - the play has begun
+        assert self._selection is not None  # noqa: S101 - the run has begun
         outlook = self._selection.outlook
         by_scoring = outlook.prompt_scores.by_scoring
         known = outlook.prompt_scores.trained[list(self._selection.places)].all()

@@ -48,7 +48,7 @@ class Route(ModeRun):
 
     @property
     def life(self) -> Lifecycle:
-        """The request's life, which lives as long as anybody asks its play anything; see `PanelRun`."""
+        """The request's life, which lives as long as anybody asks this run anything; see `PanelRun`."""
         life = self._life()
         assert life is not None  # noqa: S101 - it is the life that asks
         return life

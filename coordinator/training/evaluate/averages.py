@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe2.coordinator.choosing.fine_level import SAME_SCORE
+from moe2.coordinator.choosing.fine_level import SAME_SCORE, price_of_thrift
 from moe2.coordinator.provisioning.pacer import Price, settled
 from moe2.coordinator.training.evaluate.profiles import Costs
 from moe2.coordinator.training.evaluate.report import AverageFigures
@@ -120,7 +120,14 @@ def _paced(case: Case, target_j: float, seed: int) -> tuple[npt.NDArray[np.int64
             counts[row, expert] += 1
             spent_j += joules
             is_cheapest = bool(expected_j[row, expert] <= least_j[row])
-            price = settled(price, joules, target_j, is_cheapest=is_cheapest, saving_j=float(saving_j[row]))
+            price = settled(
+                price,
+                joules,
+                target_j,
+                is_cheapest=is_cheapest,
+                saving_j=float(saving_j[row]),
+                enough_per_j=price_of_thrift(case.probabilities[row], expected_j[row]),
+            )
         means.append(spent_j / REQUESTS)
     return counts, float(np.mean(means)), float(max(means, key=lambda mean: abs(mean - target_j)))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from moe2.coordinator.choosing.fine_level import price_of_thrift
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.keys.keys import DailyLimits, Principal
 from moe2.coordinator.provisioning.price_book import Averages, PriceBook, Spending
@@ -72,6 +73,7 @@ def _day(
             is_answer=True,
             is_cheapest=bool(expected_j[row, expert] <= known_j.min()),
             saving_j=float(np.ptp(known_j)),
+            enough_per_j=price_of_thrift(case.probabilities[row], expected_j[row]),
         )
         book.settle(key, spending, left_j=left_j, now_unix_s=now_unix_s)
     return score / rows, refused / rows

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.nvidialibrary import compile_nvml
+
 _REPOSITORY = Path(__file__).parents[3]
-_SOURCE = _REPOSITORY / "tests/fakes/nvml.c"
 
 pytestmark = [
     pytest.mark.slow,
@@ -70,13 +71,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {}
     for variant, flags in (("new", []), ("old", ["-DOLD_DRIVER"])):
         folder = tmp_path_factory.mktemp(variant)
-        subprocess.run(
-            [
-                *("gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-Wl,-soname,libnvidia-ml.so.1", *flags),
-                *("-o", str(folder / "libnvidia-ml.so.1"), str(_SOURCE)),
-            ],
-            check=True,
-        )
+        compile_nvml(folder, *flags)
         folders[variant] = folder
     return folders
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -61,13 +63,38 @@ def test_a_text_without_a_choice_is_not_drawn(grammar: str, text: str, choices: 
     assert len(sampler.choices) + len(sampler.taken) == len(written)
 
 
-def test_the_rest_of_such_a_text_is_known_ahead() -> None:
-    """So that it goes into the next batch at once."""
+class Noting(Slow):
+    """A matcher that notes what it is to look ahead along."""
+
+    ahead = b""
+
+    def look_ahead(self, tokens: Sequence[int]) -> None:
+        self.ahead = bytes(tokens)
+
+
+def test_such_a_text_is_known_before_its_first_token_is_drawn() -> None:
+    """So that it goes into the batch of the token before it; its last one is likely, until it has been drawn."""
     sampler = Counting()
-    matcher = Slow(COMPILER.compile(Constraint(syntax="gbnf", source='root ::= "abcd" [xy]')))
+    matcher = Noting(COMPILER.compile(Constraint(syntax="gbnf", source='root ::= [xy] "abcd" [xy]')))
     draw = MatchedDraw(sampler, sampler, matcher, {}, freely=lambda place: 0, spelling=ALPHABET)
-    assert draw.coming() == []
+    assert draw.foresee(0.0) == ([], [])
     while not draw.is_ready:
         pass
-    assert draw.sample(0) == ord("a")
-    assert bytes(draw.coming()) == b"bc"
+    assert draw.sample(0) == ord("x")
+    assert draw.foresee(0.0) == ([*b"abc"], [*b"d"])
+    assert bytes(filter(None, (draw.sample(0) for _ in range(2)))) == b"ab"
+    assert draw.foresee(0.0) == ([*b"c"], [*b"d"])
+    assert bytes(filter(None, (draw.sample(0) for _ in range(2)))) == b"cd"
+    assert draw.foresee(0.0) == ([], [])
+
+
+def test_masks_are_asked_for_behind_what_has_to_come() -> None:
+    """The matcher knows of that already: only guesses behind it are news to it."""
+    sampler = Counting()
+    matcher = Noting(COMPILER.compile(Constraint(syntax="gbnf", source='root ::= "abc" [xy] "z"')))
+    draw = MatchedDraw(sampler, sampler, matcher, {}, freely=lambda place: 0, spelling=ALPHABET)
+    assert draw.foresee(0.0) == ([*b"ab"], [*b"c"])
+    draw.look_ahead(b"a")
+    assert matcher.ahead == b""
+    draw.look_ahead(b"abcxz")
+    assert matcher.ahead == b"cxz"

@@ -38,6 +38,10 @@ class _Controlled(Letters):
         )
 
 
+def _tokens(reader: RequestReader, request: Submit, *, limit: int) -> list[int]:
+    return reader.opened(request, limit=limit).tokens
+
+
 _CONTROL_TOKEN = ord("S") - ord("a") + 1
 
 
@@ -62,7 +66,7 @@ def _generate(prompt: ChatPrompt | TextPrompt = _TEXT, **fields: object) -> Subm
 def test_what_cannot_be_run_is_an_invalid_request(request_: Submit, words: str) -> None:
     """Each fault has its own sentence and the code for a request's fault."""
     with pytest.raises(RequestError) as caught:
-        _reader().generate(request_, limit=100)
+        _tokens(_reader(), request_, limit=100)
     assert caught.value.code == JobErrorCode.INVALID_REQUEST
     assert words in str(caught.value)
 
@@ -71,13 +75,13 @@ def test_an_empty_conversation_is_refused() -> None:
     """No messages is no prompt."""
     reader = _reader(ChatTemplate("{{ messages }}", bos="", eos=""))
     with pytest.raises(RequestError, match="no messages"):
-        reader.generate(_generate(ChatPrompt(messages=())), limit=100)
+        _tokens(reader, _generate(ChatPrompt(messages=())), limit=100)
 
 
 def test_a_prompt_as_long_as_the_context_leaves_no_room_to_answer() -> None:
     """The error tells the prompt's tokens and the limit."""
     with pytest.raises(RequestError, match="has 3 tokens, and the context has 3") as caught:
-        _reader().generate(_generate(), limit=3)
+        _tokens(_reader(), _generate(), limit=3)
     assert (caught.value.code, caught.value.prompt_tokens) == (JobErrorCode.CONTEXT_EXCEEDED, 3)
 
 
@@ -90,14 +94,14 @@ def test_an_enormous_prompt_is_refused_without_tokenizing_it() -> None:
 
     reader = RequestReader(Untouched(), None, vocabulary_size=VOCABULARY_SIZE)
     with pytest.raises(RequestError, match="cannot fit"):
-        reader.generate(_generate(TextPrompt(text="a" * 10_000)), limit=3)
+        _tokens(reader, _generate(TextPrompt(text="a" * 10_000)), limit=3)
 
 
 def test_a_template_that_writes_the_begin_token_gets_no_second_one() -> None:
     """BOS stands once, whether the template or the tokenizer puts it there."""
     reader = RequestReader(_Merging(), ChatTemplate("{{ bos_token }}c", bos="<s>", eos=""), vocabulary_size=200)
     chat = ChatPrompt(messages=(ChatMessage(role="user", content="x"),))
-    assert reader.generate(_generate(chat), limit=9) == reader.generate(_generate(TextPrompt(text="c")), limit=9)
+    assert _tokens(reader, _generate(chat), limit=9) == _tokens(reader, _generate(TextPrompt(text="c")), limit=9)
 
 
 def test_an_answer_that_has_begun_goes_on_behind_the_template() -> None:
@@ -105,17 +109,17 @@ def test_an_answer_that_has_begun_goes_on_behind_the_template() -> None:
     template = ChatTemplate("{{ messages[0].content }}:", bos="", eos="")
     reader = RequestReader(_Merging(), template, vocabulary_size=VOCABULARY_SIZE)
     prompt = ChatPrompt(messages=(ChatMessage(role="user", content="c"),))
-    begun = reader.generate(_generate(prompt, prefix="ab"), limit=100)
-    assert begun == reader.generate(_generate(TextPrompt(text="c:ab")), limit=100)
-    assert len(begun) == len(reader.generate(_generate(prompt), limit=100)) + 1
+    begun = _tokens(reader, _generate(prompt, prefix="ab"), limit=100)
+    assert begun == _tokens(reader, _generate(TextPrompt(text="c:ab")), limit=100)
+    assert len(begun) == len(_tokens(reader, _generate(prompt), limit=100)) + 1
 
 
 def test_a_beginning_that_fills_the_context_leaves_no_room() -> None:
     """Nothing could follow it."""
     with pytest.raises(RequestError) as caught:
-        _reader().generate(_generate(prefix="defg"), limit=7)
+        _tokens(_reader(), _generate(prefix="defg"), limit=7)
     assert caught.value.code == JobErrorCode.CONTEXT_EXCEEDED
-    assert len(_reader().generate(_generate(prefix="defg"), limit=8)) == 7
+    assert len(_tokens(_reader(), _generate(prefix="defg"), limit=8)) == 7
 
 
 def test_a_gap_stands_behind_the_texts_around_it() -> None:
@@ -123,31 +127,31 @@ def test_a_gap_stands_behind_the_texts_around_it() -> None:
     vocabulary = _Controlled()
     vocabulary.infill_marks = (90, 91, 92)
     reader = RequestReader(vocabulary, None, vocabulary_size=99)
-    assert reader.generate(_generate(TextPrompt(text="ab", suffix="c")), limit=9) == [90, 1, 2, 91, 3, 92]
-    assert reader.generate(_generate(TextPrompt(text="", suffix="c"), prefix="d"), limit=9) == [90, 91, 3, 92, 4]
-    assert _CONTROL_TOKEN not in reader.generate(_generate(TextPrompt(text="<end>", suffix="<end>")), limit=99)
+    assert _tokens(reader, _generate(TextPrompt(text="ab", suffix="c")), limit=9) == [90, 1, 2, 91, 3, 92]
+    assert _tokens(reader, _generate(TextPrompt(text="", suffix="c"), prefix="d"), limit=9) == [90, 91, 3, 92, 4]
+    assert _CONTROL_TOKEN not in _tokens(reader, _generate(TextPrompt(text="<end>", suffix="<end>")), limit=99)
     ids = TextPrompt(text="", tokens=(5, 6), suffix="c")
-    assert reader.generate(_generate(ids), limit=9) == [90, 5, 6, 91, 3, 92]
+    assert _tokens(reader, _generate(ids), limit=9) == [90, 5, 6, 91, 3, 92]
 
 
 def test_a_gap_that_nobody_can_fill_is_refused() -> None:
     """A vocabulary without the marks is named, and so are texts that fill the context themselves."""
     with pytest.raises(RequestError, match="no marks") as caught:
-        _reader().generate(_generate(TextPrompt(text="a", suffix="b")), limit=9)
+        _tokens(_reader(), _generate(TextPrompt(text="a", suffix="b")), limit=9)
     assert caught.value.code == JobErrorCode.INVALID_REQUEST
     vocabulary = Letters()
     vocabulary.infill_marks = (90, 91, 92)
     reader = RequestReader(vocabulary, None, vocabulary_size=99)
     for suffix in ("bcd", "b" * 10_000):
         with pytest.raises(RequestError) as caught:
-            reader.generate(_generate(TextPrompt(text="a", suffix=suffix)), limit=7)
+            _tokens(reader, _generate(TextPrompt(text="a", suffix=suffix)), limit=7)
         assert caught.value.code == JobErrorCode.CONTEXT_EXCEEDED
 
 
 def test_an_answer_to_given_tokens_goes_on_behind_them() -> None:
     """Whoever takes over for an expert that fell silent goes on from what the client has."""
     ids = TextPrompt(text="", tokens=(5, 6))
-    assert _reader().generate(_generate(ids, prefix="ab"), limit=9) == [5, 6, 1, 2]
+    assert _tokens(_reader(), _generate(ids, prefix="ab"), limit=9) == [5, 6, 1, 2]
 
 
 def _controlled(template: str = "{{ messages[0].content }}<end>") -> RequestReader:
@@ -159,7 +163,7 @@ def _controlled(template: str = "{{ messages[0].content }}<end>") -> RequestRead
 def test_a_message_has_no_control_tokens_but_its_template_has() -> None:
     """What a user spells out is so many plain characters."""
     chat = ChatPrompt(messages=(ChatMessage(role="user", content="a<end>b"),))
-    tokens = _controlled().generate(_generate(chat), limit=99)
+    tokens = _tokens(_controlled(), _generate(chat), limit=99)
     assert tokens.count(_CONTROL_TOKEN) == 1
     assert tokens[-1] == _CONTROL_TOKEN
     assert len(tokens) == len("a<end>b") + 1
@@ -168,12 +172,12 @@ def test_a_message_has_no_control_tokens_but_its_template_has() -> None:
 def test_a_message_that_begins_with_a_control_token_is_quoted_from_its_first_character() -> None:
     """Also where nothing stands before it."""
     chat = ChatPrompt(messages=(ChatMessage(role="user", content="<end>"),))
-    assert len(_controlled("{{ messages[0].content }}").generate(_generate(chat), limit=99)) == len("<end>")
+    assert len(_tokens(_controlled("{{ messages[0].content }}"), _generate(chat), limit=99)) == len("<end>")
 
 
 def test_plain_text_may_use_control_tokens() -> None:
     """Who asks for a plain completion writes the template's part, too."""
-    assert _controlled().generate(_generate(TextPrompt(text="a<end>")), limit=99) == [1, _CONTROL_TOKEN]
+    assert _tokens(_controlled(), _generate(TextPrompt(text="a<end>")), limit=99) == [1, _CONTROL_TOKEN]
 
 
 def test_a_continuation_has_no_control_tokens() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe2.coordinator.choosing.explain import decision_of
-from moe2.coordinator.choosing.fine_level import SAME_SCORE
+from moe2.coordinator.choosing.fine_level import SAME_SCORE, enough_per_j, price_of_thrift
 from moe2.coordinator.choosing.panel_cost import coverage
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Demand, Mode, SelectionRequest, Wish
@@ -253,3 +253,28 @@ def gate(tmp_path: Any) -> Scorer:
     """A gate that knows two models, good at 0.5 and 0.7 of all prompts."""
     made, manifest = load_checkpoint(write_gate(tmp_path / "gate", ["m-1", "m-2"], ["all"], [[0.5, 0.7]]))
     return Scorer(made, manifest.kinds)
+
+
+def test_the_price_that_is_enough_is_the_one_at_which_the_cheapest_answers() -> None:
+    """Just above it the cheapest expert is chosen, well below it another one, and a panel has none."""
+    experts = [(0.5, priced(1, 10.0)), (0.7, priced(2, 30.0)), (0.8, priced(3, 60.0))]
+    found = choose(experts, price_per_j=0.0)
+    assert isinstance(found, Selection)
+    enough = enough_per_j(found)
+    assert enough == pytest.approx(0.01, rel=0.05)
+    assert enough is not None
+    for factor, name in ((1.1, "m-1"), (0.8, "m-2")):
+        again = choose(experts, price_per_j=factor * enough)
+        assert isinstance(again, Selection)
+        assert [member.expert.model for member in again.members] == [name]
+    panel = choose(experts, price_per_j=0.0, mode=Mode.VOTE)
+    assert isinstance(panel, Selection)
+    assert enough_per_j(panel) is None
+
+
+def test_no_price_is_known_to_be_enough_where_all_cost_alike() -> None:
+    """Nor where the joules of nobody are known; where the cheapest is the best, no price is needed."""
+    scores = np.array([0.2, 0.9])
+    assert price_of_thrift(scores, np.array([100.0, 102.0])) is None
+    assert price_of_thrift(scores, np.array([np.inf, np.nan])) is None
+    assert price_of_thrift(scores[::-1], np.array([100.0, 200.0])) == 0.0

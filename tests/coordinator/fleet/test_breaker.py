@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
-from moe2.coordinator.fleet.breaker import FIRST_OPEN_S, HALF_LIFE_S, MAX_OPEN_S, Breakers, BreakerState
+from moe2.coordinator.fleet.breaker import EXPLAINED_S, FIRST_OPEN_S, HALF_LIFE_S, MAX_OPEN_S, Breakers, BreakerState
+from moe2.coordinator.fleet.table import Expert
 from tests.coordinator.experts import expert
 
 KEY = "agent-1/m"
@@ -123,6 +124,52 @@ def test_an_agent_that_disowns_what_it_reports_loses_its_traffic() -> None:
     assert state(breakers, 105.0) is BreakerState.OPEN
     breakers.seen([expert()], 116.0)
     assert not breakers.wants_news
+
+
+def turn_away(breakers: Breakers, *at_s: float) -> None:
+    """The expert, which is reported as ready, refuses a job at each of these moments because it is not."""
+    for now_s in at_s:
+        breakers.submitted(KEY, "job", now_s)
+        breakers.refused(KEY, "job", now_s, restarts=0)
+
+
+@pytest.mark.parametrize("reported", [[], [expert(restarts=1)]], ids=["missing", "restarted"])
+def test_refusals_of_an_engine_that_died_do_not_count(reported: list[Expert]) -> None:
+    """Of each death the next report tells, by the expert's absence or its restarts."""
+    breakers = Breakers()
+    for n in range(10):
+        turn_away(breakers, *(100.0 + 10 * n + 0.1 * one for one in range(8)))
+        breakers.seen(reported, 101.0 + 10 * n)
+    assert breakers.barred(191.0) == {}
+    assert not breakers.wants_news
+
+
+def test_an_expert_that_is_reported_ready_and_is_not_loses_its_traffic() -> None:
+    """It is held to its reports: a refusal counts after a while in which none has explained it."""
+    breakers = Breakers()
+    for n in range(3):
+        now_s = 100.0 + 2 * EXPLAINED_S * n
+        turn_away(breakers, now_s)
+        breakers.seen([expert()], now_s + 1.0)
+        turn_away(breakers, now_s + EXPLAINED_S)
+    assert set(breakers.barred(now_s + EXPLAINED_S)) == {KEY}
+
+
+def test_a_refusal_is_not_remembered_for_ever() -> None:
+    """What comes long after it is another matter."""
+    breakers = tripped()
+    turn_away(breakers, 105.0)
+    assert breakers.wants_news
+    breakers.seen([expert()], 115.0)
+    assert not breakers.wants_news
+
+
+def test_a_probe_that_is_turned_away_frees_its_place() -> None:
+    """It is no failed probe: the next request tries the expert."""
+    breakers = tripped()
+    turn_away(breakers, 105.0)
+    assert breakers.barred(105.0) == {}
+    assert state(breakers, 105.0) is BreakerState.HALF_OPEN
 
 
 def test_one_crash_counts_once() -> None:

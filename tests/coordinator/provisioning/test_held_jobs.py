@@ -68,3 +68,21 @@ def test_only_so_many_jobs_are_held_of_all_hosts() -> None:
         assert held.has_room
         held.hold(f"agent {number % 3}", job(str(number)))
     assert not held.has_room
+
+
+def test_jobs_for_models_that_are_still_loading_are_kept() -> None:
+    """A host that comes back gives up the jobs that it will not take, and no others."""
+    told = Told()
+    for each in (job("a", "loading"), job("b", "gone")):
+        told.held.hold("agent", each)
+    told.held.give_up("agent", "it is gone", but={"loading"})
+    assert told.failed == [("agent", "b")]
+    assert [each.job_id for each in told.held.take("agent", {"loading"})] == ["a"]
+
+
+def test_a_forgotten_agent_has_no_jobs() -> None:
+    """Whoever was told already that the agent is lost is not told again."""
+    told = Told()
+    told.held.hold("agent", job("a"))
+    told.held.forget("agent")
+    assert (told.held.agents, told.failed) == ((), [])

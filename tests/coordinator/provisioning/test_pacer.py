@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.coordinator.provisioning.pacer import (
+    ENOUGH,
     MAX_RELATIVE_PRICE,
     SATURATED_ANSWERS,
     STEP,
@@ -24,7 +26,7 @@ from moe2.coordinator.provisioning.pacer import (
 )
 
 
-def after(spent_j: Iterable[float], *, target_j: float, start: Price | None = None, **how: bool) -> Price:
+def after(spent_j: Iterable[float], *, target_j: float, start: Price | None = None, **how: Any) -> Price:
     price = start or Price()
     for joules in spent_j:
         price = settled(price, joules, target_j, **how)
@@ -110,6 +112,26 @@ def test_a_price_that_can_do_no_more_does_not_grow() -> None:
     assert stuck.is_saturated
     assert stuck.price_per_j == after([300.0] * SATURATED_ANSWERS, target_j=200.0, is_cheapest=True).price_per_j
     assert not settled(stuck, 300.0, 200.0, is_cheapest=False).is_saturated
+
+
+def test_a_price_that_a_few_dear_answers_led_to_is_soon_what_it_has_to_be() -> None:
+    """Of two experts whose scores are 0.13 apart, one at 29 J and one at 11 J, fifty answers take 13 J within 3 %."""
+    enough = 0.13 / 18.0
+    price, spent_j = Price(), 0.0
+    for _ in range(50):
+        is_cheapest = price.price_per_j > enough
+        joules = 11.0 if is_cheapest else 29.0
+        spent_j += joules
+        price = settled(price, joules, 13.0, is_cheapest=is_cheapest, saving_j=18.0, enough_per_j=enough)
+        assert price.price_per_j <= ENOUGH * enough
+    assert spent_j / 50 == pytest.approx(13.0, rel=0.03)
+
+
+def test_the_dearest_of_the_latest_requests_bounds_the_price() -> None:
+    """A price that is enough for this request may be too little for others; what was long ago is forgotten."""
+    steep = settled(Price(), 300.0, 1.0, enough_per_j=0.5)
+    assert settled(steep, 300.0, 1.0, enough_per_j=0.01).price_per_j > ENOUGH * 0.01
+    assert after([300.0] * 400, target_j=1.0, start=steep, enough_per_j=0.01).price_per_j <= 1.1 * ENOUGH * 0.01
 
 
 def test_another_target_forgets_what_was_owed() -> None:

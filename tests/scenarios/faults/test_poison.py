@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.agentprocess import agent_process
-from tests.fakes.fleet import TOKEN, Fleet, fleet
+from tests.fakes.fleet import POLL_S, TOKEN, Fleet, fleet
 from tests.scenarios.faults.bench import Ended, read_end
 
 EXPERT = ("--dies-on", "poison", "--hangs-on", "spell", "--seconds-per-token", "0.15")
@@ -93,6 +93,21 @@ async def test_a_request_that_kills_engines(tmp_path: Path, kind: str, agents: t
         await running.until_status(lambda _: restarts(running) >= n_deaths)
         await running.until(ready=len(agents))
         assert restarts(running) == n_deaths
+        assert open_breakers(running) == []
+
+
+@pytest.mark.slow
+async def test_no_breaker_opens_for_those_who_come_while_an_engine_is_down(tmp_path: Path) -> None:
+    """Its agent turns them away until the coordinator has heard of the death; they wait until the engine is back."""
+    async with poisonable(tmp_path, "one") as running, asyncio.timeout(60):
+        poison = asyncio.create_task(ask(running, "a poison b"))
+        newcomers: list[asyncio.Task[Ended]] = []
+        while not poison.done():
+            newcomers.append(asyncio.create_task(ask(running, max_tokens=1)))
+            await asyncio.wait([poison], timeout=POLL_S)
+        assert (await poison).status == 422
+        refusals = {one.error["message"] for one in await asyncio.gather(*newcomers) if one.error}
+        assert refusals <= {"No expert is ready. See `moe2-coordinator status`."}
         assert open_breakers(running) == []
 
 

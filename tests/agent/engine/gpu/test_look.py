@@ -9,7 +9,7 @@ import pytest
 
 from moe2.agent.engine.gpu.facts import GpuKind, NodeState
 from moe2.agent.engine.gpu.look import ask_cuda, gpu_kind, look
-from tests.fakes.cudalibrary import compile_cuda
+from tests.fakes.nvidialibrary import compile_cuda
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to build the fake driver library")
 

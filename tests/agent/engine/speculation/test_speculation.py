@@ -8,7 +8,7 @@ import pytest
 
 from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.lengths import Load
-from moe2.agent.engine.speculation.ngrams import FORCED
+from moe2.agent.engine.speculation.ngrams import FORCED, SPELLED
 from moe2.agent.engine.speculation.speculation import Speculation, Speculator, Step
 
 _TEXT = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12] * 4
@@ -111,7 +111,7 @@ def test_what_is_never_copied_is_not_guessed() -> None:
 def test_text_without_a_choice_is_gone_on_behind() -> None:
     """What comes in any case is sure and needs no allowance; behind it stands what followed the last time."""
     speculator = Speculation(StepCosts(step_s=1.0, token_s=0.3)).speculator([1, 2, 3, 4, 5, 1])
-    guess = speculator.suppose([2, 3], 4)
+    guess = speculator.suppose([2, 3], [9], 4)
     assert guess.tokens == [2, 3, 4, 5]
     assert guess.grounds[:2] == [FORCED, FORCED]
     assert FORCED not in guess.grounds[2:]
@@ -119,4 +119,19 @@ def test_text_without_a_choice_is_gone_on_behind() -> None:
     assert offer.certain == 2
     assert list(offer.likely[:2]) == [1.0, 1.0]
     assert offer.likely[2] < 1.0
-    assert speculator.suppose([2, 3], 1).tokens == [2]
+    assert speculator.suppose([2, 3], [9], 1).tokens == [2]
+
+
+def test_the_last_token_of_such_a_text_is_guessed_where_the_answer_says_nothing() -> None:
+    """It may be the beginning of a longer one, and is trusted as far as it was right."""
+    speculator = Speculation(StepCosts(step_s=1.0, token_s=0.3)).speculator([1, 9, 4, 5])
+    guess = speculator.suppose([7], [9], 3)
+    assert guess.tokens == [7, 9]
+    assert guess.grounds == [FORCED, SPELLED]
+    assert speculator.suppose([], [9], 3).tokens == [9]
+    trusted = speculator.offer(guess, 1.0).likely[1]
+    for known in range(20, 26):
+        speculator.suppose([known], [9], 3)
+        speculator.drew(known)
+        speculator.drew(8)
+    assert speculator.offer(speculator.suppose([7], [9], 3), 1.0).likely[1] < trusted / 2

@@ -139,7 +139,12 @@ def test_a_tagged_call_stands_between_its_tags() -> None:
     assert not accepts("json_schema", schema, '{"name": "x"}', tagged=True)
 
 
-def test_white_space_is_bounded() -> None:
-    """A model that likes line ends cannot fill its answer with them."""
-    assert schema_accepts({"type": "object"}, '{\n    "a": 1\n}')
-    assert not schema_accepts({"type": "object"}, '{\n\n\n"a": 1}')
+@pytest.mark.parametrize("schema", [{"type": "object"}, {"properties": {"a": {"type": "array"}, "b": {}}}, {}, True])
+def test_json_is_written_on_one_line(schema: object) -> None:
+    """With a space behind each comma and colon between values, and no other white space outside of texts."""
+    document = '{"a": [1, 2], "b": {"c  d": " ,:\\n"}}'
+    assert schema_accepts(schema, document)
+    for place in ("{", ": [", ", 2", "2]", ', "b"', "}}"):
+        for space in (" ", "\n", "\t"):
+            assert not schema_accepts(schema, document.replace(place, f"{place[0]}{space}{place[1:]}"))
+    assert not schema_accepts(schema, json.dumps(json.loads(document), separators=(",", ":")))

@@ -9,8 +9,10 @@ import msgspec
 import pytest
 
 from moe2.common.link.prompts import ChatPrompt, TextPrompt
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.coordinator.choosing.request import Mode
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
+from moe2.coordinator.http.body.prompts import idle_settings
 from moe2.coordinator.http.errors import ApiError
 
 
@@ -122,6 +124,43 @@ def test_variables_that_are_not_the_clients_are_refused(kwargs: Any, param: str)
     with pytest.raises(ApiError) as raised:
         chat(chat_template_kwargs=kwargs)
     assert (raised.value.status, raised.value.param) == (400, param)
+
+
+def report(variables: tuple[str, ...] | None, *, thinks: bool | None = False) -> ExpertReport:
+    return ExpertReport(
+        model="m",
+        state=ExpertState.READY,
+        context_tokens=9,
+        slots=1,
+        template_variables=variables,
+        supports_thinking=thinks,
+    )
+
+
+@pytest.mark.parametrize(
+    ("reports", "ignored"),
+    [
+        ([report(())], ("chat_template_kwargs.a", "reasoning_effort")),
+        ([report(("a", "b"))], ("reasoning_effort",)),
+        ([report(("b",)), report(("a",))], ("reasoning_effort",)),
+        ([report(("a", "enable_thinking"))], ()),
+        ([report((), thinks=True)], ("chat_template_kwargs.a",)),
+        ([report((), thinks=None)], ("chat_template_kwargs.a",)),
+        ([report(()), report(None)], ()),
+        ([], ()),
+    ],
+)
+def test_what_no_template_reads_changes_nothing(reports: list[ExpertReport], ignored: tuple[str, ...]) -> None:
+    """A parameter is named of whose variables no template has any; where one is not known, nothing is said."""
+    call = chat(reasoning_effort="none", chat_template_kwargs={"a": 1})
+    assert call.generation.thinking_budget_tokens == 0
+    assert idle_settings(call.variables, reports, bounded=True) == ignored
+
+
+def test_a_face_has_its_own_names_for_what_changes_nothing() -> None:
+    """The client reads the parameter that it has sent."""
+    call = chat(reasoning_effort="low", user="u").called({"reasoning_effort": "think", "user": "who"})
+    assert (call.variables, call.ignored) == ({"reasoning_effort": "think"}, ("who",))
 
 
 @pytest.mark.parametrize("effort", ["huge", 3, True])

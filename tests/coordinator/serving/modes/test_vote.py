@@ -68,8 +68,8 @@ def test_a_lost_agent_is_a_member_that_failed(vote: PanelBench) -> None:
 
 def test_a_member_that_hangs_does_not_hold_up_the_others(vote: PanelBench) -> None:
     """It is told to stop once it is late and somebody is there; what it spent is still accounted."""
-    assert vote.life.play is not None
-    assert vote.life.play.next_deadline_s is None
+    assert vote.life.run is not None
+    assert vote.life.run.next_deadline_s is None
     vote.scored(0, 0.6, 0.3, 0.1)
     vote.scored(1, 0.6, 0.3, 0.1)
     assert vote.now_s + GRACE_S < vote.life.next_deadline_s < 110
