@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from moe2.agent.energy.blocking import in_daemon_thread
-from moe2.agent.engine.parts import parts_of
+from moe2.agent.engine.llama.parts import parts_of
 from moe2.common.statefile import replace_file
 
 _CHUNK_BYTES = 1 << 20

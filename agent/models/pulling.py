@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from moe2.agent.engine.capacity import capacity_for
-from moe2.agent.engine.memory import Capacity
-from moe2.agent.engine.parts import parts_of
+from moe2.agent.engine.llama.capacity import capacity_for
+from moe2.agent.engine.llama.memory import Capacity
+from moe2.agent.engine.llama.parts import parts_of
 from moe2.agent.models import download
 from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.fit import check_architecture, check_space, memory_shortage, what_would_fit

@@ -19,8 +19,8 @@ import aiohttp
 import structlog
 
 from moe2.agent.energy.blocking import in_daemon_thread
-from moe2.agent.engine.capacity import capacity_for
-from moe2.agent.engine.memory import Capacity
+from moe2.agent.engine.llama.capacity import capacity_for
+from moe2.agent.engine.llama.memory import Capacity
 from moe2.agent.models.download import sha256_of, why_broken
 from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.fit import check_space
