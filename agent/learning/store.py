@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from moe2.agent.engine.parts import parts_of
+from moe2.agent.engine.llama.parts import parts_of
 from moe2.agent.learning.costs import ExpertCosts
 from moe2.agent.settings import ModelSection
 from moe2.common.cost import EnergyProfile, LatencyProfile

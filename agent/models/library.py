@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from moe2.agent.engine.parts import parts_of
+from moe2.agent.engine.llama.parts import parts_of
 from moe2.agent.models.source import checked_name
 from moe2.common.errors import Moe2Error, file_remedy
 from moe2.common.statefile import locked, replace_file

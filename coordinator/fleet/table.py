@@ -201,8 +201,9 @@ class CapabilityTable:
         return tuple(sorted(found, key=lambda expert: expert.key))
 
     def everyone(self) -> tuple[Expert, ...]:
-        """Returns the experts of all connected and sleeping agents, whatever their state, sorted by key."""
-        there = (agent for agent in self._agents.values() if agent.report and (agent.connected or agent.asleep))
+        """Returns the experts of all connected and sleeping agents, whatever their state, sorted by key. It may be
+        asked in any thread, as it keeps nothing."""
+        there = (agent for agent in tuple(self._agents.values()) if agent.report and (agent.connected or agent.asleep))
         found = (_expert(agent, expert) for agent in there if agent.report for expert in agent.report.experts)
         return tuple(sorted(found, key=lambda expert: expert.key))
 
