@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from moe2.agent.engine.llama.memory import Capacity
+from moe2.common.checksums import lowered
 from moe2.common.errors import Moe2Error
 
 ARGV = (sys.executable, "-m", "moe2.agent.engine.llama.architecture")
@@ -19,10 +20,15 @@ ASK_S = 60.0
 def capacity_for(architecture: str) -> Capacity:
     """What llama.cpp says of an architecture, and what memory is free. Blocks. Raises `Moe2Error`."""
     try:
-        done = subprocess.run(  # noqa: S603 - our own module
-            (*ARGV, architecture.replace("\0", "")), capture_output=True, timeout=ASK_S, check=False
-        )
-        return msgspec.json.decode(done.stdout, type=Capacity)
+        with subprocess.Popen(  # noqa: S603 - our own module
+            (*ARGV, architecture.replace("\0", "")), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            try:
+                answer, _ = lowered(process).communicate(timeout=ASK_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return msgspec.json.decode(answer, type=Capacity)
     except (OSError, subprocess.SubprocessError, msgspec.MsgspecError) as error:
         raise Moe2Error(
             f"llama.cpp could not be asked about the architecture {architecture!r}.",
