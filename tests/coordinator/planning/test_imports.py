@@ -38,5 +38,5 @@ def test_matrices_are_multiplied_by_one_thread() -> None:
         "print(len(os.listdir('/proc/self/task')))"
     )
     kept = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    found = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True)  # noqa: S603
+    found = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "1"
