@@ -17,7 +17,7 @@ from moe2.agent.cli.pull import run_pull, run_remove
 from moe2.agent.cli.status import show_status
 from moe2.agent.daemon import ENGINE_ARGV, AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
-from moe2.agent.engine.vocabularies import vocabularies_of
+from moe2.agent.engine.llama.vocabularies import vocabularies_of
 from moe2.agent.settings import (
     DEFAULT_CONFIG_PATH,
     DEFAULT_SOCKET_PATH,

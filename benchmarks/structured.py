@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe2.agent.engine.model import Model, start_backend
+from moe2.agent.engine.llama.model import Model, start_backend
 from moe2.agent.engine.protocol import Finished, Loaded, ModelSpec
 from moe2.agent.engine.session import vocabulary_of
 from moe2.agent.engine.structure.constraint import Constraint, GrammarError

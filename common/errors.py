@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import StrEnum
 
 
@@ -121,3 +122,16 @@ class ConfigError(Moe2Error):
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
+
+
+_DISK_REMEDIES = {
+    errno.ENOSPC: "Make room on the disk.",
+    errno.EDQUOT: "Make room within the disk quota of the user.",
+    errno.EROFS: "Name a place on a file system that can be written to.",
+}
+
+
+def file_remedy(error: OSError | UnicodeError, otherwise: str) -> str:
+    """Return what to do about a file that cannot be used; `otherwise` where its disk is not the cause."""
+    cause = error.errno if isinstance(error, OSError) else None
+    return _DISK_REMEDIES.get(cause or 0, otherwise)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import sys
 from types import ModuleType
 from typing import Any
@@ -30,7 +29,7 @@ from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.shared_register import SharedRegister
 from moe2.coordinator.fleet.register_file import RegisterFile, RegisterStore
-from moe2.coordinator.runtime import EventLoop, allow_open_files, share_processor
+from moe2.coordinator.runtime import EventLoop, allow_open_files, collect_seldom, share_processor
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
 
 
@@ -187,9 +186,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     async def serve() -> None:
         daemon = CoordinatorDaemon(settings, load=lambda: settings_of(arguments.config))
-        # What is loaded now stays for good: without this each full collection walks over all modules, for milliseconds.
-        gc.collect()
-        gc.freeze()
+        collect_seldom()
         await daemon.run()
 
     with asyncio.Runner(loop_factory=EventLoop) as runner:

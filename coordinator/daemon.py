@@ -47,6 +47,7 @@ from moe2.coordinator.http.routes.books import FeedbackRoutes, LedgerRoute
 from moe2.coordinator.http.routes.embeddings import EmbeddingsRoutes
 from moe2.coordinator.http.routes.events import EventsRoute
 from moe2.coordinator.http.routes.generation import GenerationRoutes
+from moe2.coordinator.http.routes.llamaserver import LlamaServerRoutes
 from moe2.coordinator.http.routes.models import ModelsRoutes
 from moe2.coordinator.http.routes.ollama import OllamaRoutes
 from moe2.coordinator.http.routes.orders import OrdersRoute, WishRoute
@@ -397,6 +398,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
         OllamaRoutes(self._answering, self._table).add_to(app)
+        LlamaServerRoutes(self._answering, self._table).add_to(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
         FeedbackRoutes(
             self._feedback,

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from moe2.agent.engine.decoder import Decoder
-from moe2.agent.engine.embedding import Embedder
+from moe2.agent.engine.decoding.decoder import Decoder
+from moe2.agent.engine.decoding.embedding import Embedder
 from moe2.agent.engine.merging import Merging
 from moe2.agent.engine.protocol import Command, Event, JobFailed, Load, LoadFailed, Loading, Shutdown
 from moe2.common.errors import JobErrorCode, Moe2Error, ProtocolError
@@ -105,7 +105,7 @@ def _serve(inbox: queue.SimpleQueue[Inbox], output: _Output) -> int:
     except (ImportError, OSError, RuntimeError) as error:
         emit(LoadFailed(code="llama_missing", message=f"llama.cpp cannot be used: {error}. Install moe2[agent]."))
         return 1
-    from moe2.agent.engine.model import GpuRequiredError, ModelError
+    from moe2.agent.engine.llama.model import GpuRequiredError, ModelError
 
     last = 0.0
 

@@ -12,43 +12,43 @@ from pathlib import Path
 
 import msgspec
 
-from moe2.agent.engine.adapters import apply_adapters
-from moe2.agent.engine.admission import refuse_beyond_memory
-from moe2.agent.engine.batch import Lanes, lanes_for
-from moe2.agent.engine.callform import BARE, HARMONY, Caller
-from moe2.agent.engine.capacity import host_free_bytes
-from moe2.agent.engine.companion import draft_spec, open_drafter
-from moe2.agent.engine.context import Context
-from moe2.agent.engine.decoder import Decoder
-from moe2.agent.engine.defaults import defaults_of
-from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.embedding import Embedder
-from moe2.agent.engine.guessing import Guessing
-from moe2.agent.engine.intake import Intake, Limits
-from moe2.agent.engine.matched import MatchedDraw
-from moe2.agent.engine.memory import CACHE_TYPE_BYTES
-from moe2.agent.engine.model import Model, ModelError, start_backend
-from moe2.agent.engine.offload import refuse_without_gpu, where_it_is
-from moe2.agent.engine.pacing import PacedCache
-from moe2.agent.engine.protocol import Event, Loaded, ModelSpec
-from moe2.agent.engine.quotation import Quotation
-from moe2.agent.engine.request import RequestReader
-from moe2.agent.engine.sampler import Sampler
-from moe2.agent.engine.shelf import Shelf
-from moe2.agent.engine.speculation.costs import StepCosts
-from moe2.agent.engine.speculation.speculation import Speculation
-from moe2.agent.engine.structure.constraint import constraint_of
-from moe2.agent.engine.structure.matcher import Vocabulary
-from moe2.agent.engine.structure.matchers import Matchers
-from moe2.agent.engine.template import ChatTemplate, TemplateError
-from moe2.agent.engine.thinking import Thinker, marks_of
-from moe2.agent.engine.warmup import (
+from moe2.agent.engine.calls.forms import BARE, HARMONY, Caller
+from moe2.agent.engine.decoding.batch import Lanes, lanes_for
+from moe2.agent.engine.decoding.decoder import Decoder
+from moe2.agent.engine.decoding.distribution import Logits
+from moe2.agent.engine.decoding.embedding import Embedder
+from moe2.agent.engine.decoding.guessing import Guessing
+from moe2.agent.engine.decoding.intake import Intake, Limits
+from moe2.agent.engine.decoding.matched import MatchedDraw
+from moe2.agent.engine.decoding.pacing import PacedCache
+from moe2.agent.engine.decoding.shelf import Shelf
+from moe2.agent.engine.llama.adapters import apply_adapters
+from moe2.agent.engine.llama.admission import refuse_beyond_memory
+from moe2.agent.engine.llama.capacity import host_free_bytes
+from moe2.agent.engine.llama.context import Context
+from moe2.agent.engine.llama.memory import CACHE_TYPE_BYTES
+from moe2.agent.engine.llama.model import Model, ModelError, start_backend
+from moe2.agent.engine.llama.sampler import Sampler
+from moe2.agent.engine.loading.companion import draft_spec, open_drafter
+from moe2.agent.engine.loading.defaults import defaults_of
+from moe2.agent.engine.loading.offload import refuse_without_gpu, where_it_is
+from moe2.agent.engine.loading.warmup import (
     WARMUP_DECODE_TOKENS,
     measured_alone,
     measured_batches,
     warm_up,
     warm_up_vectors,
 )
+from moe2.agent.engine.prompt.quotation import Quotation
+from moe2.agent.engine.prompt.request import RequestReader
+from moe2.agent.engine.prompt.template import ChatTemplate, TemplateError
+from moe2.agent.engine.prompt.thinking import Thinker, marks_of
+from moe2.agent.engine.protocol import Event, Loaded, ModelSpec
+from moe2.agent.engine.speculation.costs import StepCosts
+from moe2.agent.engine.speculation.speculation import Speculation
+from moe2.agent.engine.structure.constraint import constraint_of
+from moe2.agent.engine.structure.matcher import Vocabulary
+from moe2.agent.engine.structure.matchers import Matchers
 from moe2.common.generation import completed
 from moe2.common.link.messages import Submit
 from moe2.common.link.reports import MAX_TEMPLATE_VARIABLES

@@ -14,11 +14,11 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from moe2.agent.engine.parts import parts_of
+from moe2.agent.engine.llama.parts import parts_of
 from moe2.agent.learning.costs import ExpertCosts
 from moe2.agent.settings import ModelSection
 from moe2.common.cost import EnergyProfile, LatencyProfile
-from moe2.common.errors import Moe2Error
+from moe2.common.errors import Moe2Error, file_remedy
 from moe2.common.statefile import replace_file
 
 log = structlog.get_logger()
@@ -86,7 +86,9 @@ def store_profile(state_dir: Path, profile: StoredProfile) -> Path:
     except OSError as error:
         raise Moe2Error(
             f"The profile cannot be written to {path}: {error.strerror}.",
-            remedy="Make the state directory writable for this user, or run the command as the agent's user.",
+            remedy=file_remedy(
+                error, "Make the state directory writable for this user, or run the command as the agent's user."
+            ),
         ) from error
     return path
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from moe2.agent.link.identity import Identity
-from moe2.common.errors import ConfigError, Moe2Error
+from moe2.common.errors import ConfigError, Moe2Error, file_remedy
 from moe2.common.link.enrolment import AGENT_ID_HEADER, AGENT_NAME_HEADER, CREDENTIAL_HEADER
 from moe2.common.secretfile import read_secret
 from moe2.common.statefile import replace_file
@@ -137,5 +137,7 @@ def _store(path: Path, credential: Credential) -> None:
 def _unusable(path: Path, error: OSError) -> Moe2Error:
     return Moe2Error(
         f"The credential {path} cannot be used: {error.strerror or error}.",
-        remedy="Make it readable and its directory writable for the agent's user, or set agent.state_dir.",
+        remedy=file_remedy(
+            error, "Make it readable and its directory writable for the agent's user, or set agent.state_dir."
+        ),
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from moe2.agent.link.machine import MACHINE_ID_FILE, machine_fingerprint
-from moe2.common.errors import Moe2Error
+from moe2.common.errors import Moe2Error, file_remedy
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.statefile import create_file, replace_file
 
@@ -82,7 +82,7 @@ def load_identity(state_dir: Path, *, machine_id_file: Path = MACHINE_ID_FILE) -
     except (OSError, UnicodeError) as error:
         raise Moe2Error(
             f"The state directory {state_dir} cannot be used: {error}.",
-            remedy="Make it writable for the agent's user, or set agent.state_dir.",
+            remedy=file_remedy(error, "Make it writable for the agent's user, or set agent.state_dir."),
         ) from error
 
 

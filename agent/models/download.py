@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from pathlib import Path
 from random import Random
@@ -16,6 +15,9 @@ from moe2.common.backoff import Backoff
 from moe2.common.errors import Moe2Error
 
 CHUNK_BYTES = 1 << 18
+PIECE_BYTES = 1 << 20
+PIECE_S = 0.5
+"""A piece is as large as `PIECE_BYTES`, or what comes in this time, where that is less."""
 SILENCE_S = 60.0
 """A connection that brings nothing for so long is given up."""
 MAX_FRUITLESS = 6
@@ -23,6 +25,9 @@ MAX_FRUITLESS = 6
 PAUSE_S = 0.5
 """The pause after the first connection that broke off; it doubles with each further one that brings nothing."""
 MAX_PAUSE_S = 15.0
+UNTRUSTED_REMEDY = (
+    "If it is your own, put the certificate of its authority into a file, and name that in SSL_CERT_FILE."
+)
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
@@ -52,6 +57,28 @@ async def look(session: aiohttp.ClientSession, url: str, n_head: int) -> tuple[i
     if not whole.isdecimal():
         raise DownloadError(f"{url} does not say how large it is.", remedy="Choose another source.")
     return int(whole), head[:n_head]
+
+
+async def pieces(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Yields what an answer brings in large pieces, as a fast connection brings thousands of small ones a second, and
+    each that is written by itself takes a processor from those who answer requests.
+
+    Where the connection breaks, what has come is yielded before its error is raised.
+    """
+    loop = asyncio.get_running_loop()
+    piece, begun_s = bytearray(), loop.time()
+    try:
+        async for chunk in answer.content.iter_any():
+            piece += chunk
+            if len(piece) >= PIECE_BYTES or loop.time() - begun_s >= PIECE_S:
+                yield bytes(piece)
+                piece, begun_s = bytearray(), loop.time()
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        if piece:
+            yield bytes(piece)
+        raise
+    if piece:
+        yield bytes(piece)
 
 
 async def download(
@@ -97,7 +124,7 @@ async def _connection(
                 have = 0
             with target.open("r+b" if have else "wb") as file:
                 file.seek(have)
-                async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
+                async for chunk in pieces(answer):
                     if have + len(chunk) > size_bytes:
                         raise DownloadError(f"{url} sends more than it has said.", remedy="Pull again.")
                     file.write(chunk)
@@ -127,12 +154,6 @@ def _begun(target: Path, size_bytes: int) -> int:
     return 0
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of one file in hexadecimal. Blocks. Raises `OSError`."""
-    with path.open("rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def session() -> aiohttp.ClientSession:
     """A session for large files: no limit in all, but one for silence; proxies are the environment's."""
     return aiohttp.ClientSession(
@@ -159,5 +180,7 @@ def why_broken(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _broken(url: str, error: BaseException) -> BrokenOffError:
+def _broken(url: str, error: BaseException) -> DownloadError:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return DownloadError(f"The certificate of {url} is not trusted: {error}.", remedy=UNTRUSTED_REMEDY)
     return BrokenOffError(f"{url} broke off: {why_broken(error)}.", remedy="Pull again: it goes on there.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -13,10 +12,9 @@ import msgspec
 import structlog
 
 from moe2.agent.energy.blocking import in_daemon_thread
-from moe2.agent.engine.parts import parts_of
+from moe2.agent.engine.llama.parts import parts_of
+from moe2.common.checksums import checksums_of
 from moe2.common.statefile import replace_file
-
-_CHUNK_BYTES = 1 << 20
 
 
 class KnownChecksum(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +46,7 @@ class ChecksumStore:
         if (known := self._valid(path, now)) is not None:
             return known
         # Stored under what the file was before reading: had it changed meanwhile, the next look computes it anew.
-        sha256 = _sha256_of(parts)
+        sha256 = checksums_of(parts).whole
         self._keep(path, now, sha256)
         return sha256
 
@@ -93,15 +91,6 @@ def _facts_of(parts: Sequence[Path]) -> tuple[int, int, int]:
     )
 
 
-def _sha256_of(parts: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in parts:
-        with path.open("rb", buffering=0) as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
 log = structlog.get_logger()
 
 
@@ -131,7 +120,7 @@ class ModelFiles:
         self._unknown.put_nowait(model)
 
     async def run(self) -> None:
-        """Hashes the files one at a time, so that this takes no more than one core."""
+        """Has the files hashed, one at a time."""
         while True:
             model = await self._unknown.get()
             path = self._paths[model]

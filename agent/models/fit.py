@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from moe2.agent.engine.memory import Capacity, Need, Shortage, cache_bytes, least_cells, offloaded_part, shortage
+from moe2.agent.engine.llama.memory import (
+    Capacity,
+    Need,
+    Shortage,
+    cache_bytes,
+    least_cells,
+    offloaded_part,
+    shortage,
+)
 from moe2.common.errors import Moe2Error
 from moe2.common.gguf import GgufHeader
 from moe2.common.terminal.figures import size

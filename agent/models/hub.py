@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from moe2.agent.models.download import UNTRUSTED_REMEDY
 from moe2.common.errors import Moe2Error
 
 try:
@@ -100,13 +101,28 @@ def _explained(what: str) -> Iterator[None]:
         ) from error
     except hub_errors.HfHubHTTPError as error:
         raise HubError(f"The hub refuses {what}: {error}.", remedy="Check the token, or try again later.") from error
-    except OSError as error:
-        raise HubError(f"{what} could not be written: {error}.", remedy="Free space, and pull again.") from error
+    except (OSError, ValueError) as error:
+        raise _of_library(what, error) from error
     except Exception as error:
         # Whatever its HTTP library raises, which is another one in each of its releases.
         if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "requests", "urllib3"):
             raise
-        raise HubError(
-            f"The hub could not be reached for {what}: {error or type(error).__name__}.",
-            remedy=f"Pull again: it goes on where it was. {_NO_WAY_OUT}",
-        ) from error
+        raise _of_connection(what, error) from error
+
+
+def _of_library(what: str, error: OSError | ValueError) -> HubError:
+    if isinstance(error, ValueError):
+        return HubError(f"The hub's library does not take {what}: {error}")
+    if error.errno is None:
+        # Its own word for an answer that said it was whole, and was too short.
+        return HubError(f"{what} broke off, and nothing says why.", remedy="Pull again.")
+    return HubError(f"{what} could not be written: {error}.", remedy="Free space, and pull again.")
+
+
+def _of_connection(what: str, error: Exception) -> HubError:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return HubError(f"The hub's certificate is not trusted: {error}.", remedy=UNTRUSTED_REMEDY)
+    return HubError(
+        f"The hub could not be reached for {what}: {error or type(error).__name__}.",
+        remedy=f"Pull again: it goes on where it was. {_NO_WAY_OUT}",
+    )

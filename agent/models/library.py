@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from moe2.agent.engine.parts import parts_of
+from moe2.agent.engine.llama.parts import parts_of
 from moe2.agent.models.source import checked_name
-from moe2.common.errors import Moe2Error
+from moe2.common.errors import Moe2Error, file_remedy
 from moe2.common.statefile import locked, replace_file
 
 INDEX = "library.json"
@@ -152,5 +152,5 @@ class Library:
 def _unusable(path: Path, error: OSError) -> LibraryError:
     return LibraryError(
         f"{path} cannot be used: {error.strerror or error}.",
-        remedy="Run the command as root or as the agent's user, free space, or set models_from.folder.",
+        remedy=file_remedy(error, "Run the command as root or as the agent's user, or set models_from.folder."),
     )

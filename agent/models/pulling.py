@@ -11,14 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from moe2.agent.engine.capacity import capacity_for
-from moe2.agent.engine.memory import Capacity
-from moe2.agent.engine.parts import parts_of
+from moe2.agent.engine.llama.capacity import capacity_for
+from moe2.agent.engine.llama.memory import Capacity
+from moe2.agent.engine.llama.parts import parts_of
 from moe2.agent.models import download
 from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.fit import check_architecture, check_space, memory_shortage, what_would_fit
 from moe2.agent.models.library import Library, LibraryError, LibraryFile
 from moe2.agent.models.source import HubSource, LocalSource, Source, SourceError, UrlSource, checked_name
+from moe2.common.checksums import checksums_of
 from moe2.common.errors import Moe2Error
 from moe2.common.gguf import HEAD_BYTES, GgufHeader, check_whole, parse_head
 from moe2.common.terminal.figures import size
@@ -265,7 +266,7 @@ class Pull:
         target = self._library.partial_path(part.name)
         await self._supply.fetch(part, target, self._progress)
         self._library.give_to_owner(target)
-        sha256 = await asyncio.to_thread(download.sha256_of, target)
+        sha256 = (await asyncio.to_thread(checksums_of, [target])).whole
         if part.sha256 is not None and sha256 != part.sha256:
             target.unlink(missing_ok=True)
             raise Moe2Error(

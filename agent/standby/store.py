@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from moe2.agent.standby.transitions import Measured
+from moe2.common.clock import is_clock_wrong
 from moe2.common.errors import Moe2Error
 from moe2.common.standby import IdlePower
 from moe2.common.statefile import replace_file
@@ -39,7 +40,8 @@ class StoredStandby(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 def load_standby(state_dir: Path, now_unix_s: float) -> StoredStandby:
     """Returns what was stored, without what is too old; nothing where no file is.
 
-    Raises Moe2Error if there is one that cannot be used.
+    Where the clock is wrong now, or was when something was measured, its age is not known and it is kept. Raises
+    Moe2Error if there is a file that cannot be used.
     """
     path = state_dir / FILE_NAME
     try:
@@ -53,10 +55,13 @@ def load_standby(state_dir: Path, now_unix_s: float) -> StoredStandby:
     except (msgspec.MsgspecError, UnicodeError) as error:
         remedy = "Remove it; all of it is measured again."
         raise Moe2Error(f"{path} is not what this release writes: {error}.", remedy=remedy) from error
-    oldest_unix_s = now_unix_s - MAX_KEPT_S
+
+    def is_kept(at_unix_s: float) -> bool:
+        return now_unix_s - at_unix_s <= MAX_KEPT_S or is_clock_wrong(now_unix_s) or is_clock_wrong(at_unix_s)
+
     return StoredStandby(
-        idle=tuple(one for one in stored.idle if one.at_unix_s >= oldest_unix_s),
-        transitions=tuple(one for one in stored.transitions if one.at_unix_s >= oldest_unix_s and one.duration_s >= 0),
+        idle=tuple(one for one in stored.idle if is_kept(one.at_unix_s)),
+        transitions=tuple(one for one in stored.transitions if is_kept(one.at_unix_s) and one.duration_s >= 0),
     )
 
 

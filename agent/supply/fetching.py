@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,14 +20,15 @@ import aiohttp
 import structlog
 
 from moe2.agent.energy.blocking import in_daemon_thread
-from moe2.agent.engine.capacity import capacity_for
-from moe2.agent.engine.memory import Capacity
-from moe2.agent.models.download import sha256_of, why_broken
+from moe2.agent.engine.llama.capacity import capacity_for
+from moe2.agent.engine.llama.memory import Capacity
+from moe2.agent.models.download import pieces, why_broken
 from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.fit import check_space
 from moe2.agent.models.library import Library, LibraryFile
 from moe2.agent.models.source import checked_name
 from moe2.common.backoff import Backoff
+from moe2.common.checksums import checksums_of
 from moe2.common.errors import Moe2Error
 from moe2.common.link.supply import FILES_PATH, TICKET_HEADER, Fetching, FetchModel, FilePart, Ticket, TicketWanted
 from moe2.common.terminal.figures import size
@@ -55,11 +57,29 @@ class NeighbourError(Moe2Error):
     """A neighbour that is too slow to be waited for."""
 
 
+class _Digest:
+    """The checksum of bytes as they come, from a file's first one on."""
+
+    def __init__(self) -> None:
+        self.n_bytes = 0
+        self._sha256 = hashlib.sha256()
+
+    def add(self, content: bytes) -> None:
+        """Takes the next bytes."""
+        self._sha256.update(content)
+        self.n_bytes += len(content)
+
+    def of(self, n_bytes: int) -> str | None:
+        """The checksum of so many bytes; None where it has seen others."""
+        return self._sha256.hexdigest() if self.n_bytes == n_bytes else None
+
+
 @dataclass
 class _Fetch:
     """One model on its way. alone: from the coordinator itself, because a neighbour was slow, gone or wrong.
 
-    source: who gives it now. mixed: parts of which not every byte came from the coordinator since this fetch began.
+    source: who gives it now. digest: of the part that comes. mixed: parts of which not every byte came from the
+    coordinator since this fetch began.
     """
 
     order: FetchModel
@@ -69,6 +89,7 @@ class _Fetch:
     done: dict[str, int] = field(default_factory=dict)
     alone: bool = False
     source: str = COORDINATOR
+    digest: _Digest = field(default_factory=_Digest)
     mixed: set[int] = field(default_factory=set)
 
 
@@ -102,6 +123,8 @@ class Fetcher:
         self._changed = changed
         self._capacity = capacity
         self._fetches: dict[str, _Fetch] = {}
+        self._architectures: set[str] = set()
+        """Those that llama.cpp has said it knows: it takes a second of a small host's processor to ask."""
 
     def rows(self) -> tuple[Fetching, ...]:
         """What is on its way, for the report."""
@@ -153,11 +176,12 @@ class Fetcher:
 
     def _check(self, order: FetchModel) -> None:
         name, n_bytes = order.parts[0].name, sum(part.size_bytes for part in order.parts)
-        if not self._capacity(order.architecture).knows:
+        if order.architecture not in self._architectures and not self._capacity(order.architecture).knows:
             raise FetchError(
                 f"{name} has the architecture {order.architecture!r}, which this host's llama.cpp does not know.",
                 remedy="Install a newer llama-cpp-python there, or use another model.",
             )
+        self._architectures.add(order.architecture)
         if self._max_bytes is not None and self._library.used_bytes() + n_bytes > self._max_bytes:
             raise FetchError(
                 f"{name} needs {size(n_bytes)}; with what is there that is more than models_from.max_bytes, "
@@ -179,8 +203,10 @@ class Fetcher:
         if await in_daemon_thread(partial(_begun, target, part.size_bytes)):
             fetch.mixed.add(place)
         while True:
+            fetch.digest = _Digest()
             await self._bytes(fetch, place, part, target)
-            sha256 = await in_daemon_thread(partial(sha256_of, target))
+            # What an earlier fetch has left is read again.
+            sha256 = fetch.digest.of(part.size_bytes) or (await in_daemon_thread(partial(checksums_of, [target]))).whole
             if sha256 == part.sha256:
                 return
             target.unlink(missing_ok=True)
@@ -263,13 +289,14 @@ class Fetcher:
             if answer.status != HTTPStatus.PARTIAL_CONTENT:
                 raise aiohttp.ClientError(f"it answers {answer.status}: {await _said(answer)}")
             judged_s, judged_bytes = loop.time(), have
+            digest = fetch.digest if fetch.digest.n_bytes == have else None
             with await in_daemon_thread(partial(_opened, target, have)) as file:
-                async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
+                async for chunk in pieces(answer):
                     if have + len(chunk) > part.size_bytes:
                         if is_neighbour:
                             raise NeighbourError(f"{ticket.source} gives more than was asked for.")
                         raise FetchError(f"{part.name} is longer than was said.", remedy="Push it again.")
-                    await asyncio.to_thread(_write_all, file, chunk)
+                    await asyncio.to_thread(_write_all, file, chunk, digest)
                     have += len(chunk)
                     fetch.done[part.name] = have
                     now_s = loop.time()
@@ -310,11 +337,16 @@ def _opened(target: Path, have: int) -> FileIO:
     return file
 
 
-def _write_all(file: FileIO, content: bytes) -> None:
-    """A write may take only a part, such as what still fits on the disk; the next one then says why."""
+def _write_all(file: FileIO, content: bytes, digest: _Digest | None) -> None:
+    """Writes bytes and adds them to the checksum, piece by piece, as reading all of them again takes a core.
+
+    A write may take only a part, such as what still fits on the disk; the next one then says why.
+    """
     rest = memoryview(content)
     while rest:
         rest = rest[file.write(rest) :]
+    if digest is not None:
+        digest.add(content)
 
 
 def _begun(target: Path, size_bytes: int) -> int:

@@ -12,9 +12,9 @@ import structlog
 from msgspec.structs import replace
 
 from moe2.agent.energy.blocking import in_daemon_thread
-from moe2.agent.engine.capacity import capacity_for, host_free_bytes
-from moe2.agent.engine.memory import Capacity, Need, Shortage, cache_bytes, least_cells
-from moe2.agent.engine.parts import size_bytes
+from moe2.agent.engine.llama.capacity import capacity_for, host_free_bytes
+from moe2.agent.engine.llama.memory import Capacity, Need, Shortage, cache_bytes, least_cells
+from moe2.agent.engine.llama.parts import size_bytes
 from moe2.agent.jobs.events import Event, FileHashed, ModelOffered, ModelWithdrawn
 from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.fit import check_architecture, memory_shortage, what_would_fit

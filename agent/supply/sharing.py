@@ -15,7 +15,7 @@ import structlog
 from aiohttp import web
 
 from moe2.agent.energy.blocking import in_daemon_thread
-from moe2.agent.engine.parts import parts_of
+from moe2.agent.engine.llama.parts import parts_of
 from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.library import Library
 from moe2.agent.settings import ModelsFromSection

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from moe2.common import __version__
-from moe2.common.errors import ConfigError, Moe2Error
+from moe2.common.errors import ConfigError, Moe2Error, file_remedy
 
 EXIT_USAGE = 2
 EXIT_CONFIG = 78
@@ -29,8 +29,6 @@ EXIT_BROKEN_PIPE = 141
 _REMEDIES = {
     errno.EACCES: "Ask as a user who may, such as with sudo, or join the group that owns it.",
     errno.EPERM: "Ask as a user who may, such as with sudo.",
-    errno.EROFS: "Name a place on a file system that can be written to.",
-    errno.ENOSPC: "Make room on the disk.",
     errno.EADDRINUSE: "Another program listens there: stop it, or choose another port.",
 }
 
@@ -207,7 +205,7 @@ def _told(error: BaseException) -> str | None:
         return f"a file is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8."
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename is not None else ""
-        remedy = _REMEDIES.get(error.errno or 0, "")
+        remedy = file_remedy(error, _REMEDIES.get(error.errno or 0, ""))
         return f"{place}{error.strerror or str(error) or type(error).__name__}.{' ' if remedy else ''}{remedy}"
     return None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
@@ -62,7 +64,11 @@ def _show(arguments: argparse.Namespace) -> int:
         shown = msgspec.json.format(msgspec.json.encode(status.provisioning), indent=2).decode()
         sys.stdout.write(shown + "\n")
         return 0
-    sys.stdout.write("\n".join(told(status)) + "\n")
+    lines = told(status)
+    if sys.stdout.isatty():
+        columns = shutil.get_terminal_size().columns
+        lines = [textwrap.fill(line, columns, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
+    sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 

@@ -145,15 +145,14 @@ def _header(status: CoordinatorStatus) -> RenderableType:
 
 def _agents(agents: tuple[AgentRow, ...]) -> Table:
     right = ("Power", "Round trip", "Report")
-    table = terminal_parts.figures_table("Agent", "Link", "Round trip", "Report", "Power", "Host", right=right)
+    table = terminal_parts.figures_table("Agent", "Link", "Round trip", "Report", "Power", right=right)
     for agent in agents:
         table.add_row(
-            Text(printable(agent.agent_name), style="bold"),
+            Text(printable(agent.agent_name), style="bold").append(f"\n{_host(agent)}", style="not bold dim"),
             _link_cell(agent),
             Text(known(agent.rtt_s, figures.latency)),
             Text(known(agent.report_age_s, lambda age_s: figures.duration(age_s) + " ago")),
             _power_cell(agent),
-            Text(_host(agent), style="dim"),
         )
     return table
 
@@ -189,7 +188,7 @@ def _averages(averages: tuple[AverageRow, ...]) -> Table:
                 known(row.mean_j, lambda joules: f"{joules:.4g}") + (" (simulated)" if row.simulated else ""),
                 style="yellow" if row.saturated else "",
             ),
-            Text(f"{row.price_per_j * POINTS_PER_KJ:.3g}"),
+            Text(figures.number(row.price_per_j * POINTS_PER_KJ)),
             Text(str(row.n_answers)),
             Text(str(row.n_unmeasured)),
         )
@@ -216,7 +215,7 @@ def _power_cell(agent: AgentRow) -> Text:
     present = [sensor for sensor in agent.sensors if sensor.state == "present"]
     if not present:
         return Text(UNMEASURED, style="dim")
-    return Text("\n".join(f"{printable(sensor.name)} {terminal_parts.sensor_power(sensor)}" for sensor in present))
+    return Text("\n".join(f"{terminal_parts.sensor_power(sensor)}\n{printable(sensor.name)}" for sensor in present))
 
 
 # --- Plain ------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from moe2.common.errors import Moe2Error
+from moe2.common.errors import Moe2Error, file_remedy
 from moe2.common.statefile import Stamp, locked, read_plain, replace_file, stamp_of
 from moe2.coordinator.fleet.register import Register
 
@@ -74,7 +74,9 @@ class RegisterFile:
         except OSError as error:
             raise Moe2Error(
                 f"The register of agents {self.path} cannot be used: {error.strerror or error}.",
-                remedy="Run the command as root or as the coordinator's user, and look at coordinator.state_dir.",
+                remedy=file_remedy(
+                    error, "Run the command as root or as the coordinator's user, and look at coordinator.state_dir."
+                ),
             ) from error
         except msgspec.MsgspecError as error:
             raise Moe2Error(

@@ -6,7 +6,7 @@ decision keyed by it need not look again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -116,8 +116,8 @@ class CapabilityTable:
         self._expected: frozenset[str] = frozenset()
         self._expected_until_s = 0.0
         self._fresh_until_s = 0.0
-        self._models: tuple[str, ...] | None = None
-        """What `models` returns, as long as no agent has changed."""
+        self._largest_contexts: dict[str, int] | None = None
+        """What `largest_contexts` returns, as long as no agent has changed."""
         self.epoch = 0
 
     def set_ages(self, *, stale_s: float, evict_s: float) -> None:
@@ -201,8 +201,9 @@ class CapabilityTable:
         return tuple(sorted(found, key=lambda expert: expert.key))
 
     def everyone(self) -> tuple[Expert, ...]:
-        """Returns the experts of all connected and sleeping agents, whatever their state, sorted by key."""
-        there = (agent for agent in self._agents.values() if agent.report and (agent.connected or agent.asleep))
+        """Returns the experts of all connected and sleeping agents, whatever their state, sorted by key. It may be
+        asked in any thread, as it keeps nothing."""
+        there = (agent for agent in tuple(self._agents.values()) if agent.report and (agent.connected or agent.asleep))
         found = (_expert(agent, expert) for agent in there if agent.report for expert in agent.report.experts)
         return tuple(sorted(found, key=lambda expert: expert.key))
 
@@ -306,11 +307,19 @@ class CapabilityTable:
 
     def models(self) -> tuple[str, ...]:
         """Returns the names of all models of connected agents, ready or not, and of sleeping ones, sorted."""
-        if self._models is None:
-            there = (agent for agent in self._agents.values() if agent.report and (agent.connected or agent.asleep))
-            names = {expert.model for agent in there if agent.report for expert in agent.report.experts}
-            self._models = tuple(sorted(names))
-        return self._models
+        return tuple(self.largest_contexts())
+
+    def largest_contexts(self) -> Mapping[str, int]:
+        """Returns the tokens of the largest context of each model of connected and sleeping agents, sorted by name.
+
+        Every request asks for it: the same object is returned until an agent changes.
+        """
+        if self._largest_contexts is None:
+            self._largest_contexts = {
+                model: max(report.context_tokens for report in reports)
+                for model, reports in self.reports_by_model().items()
+            }
+        return self._largest_contexts
 
     def has_model(self, name: str) -> bool:
         """Whether `models` has this name. It may be asked in any thread, as it keeps nothing."""
@@ -320,8 +329,10 @@ class CapabilityTable:
     def reports_by_model(self) -> dict[str, tuple[ExpertReport, ...]]:
         """Returns what connected and sleeping agents last reported of each model, by its name, sorted."""
         found: dict[str, list[ExpertReport]] = {}
-        for expert in self.everyone():
-            found.setdefault(expert.model, []).append(expert.report)
+        for _, agent in sorted(self._agents.items()):
+            if agent.report and (agent.connected or agent.asleep):
+                for report in agent.report.experts:
+                    found.setdefault(report.model, []).append(report)
         return {model: tuple(found[model]) for model in sorted(found)}
 
     def remembers(self, name: str) -> bool:
@@ -360,7 +371,7 @@ class CapabilityTable:
         return tuple(sorted(rows, key=lambda row: (row.agent_name, row.agent_id)))
 
     def _changed(self, agent_id: str) -> None:
-        self._models = None
+        self._largest_contexts = None
         self.epoch += 1
         self._stirred.add(agent_id)
         if agent := self._agents.get(agent_id):

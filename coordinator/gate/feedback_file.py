@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from moe2.common.errors import Moe2Error
+from moe2.common.errors import Moe2Error, file_remedy
 from moe2.common.statefile import append_line
 from moe2.coordinator.gate.feedback import Feedback, FeedbackBook
 
@@ -56,7 +56,7 @@ class FeedbackFile:
         except OSError as error:
             raise Moe2Error(
                 f"The feedback in {self.path} cannot be used: {error.strerror or error}.",
-                remedy="Make it readable and writable for the daemon's user, or move it away.",
+                remedy=file_remedy(error, "Make it readable and writable for the daemon's user, or move it away."),
             ) from error
         if self.damaged_lines:
             log.warning("feedback_damaged", path=str(self.path), lines_passed_over=self.damaged_lines)

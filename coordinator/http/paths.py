@@ -35,6 +35,10 @@ OLLAMA_SHOW_PATH = "/api/show"
 OLLAMA_PULL_PATH = "/api/pull"
 OLLAMA_VERSION_PATH = "/api/version"
 
+INFILL_PATH = "/infill"
+COMPLETION_PATH = "/completion"
+"""llama-server's own route, without an `s`; with one it is OpenAI's."""
+
 FLEET_PATH = "/v1/moe2/fleet"
 PLAN_PATH = "/v1/moe2/plan"
 FEEDBACK_PATH = "/v1/moe2/feedback"

@@ -11,7 +11,7 @@ from typing import Protocol
 import structlog
 from pydantic import ValidationError
 
-from moe2.common.errors import Moe2Error
+from moe2.common.errors import Moe2Error, file_remedy
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.statefile import Stamp, locked, read_plain, replace_file, stamp_of
 from moe2.coordinator.keys.keys import KeyRecord, KeySet, KeyState, Refusal, check
@@ -101,7 +101,7 @@ class KeyFile:
     def _unwritable(self, error: OSError) -> KeyFileError:
         return KeyFileError(
             f"The API keys in {self.path} cannot be changed: {error.strerror or error}.",
-            remedy="Run the command as the daemon's user, or with sudo.",
+            remedy=file_remedy(error, "Run the command as the daemon's user, or with sudo."),
         )
 
 

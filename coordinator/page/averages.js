@@ -9,12 +9,13 @@ export function drawAverages({ averages = [] }) {
   show(section, averages.length ? table(averages) : null);
 }
 
+const COLUMNS = ["Average of", "Wanted", "Taken", "Price", "Answers"];
+
 function table(averages) {
-  const columns = ["Average of", "Wanted", "Taken", "Price", "Answers"];
   return el(
     "table",
     { class: "averages" },
-    el("thead", {}, el("tr", {}, columns.map((name) => el("th", { scope: "col" }, name)))),
+    el("thead", {}, el("tr", {}, COLUMNS.map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, averages.map(row)),
   );
 }
@@ -22,13 +23,14 @@ function table(averages) {
 function row(average) {
   const blind = average.n_unmeasured ? ` + ${count(average.n_unmeasured)} unmeasured` : "";
   const title = average.saturated ? "the cheapest expert answers all of them" : "over about the last hundred answers";
-  return el(
-    "tr",
-    {},
-    el("th", { scope: "row" }, average.scope),
-    el("td", {}, joules(average.average_energy_j)),
-    el("td", { class: average.mean_j === null ? "unknown" : average.saturated ? "error" : null, title }, average.mean_j === null ? DASH : joules(average.mean_j), average.simulated ? " " : null, average.simulated ? el("span", { class: "chip simulated" }, "simulated") : null),
-    el("td", { title: "score that a thousand joules have to bring, in points of a hundred" }, points(average.price_per_j)),
-    el("td", {}, count(average.n_answers), blind),
-  );
+  const taken = average.mean_j === null ? [DASH] : [joules(average.mean_j), " ", average.simulated ? el("span", { class: "chip simulated" }, "simulated") : null];
+  const cells = [
+    [{}, joules(average.average_energy_j)],
+    [{ class: average.mean_j === null ? "unknown" : average.saturated ? "error" : null, title }, ...taken],
+    [{ title: "score that so many joules have to bring, in points of a hundred" }, points(average.price_per_j)],
+    [{}, count(average.n_answers), blind],
+  ];
+  // On a narrow screen each cell stands in a line of its own, beside its column's name.
+  const named = cells.map(([about, ...content], i) => el("td", { ...about, "data-name": COLUMNS[i + 1] }, ...content));
+  return el("tr", {}, el("th", { scope: "row" }, average.scope), ...named);
 }

@@ -22,8 +22,11 @@ export function watts(value) {
   return Math.abs(value) >= 10_000 ? `${digits(value / 1000)} kW` : `${digits(value)} W`;
 }
 
-// What a joule has to bring: points are hundredths of a score, and a single joule is worth too few of them to read.
-export const points = (pricePerJ) => (known(pricePerJ) ? `${digits(pricePerJ * 1e5)} points/kJ` : DASH);
+// What a joule has to bring: points are hundredths of a score, and a single joule is mostly worth too few of them to read.
+export function points(pricePerJ) {
+  if (!known(pricePerJ)) return DASH;
+  return pricePerJ >= 0.01 ? `${digits(pricePerJ * 100)} points/J` : `${digits(pricePerJ * 1e5)} points/kJ`;
+}
 export const perToken = (value) => (known(value) ? `${joules(value)}/token` : UNMEASURED);
 export const rate = (value) => (known(value) ? `${digits(value)} tok/s` : UNMEASURED);
 export const count = (value) => (known(value) ? Math.round(value).toLocaleString("en") : DASH);

@@ -30,6 +30,8 @@ _PAIR_STEPS = 500
 """Steps that a pair takes whatever joins it."""
 _PRODUCT_STEPS = 1e6
 """Steps of a matrix product between two looks at the clock."""
+_MATRIX_ENTRIES = 3e4
+"""Entries of a matrix of pairs by pairs: memory that is new to the process takes longer than what is computed in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +196,9 @@ class _Listing:
         if thirds.sum() * _DENSE_SHARE > len(thirds) * len(self.free):
             ends = np.arange(whole, len(thirds), max(1, whole)) if whole else np.arange(1, len(thirds))
         else:
-            work = np.cumsum(thirds * self.prompts + _PAIR_STEPS)
+            # The states of pairs are made one by one, also where panels are valued by a product.
+            each = max(_PAIR_STEPS, self.prompts * self.steps_at_once / _CHUNK_STEPS)
+            work = np.cumsum(thirds * self.prompts + each)
             _, ends = np.unique(work // self.steps_at_once, return_index=True)
         yield from np.split(np.arange(len(thirds)), ends[ends > 0])
 
@@ -329,7 +333,10 @@ class _Listing:
         if len(row) * _DENSE_SHARE > joining.size:
             return np.where(joining, value.cross(base, self.states), -np.inf)
         found = np.full(joining.shape, -np.inf)
-        found[row, third] = value.average(value.combine(base[row], self.states[third]))
+        at_once = max(1, int(_CHUNK_STEPS / self.prompts))
+        for start in range(0, len(row), at_once):
+            some, other = row[start : start + at_once], third[start : start + at_once]
+            found[some, other] = value.average(value.combine(base[some], self.states[other]))
         return found
 
 
@@ -384,8 +391,10 @@ def _extended(listing: _Listing, pairs: _Pairs, more: int, incumbent: Incumbent,
             return -np.inf
         if stop():
             return upper
-        base = value.combine(listing.joined[pairs.first[part]], listing.states[pairs.last[part]])
         extendable = listing.extendable(pairs, part) & listing.better(pairs, part, more - 1, incumbent)
+        usable = extendable.any(axis=1)
+        part, extendable = part[usable], extendable[usable]
+        base = value.combine(listing.joined[pairs.first[part]], listing.states[pairs.last[part]])
         reached = listing.reached(base, extendable)
         row, third = np.nonzero(extendable)
         pair = part[row]
@@ -395,7 +404,9 @@ def _extended(listing: _Listing, pairs: _Pairs, more: int, incumbent: Incumbent,
         gains = np.where(extendable, reached - pairs.values[part, None], -np.inf)
         best = pairs.values[part] + _largest(np.maximum(gains, 0.0), 2)
         left = np.flatnonzero(best > incumbent.target)
-        for some in [left] if value.crosses_as_product and len(left) else left[:, None]:
+        rows = max(1, int(_MATRIX_ENTRIES / len(pairs.first))) if value.crosses_as_product else 1
+        for start in range(0, len(left), rows):
+            some = left[start : start + rows]
             if not fourth.offer(part[some], base[some], gains[some]):
                 return upper
     return -np.inf
@@ -417,9 +428,13 @@ class _Fourth:
         listing, pairs, incumbent = self._listing, self._pairs, self._incumbent
         value = listing.candidates.problem.value
         target = incumbent.value - tie_width(incumbent.value)
-        upper = pairs.values[some, None] + gains[:, pairs.first] + gains[:, pairs.last]
+        upper = gains[:, pairs.first]
+        upper += gains[:, pairs.last]
+        upper += pairs.values[some, None]
         worth_it = upper > incumbent.target
-        worth_it &= listing.floor + (pairs.reduced[some, None] + pairs.reduced) > incumbent.target
+        np.add(pairs.reduced[some, None], pairs.reduced, out=upper)
+        upper += listing.floor
+        worth_it &= upper > incumbent.target
         others = np.flatnonzero(worth_it.any(axis=0))
         columns = max(1, int(listing.steps_at_once / (listing.prompts * len(some))))
         for start in range(0, len(others), columns):

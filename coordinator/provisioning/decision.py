@@ -28,6 +28,10 @@ LOSSES = (0.0, 0.001, 0.002, 0.004, 0.007, 0.012, 0.02, 0.035, 0.06, 0.1)
 _PRICES_PER_J = np.concatenate([[0.0], np.geomspace(1e-9, 1e-3, 121)])
 SAME_LATE = 0.01
 """Shares of late answers that differ by less count as equal: one request in a hundred stands for each class."""
+SAME_WATTS = 0.05
+"""Watts of two sets that differ by a smaller share count as equal: idle power is measured no better than that."""
+SAME_LOSS = 0.002
+"""Scores of two sets that differ by less count as equal: what is learned of experts moves them by as much."""
 THRIFTY_FROM = 0.8
 """Part of a day's tolerance from which on the price falls."""
 DAY_S = 86_400.0
@@ -243,7 +247,7 @@ def decide(
     if not options:
         text = correction(slow, effort=effort, clock=clock) if best.status is Status.INFEASIBLE else None
         return Decision((), None, None, best, 0.0, 0.0, price_per_j, rate_per_s, best.status, stays, text)
-    one = choose(options, rate_per_s, price_per_j)
+    one = _without_waking(slow, choose(options, rate_per_s, price_per_j), price_per_j, effort, clock)
     return Decision(
         members=tuple(slow.experts[n].key for n in one.members),
         standing_w=one.standing_w + slow.fixed_w,
@@ -258,6 +262,39 @@ def decide(
         is_measured=_is_measured(fleet, [slow.experts[n] for n in one.members]),
         spare=_spare(slow, fleet),
     )
+
+
+def _without_waking(slow: SlowProblem, one: Option, price_per_j: float, effort: Effort, clock: Clock | None) -> Option:
+    """The best option of the experts in memory where it is about as good as `one`, which takes others; else `one`.
+
+    Of hosts that cost and answer alike the figures of now one, now the other are better by their noise, and every
+    exchange would cost a wake.
+    """
+    away = frozenset(
+        n for n, expert in enumerate(slow.experts) if expert.readiness in (Readiness.COLD, Readiness.ASLEEP)
+    )
+    if not away & set(one.members):
+        return one
+    here = replace(slow, problem=replace(slow.problem, ruled_out=slow.problem.ruled_out | away))
+    if here.problem.ruled_out & here.problem.pinned:
+        return one
+    best = most_valuable(here.problem, effort=effort, clock=clock)
+    options = _options(here, best, effort, clock)
+    if not options:
+        return one
+    stay = choose(options, slow.rate_per_s, price_per_j)
+    # What it gives up is counted against everybody, not only against those in memory.
+    everyone = slow.quality(range(len(slow.experts)))[0]
+    stay = replace(stay, loss=everyone - slow.quality(stay.members)[0])
+    more_loss = stay.loss + LATE_COSTS * stay.late - one.loss - LATE_COSTS * one.late
+    most_late = max(slow.hourly_late_share, slow.worst_late(one.members) + SAME_LATE)
+    is_worse = more_loss > SAME_LOSS or slow.worst_late(stay.members) > most_late
+    if is_worse or stay.standing_w > one.standing_w * (1 + SAME_WATTS):
+        return one
+    least = least_standing(
+        slow.problem, slow.problem.worth(slow.problem.mask(stay.members)), effort=effort, clock=clock
+    )
+    return replace(stay, least_w=least.least_w, status=least.status)
 
 
 def _is_measured(fleet: Fleet, members: Sequence[ExpertFigures]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 import secrets
 import uuid
@@ -15,6 +14,7 @@ from time import time
 import msgspec
 import structlog
 
+from moe2.common.checksums import Checksums, checksums_of
 from moe2.common.errors import Moe2Error
 from moe2.common.gguf import check_whole, read_header
 from moe2.common.link.messages import CommandAnswer, CommandOutcome, ToAgent
@@ -32,7 +32,6 @@ HEADROOM_BYTES = 1 << 28
 LOOK_EVERY_S = 1.0
 LEND_ANSWER_S = 5.0
 """A neighbour that has not said by then whether it gives a file is not asked again for this host."""
-_CHUNK_BYTES = 1 << 20
 _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _NAME = re.compile(r"[A-Za-z0-9][^/\\\x00-\x1f\x7f]{0,190}\.gguf")
 _RUNNING = ("waiting", "sending")
@@ -126,7 +125,7 @@ class Pushes:
         self.port: int | None = None
         self._pushes: dict[str, _Push] = {}
         self._tickets = Tickets()
-        self._known_sums: dict[tuple[Path, int, int], str] = {}
+        self._known_sums: dict[tuple[tuple[Path, int, int], ...], Checksums] = {}
 
     # --- An operator's word -------------------------------------------------------------------------------------------
 
@@ -173,8 +172,7 @@ class Pushes:
             for one in paths:
                 check_whole(one)
             sizes = [one.stat().st_size for one in paths]
-            whole = hashlib.sha256()
-            sums = [self._sum(one, whole, is_only=len(paths) == 1) for one in paths]
+            sums = self._sums(paths)
         except OSError as error:
             raise PushError(
                 f"{error.filename or path} cannot be read: {error.strerror}.",
@@ -184,23 +182,16 @@ class Pushes:
             raise PushError(f"{path} does not say what architecture it has.", remedy="Choose a model in GGUF format.")
         parts = tuple(
             FilePart(name=one.name, size_bytes=n_bytes, sha256=sha256)
-            for one, n_bytes, sha256 in zip(paths, sizes, sums, strict=True)
+            for one, n_bytes, sha256 in zip(paths, sizes, sums.parts, strict=True)
         )
-        sha256 = sums[0] if len(sums) == 1 else whole.hexdigest()
-        return Parcel(paths, parts, sha256, header.architecture, header.licence)
+        return Parcel(paths, parts, sums.whole, header.architecture, header.licence)
 
-    def _sum(self, path: Path, whole: hashlib._Hash, *, is_only: bool) -> str:
-        facts = path.stat()
-        key = (path, facts.st_size, facts.st_ctime_ns)
-        if is_only and key in self._known_sums:
-            return self._known_sums[key]
-        own = hashlib.sha256()
-        with path.open("rb", buffering=0) as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                own.update(chunk)
-                whole.update(chunk)
-        self._known_sums[key] = own.hexdigest()
-        return own.hexdigest()
+    def _sums(self, paths: Sequence[Path]) -> Checksums:
+        facts = [path.stat() for path in paths]
+        key = tuple((path, one.st_size, one.st_ctime_ns) for path, one in zip(paths, facts, strict=True))
+        if key not in self._known_sums:
+            self._known_sums[key] = checksums_of(paths)
+        return self._known_sums[key]
 
     def _begin(self, host: AgentRow, parcel: Parcel) -> PushRow:
         order = FetchModel(

@@ -1,7 +1,7 @@
 """Training of the gate from outcomes to a served gate with its manifest; deterministic for given data and settings.
 
-`train_gate` fits one network per seed (`_fit`), folds the networks into one (`folded`), and chooses the residual's
-scale and the calibration on validation rows (`chosen_on_validation`).
+`train_gate` fits one network per seed and folds the networks into one (`fitted`), and chooses the residual's scale and
+the calibration on validation rows (`chosen_on_validation`).
 
 The loss per prompt is the entropy-regularised expected loss over the experts that were run on it (design.md, section
 2), so that rows with missing experts count as well: the objective's optimum is the same on every subset. Added to it
@@ -12,7 +12,8 @@ their own, told apart only within their source, and change neither experts nor p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import msgspec
@@ -47,7 +48,7 @@ IndexArray = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
 """Called with the number of steps done and of all steps."""
 
-_RESIDUAL_SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
+RESIDUAL_SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,8 @@ def train_gate(
     the data in the manifest. Raises TrainingError.
     """
     config, features = config or TrainingConfig(), features or FeatureConfig()
-    _check(outcomes, config)
+    gate, rows = fitted(outcomes, auxiliary=auxiliary, config=config, features=features, progress=progress)
     train, val = outcomes.take(outcomes.rows_of("train")), outcomes.take(outcomes.rows_of("val"))
-    helpers = _usable_auxiliary(auxiliary, outcomes) if config.auxiliary_share > 0 else None
-    rows = PreparedRows(train, helpers, features, config)
-    networks = []
-    total = len(config.seeds) * config.epochs * rows.batches
-    for position, seed in enumerate(config.seeds):
-        report = _Report(progress, position * config.epochs * rows.batches, total)
-        networks.append(_fit(rows, config, seed, report))
-    gate = Gate(folded(networks, rows), features, outcomes.experts, config.tau)
     gate, metrics, gain = chosen_on_validation(gate, val, best_single(train.scores))
     gate = _with_more(gate, train, rows)
     manifest = Manifest(
@@ -96,12 +89,51 @@ def train_gate(
         tau=config.tau,
         data_sha256=outcomes.digest,
         source=source,
-        rows={"train": len(train), "val": len(val), "auxiliary": len(helpers) if helpers else 0},
+        rows={"train": len(train), "val": len(val), "auxiliary": len(rows.shapes) - rows.pool_rows},
         training=msgspec.json.decode(msgspec.json.encode(asdict(config))),
         metrics=metrics,
         files=dict(outcomes.files),
     )
     return TrainedGate(gate, manifest, gain)
+
+
+def fitted(
+    outcomes: Outcomes,
+    *,
+    auxiliary: Outcomes | None,
+    config: TrainingConfig,
+    features: FeatureConfig,
+    progress: Progress | None = None,
+) -> tuple[Gate, PreparedRows]:
+    """Fit a gate to the train rows, with its whole residual and uncalibrated; return it with the rows as prepared.
+
+    The arguments are those of `train_gate`. Raises TrainingError.
+    """
+    _check(outcomes, config)
+    helpers = _usable_auxiliary(auxiliary, outcomes) if config.auxiliary_share > 0 else None
+    rows = PreparedRows(outcomes.take(outcomes.rows_of("train")), helpers, features, config)
+    networks = []
+    total = len(config.seeds) * config.epochs * rows.batches
+    with _one_thread():
+        for position, seed in enumerate(config.seeds):
+            report = _Report(progress, position * config.epochs * rows.batches, total)
+            networks.append(_fit(rows, config, seed, report))
+    return Gate(folded(networks, rows), features, outcomes.experts, config.tau), rows
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have torch compute with one thread, and with as many as before afterwards.
+
+    The networks are so small that threads gain nothing; on a busy machine they wait for each other many times longer
+    than they compute.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _with_more(gate: Gate, train: Outcomes, rows: PreparedRows) -> Gate:
@@ -257,19 +289,17 @@ def folded(networks: Sequence[GateNetwork], rows: PreparedRows) -> GateParameter
     )
 
 
-def chosen_on_validation(gate: Gate, val: Outcomes, single: int) -> tuple[Gate, dict[str, float], Gain]:
+def chosen_on_validation(
+    gate: Gate, val: Outcomes, single: int, scale: float | None = None
+) -> tuple[Gate, dict[str, float], Gain]:
     """The gate with the residual's scale and the calibration that validation rows prefer, its figures, and its gain.
 
-    single: the expert that is the best one on the train rows, which the gate is compared with.
+    single: the expert that is the best one on the train rows, which the gate is compared with. scale: the residual's;
+    None for the one whose choices score best.
     """
-    heads = [gate.heads(gate.extractor.extract(prompt)) for prompt in val.prompts]
-    task_logits, residual = (np.stack(part).astype(np.float64) for part in zip(*heads, strict=True))
-    posterior = np.exp(task_logits - task_logits.max(axis=1, keepdims=True))
-    posterior /= posterior.sum(axis=1, keepdims=True)
-    mean = log_odds_of(posterior @ gate.parameters.profile)
+    mean, residual = log_odds_on(gate, val)
     plain = Calibration(np.ones(len(val.experts)), np.zeros(len(val.experts)))
-
-    scale = _residual_scale(mean, residual, val.scores)
+    scale = _residual_scale(mean, residual, val.scores) if scale is None else scale
     raw = mean + scale * residual
     calibration = fit_calibration(raw, val.scores)
     before, after = plain.probabilities(raw), calibration.probabilities(raw)
@@ -295,13 +325,22 @@ def chosen_on_validation(gate: Gate, val: Outcomes, single: int) -> tuple[Gate, 
     return Gate(parameters, gate.feature_config, gate.experts, gate.tau), metrics, gained
 
 
+def log_odds_on(gate: Gate, table: Outcomes) -> tuple[FloatArray, FloatArray]:
+    """(rows, N) log-odds by the kinds of a table's prompts alone, and (rows, N) the residual that is added to them."""
+    heads = [gate.heads(gate.extractor.extract(prompt)) for prompt in table.prompts]
+    task_logits, residual = (np.stack(part).astype(np.float64) for part in zip(*heads, strict=True))
+    posterior = np.exp(task_logits - task_logits.max(axis=1, keepdims=True))
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    return log_odds_of(posterior @ gate.parameters.profile), residual
+
+
 def _residual_scale(mean: FloatArray, residual: FloatArray, scores: FloatArray) -> float:
     """The residual's scale whose choices score best, or 0 where that gains no more than two standard errors over 0.
 
     It is judged by choices, because a residual that mends probabilities may still choose worse; and by two standard
     errors, because the best of several scales looks good by chance.
     """
-    chosen = {scale: chosen_scores(sigmoid(mean + scale * residual), scores) for scale in _RESIDUAL_SCALES}
-    best = max(_RESIDUAL_SCALES, key=lambda scale: float(np.nanmean(chosen[scale])))
+    chosen = {scale: chosen_scores(sigmoid(mean + scale * residual), scores) for scale in RESIDUAL_SCALES}
+    best = max(RESIDUAL_SCALES, key=lambda scale: float(np.nanmean(chosen[scale])))
     found = gain_of(chosen[best], chosen[0.0])
     return best if found.standard_error is not None and found.gain > 2 * found.standard_error else 0.0

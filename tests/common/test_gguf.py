@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.agent.engine.memory import cache_bytes
+from moe2.agent.engine.llama.memory import cache_bytes
 from moe2.common.gguf import GgufError, check_whole, header_of, needed_bytes, parse_head, read_header
 from tests.gguf import gguf, text
 from tests.models import smollm2_path

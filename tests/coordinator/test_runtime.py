@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from moe2.common.health import Severity
-from moe2.coordinator.runtime import EventLoop, ListenerTls, allow_open_files, share_processor
+from moe2.coordinator.runtime import EventLoop, ListenerTls, allow_open_files, collect_seldom, share_processor
 from moe2.coordinator.settings import CoordinatorSettings
 from tests.fakes.certificates import Authority
 
@@ -90,3 +92,41 @@ def test_loopback_needs_no_tls(host: str) -> None:
 def test_with_tls_nothing_passes_in_the_clear(tmp_path: Path) -> None:
     """A listener with TLS is not warned of on a public address."""
     assert warned(host="0.0.0.0", keys="required", tls=Authority(tmp_path).issue()) == []
+
+
+@pytest.fixture
+def collector() -> Iterator[None]:
+    """The garbage collector of the tests' process, as it was before."""
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("collector")
+def test_a_look_at_all_hosts_starts_no_collection() -> None:
+    """Thousands of objects that are made at once, as for all hosts of a large fleet, do not have garbage collected."""
+    begun: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        begun.append(info["generation"])
+
+    collect_seldom()
+    gc.callbacks.append(note)
+    try:
+        rows = [[number] for number in range(5000)]
+    finally:
+        gc.callbacks.remove(note)
+    assert len(rows) == 5000
+    assert begun == []
+
+
+@pytest.mark.usefixtures("collector")
+def test_cycles_are_still_collected() -> None:
+    """Objects that refer to each other are found by the garbage collector although it runs seldom."""
+    collect_seldom()
+    n_before = len(gc.get_objects())
+    for _ in range(30_000):
+        cycle: list[object] = []
+        cycle.append(cycle)
+    assert len(gc.get_objects()) - n_before < 15_000

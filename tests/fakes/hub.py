@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class FakeHub:
     """files: by their paths in the repository `org/repo`. cut_after: answers end after so many bytes, once each.
 
-    token: what a client must show. lies: told as the checksum in place of the true one. got: the ranges asked for.
+    shortened: answers lack so many bytes, once each, and say that they are whole, as of a proxy that cuts.
+    ranges: False where the storage sends the whole file, whatever part is asked for.
+    pair: certificate and key, for TLS. token: what a client must show. lies: told as the checksum in place of the
+    true one. got: the ranges asked for.
     """
 
     files: dict[str, Path]
@@ -26,6 +30,9 @@ class FakeHub:
     token: str | None = None
     lies: str | None = None
     cut_after: list[int] = field(default_factory=list)
+    shortened: list[int] = field(default_factory=list)
+    ranges: bool = True
+    pair: Mapping[str, Path] | None = None
     got: list[str] = field(default_factory=list)
     storage_saw_token: bool = False
 
@@ -66,15 +73,20 @@ class FakeHub:
         wanted = request.headers.get("Range", "")
         self.got.append(wanted)
         start, _, end = wanted.removeprefix("bytes=").partition("-")
+        is_head = bool(end)
+        if not self.ranges:
+            wanted = start = end = ""
         first, last = int(start or 0), int(end or len(content) - 1)
         last = min(last, len(content) - 1)
+        if self.shortened and not is_head:
+            last -= self.shortened.pop(0)
         part = content[first : last + 1]
         answer = web.StreamResponse(status=206 if wanted else 200)
         answer.content_length = len(part)
         if wanted:
             answer.headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         await answer.prepare(request)
-        if self.cut_after and not end:
+        if self.cut_after and not is_head:
             await answer.write(part[: self.cut_after.pop(0)])
             if request.transport is not None:
                 request.transport.close()
@@ -88,12 +100,17 @@ class FakeHub:
 @asynccontextmanager
 async def serving(hub: FakeHub) -> AsyncIterator[FakeHub]:
     """The hub, listening for the length of the block."""
+    context = None
+    if hub.pair is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(hub.pair["certificate"], hub.pair["key"])
     runners = [web.AppRunner(app, access_log=None) for app in hub.apps()]
     try:
         for runner in runners:
             await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-        hub.url, hub.storage = (f"http://127.0.0.1:{runner.addresses[0][1]}" for runner in runners)
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+        scheme = "https" if context else "http"
+        hub.url, hub.storage = (f"{scheme}://127.0.0.1:{runner.addresses[0][1]}" for runner in runners)
         yield hub
     finally:
         for runner in runners:

@@ -22,13 +22,13 @@ from moe2.agent.energy.meter import EnergyTrack
 from moe2.agent.energy.profiles import PROFILES
 from moe2.agent.energy.sensor import Limits, SensorFacts
 from moe2.agent.engine import protocol
-from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
-from moe2.agent.engine.decoder import Decoder
-from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.intake import Intake
-from moe2.agent.engine.intake import Limits as DecoderLimits
-from moe2.agent.engine.request import RequestReader
-from moe2.agent.engine.shelf import Shelf, State
+from moe2.agent.engine.decoding.batch import Chunk, DecodeOutcome, Lanes
+from moe2.agent.engine.decoding.decoder import Decoder
+from moe2.agent.engine.decoding.distribution import Logits
+from moe2.agent.engine.decoding.intake import Intake
+from moe2.agent.engine.decoding.intake import Limits as DecoderLimits
+from moe2.agent.engine.decoding.shelf import Shelf, State
+from moe2.agent.engine.prompt.request import RequestReader
 from moe2.agent.jobs import core
 from moe2.agent.jobs.effects import SendToCoordinator, SendToEngine, SendTokens, SettleEnergy
 from moe2.agent.jobs.events import EnergySettled, EngineSpoke, Event, JobSubmitted

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from moe2.agent.engine.memory import Capacity
+from moe2.agent.engine.llama.memory import Capacity
 from moe2.agent.models import download
 from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.library import Library

@@ -75,6 +75,20 @@ async def test_a_gap_between_two_texts_is_filled_where_the_vocabulary_has_marks(
         ollama = {"model": "coder", "stream": False, "options": {"num_predict": 4, "temperature": 0}, **gap}
         async with running.http.post("/api/generate", json=ollama) as answer:
             assert (await answer.json())["response"] == said["choices"][0]["text"]
+        editor = {
+            "input_prefix": "def one():\n",
+            "prompt": "    return ",
+            "input_suffix": gap["suffix"],
+            "n_predict": 4,
+        }
+        async with running.http.post("/infill", json={**editor, "temperature": 0, "samplers": ["infill"]}) as answer:
+            filled = await answer.json()
+        assert (filled["content"], filled["model"]) == (said["choices"][0]["text"], "coder")
+        assert answer.headers["x-moe2-ignored"] == "samplers"
+        async with running.http.post("/infill", json={**editor, "n_predict": 0, "response_fields": [""]}) as answer:
+            assert (answer.status, await answer.json()) == (200, {})
+        async with running.http.post("/infill", json={**editor, "model": "smollm2"}) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (400, "no_infill")
         async with running.http.post("/v1/completions", json={**body, "model": "smollm2"}) as answer:
             error = (await answer.json())["error"]
         assert (answer.status, error["code"]) == (400, "no_infill")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from moe2.agent.daemon import ENGINE_ARGV
-from moe2.agent.engine.callform import BY_NAME
+from moe2.agent.engine.calls.forms import BY_NAME
 from tests.fakes.fleet import Fleet, fleet
 from tests.models import smollm2_path, template_with_signs, with_template, with_tools
 

@@ -162,6 +162,28 @@ async def test_a_running_answer_is_never_cut_off_by_a_command(
         assert agent.engine_pids() == {"fake": None}
 
 
+async def test_a_host_with_a_running_answer_sleeps_when_it_is_complete(
+    tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...]
+) -> None:
+    """It is told to while it writes; the answer comes whole, then the host says goodbye."""
+    sleeper = FakeHost()
+    async with host(tmp_path, engine_argv=controlled, control=sleeper) as (running, agent, commander):
+        chat = asyncio.create_task(running.chat("one two", max_tokens=2))
+        step = await control.next_phase()
+        answer = commander.send(agent, Suspend(command_id="c"))
+        # It is answered after the first one was read.
+        await commander.order(agent, WakeNeighbour(command_id="n", mac="3c:6d:66:01:02:03", network="203.0.113.0/24"))
+        assert not answer.done()
+        assert not sleeper.asleep.is_set()
+        step.answer()
+        control.release()
+        async with await chat as said:
+            assert (await said.json())["choices"][0]["message"]["content"] == "one two "
+        assert (await answer).outcome == "done"
+        await running.until_status(lambda status: row_of(status).asleep)
+        sleeper.wake(1.0)
+
+
 async def test_a_host_that_is_told_to_sleep_says_goodbye_and_comes_back_as_itself(tmp_path: Path) -> None:
     """Done comes before the goodbye; after the sleep the same agent reports how long it was, and serves."""
     control = FakeHost()

@@ -49,7 +49,7 @@ def try_engine() -> EngineTrial:
 def main() -> None:
     """Ask llama.cpp within this process, and print its answer."""
     # Only the child loads llama.cpp.
-    from moe2.agent.engine.model import can_offload, engine_said, gpu_backends, start_backend
+    from moe2.agent.engine.llama.model import can_offload, engine_said, gpu_backends, start_backend
 
     stop = start_backend(lambda _: None)
     told = {"backends": gpu_backends(), "offloads": can_offload(), "said": engine_said()}

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from moe2.agent.engine.callform import BARE, BY_NAME, HERMES, Caller, CallForm, Style
+from moe2.agent.engine.calls.forms import BARE, BY_NAME, HERMES, Caller, CallForm, Style
 from moe2.agent.engine.structure.formcalls import FormGrammar, literal
 from moe2.agent.engine.structure.toolcall import arguments_of, call_schema, parameters_of
 from moe2.common.generation import ToolRules
@@ -36,7 +36,7 @@ class Calls(msgspec.Struct, frozen=True, kw_only=True):
     """The calls that an answer may make.
 
     parallel: it may make several. forced: it makes one at least, and has no text. form: the name of the form in which
-    the model writes them (`moe2.agent.engine.callform`). controls: marks of the form that are control tokens.
+    the model writes them (`moe2.agent.engine.calls.forms`). controls: marks of the form that are control tokens.
     """
 
     tools: tuple[OfferedTool, ...]

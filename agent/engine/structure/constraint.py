@@ -8,8 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from moe2.agent.engine.callform import HARMONY, HERMES, Caller
-from moe2.agent.engine.request import RequestError
+from moe2.agent.engine.calls.forms import HARMONY, HERMES, Caller
+from moe2.agent.engine.prompt.request import RequestError
 from moe2.agent.engine.structure.calls import LLAMA, Calls, calls_of, forced_calls, selected_calls
 from moe2.agent.engine.structure.toolcall import schema_of_call
 from moe2.common.errors import JobErrorCode

@@ -1,4 +1,4 @@
-"""PURE: the grammars of calls in the forms that models write them in (`moe2.agent.engine.callform`).
+"""PURE: the grammars of calls in the forms that models write them in (`moe2.agent.engine.calls.forms`).
 
 Each is a Lark grammar with a rule `calls`, which begins with the form's first mark. Marks that are control tokens stand
 there as tokens, so that no text spells them.
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moe2.agent.engine.callform import CallForm, Style, atoms
-from moe2.agent.engine.structure.kinds import kinds_of
+from moe2.agent.engine.calls.forms import CallForm, Style, atoms
+from moe2.agent.engine.calls.kinds import kinds_of
 from moe2.agent.engine.structure.toolcall import call_schema, moved
 
 Written = Callable[[Any], str]

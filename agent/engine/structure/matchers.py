@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from moe2.agent.engine.request import RequestError
+from moe2.agent.engine.prompt.request import RequestError
 from moe2.agent.engine.structure.constraint import Constraint, GrammarError
 from moe2.agent.engine.structure.matcher import Vocabulary
 from moe2.agent.engine.structure.process import (

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe2.agent.engine.request import invalid
+from moe2.agent.engine.prompt.request import invalid
 from moe2.common.link.prompts import Tool
 
 _ANY_ARGUMENTS: dict[str, Any] = {"type": "object"}

@@ -53,6 +53,8 @@ ROUTES: dict[str, frozenset[Scope]] = {
     paths.OLLAMA_GENERATE_PATH: INFER,
     paths.OLLAMA_EMBED_PATH: INFER,
     paths.OLLAMA_EMBEDDINGS_PATH: INFER,
+    paths.COMPLETION_PATH: INFER,
+    paths.INFILL_PATH: INFER,
     paths.PLAN_PATH: INFER,
     paths.FEEDBACK_PATH: INFER,
     paths.MODELS_PATH: ANY_KEY,

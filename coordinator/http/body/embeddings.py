@@ -11,7 +11,8 @@ from msgspec import Meta
 from moe2.common.generation import TokenId
 from moe2.common.link.prompts import TextPrompt
 from moe2.coordinator.choosing.request import BYTES_PER_TOKEN
-from moe2.coordinator.http.body.requests import FullText, idle
+from moe2.coordinator.http.body.neutral import idle
+from moe2.coordinator.http.body.requests import FullText
 from moe2.coordinator.http.errors import invalid
 
 MAX_TEXTS = 2048

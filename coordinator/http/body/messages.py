@@ -13,17 +13,8 @@ import msgspec
 from msgspec import Meta
 
 from moe2.common.generation import MAX_TOKENS, Sampling, TokenCount
-from moe2.coordinator.http.body.requests import (
-    MAX_STOPS,
-    MAX_TOOLS,
-    Closed,
-    FullText,
-    Idle,
-    JsonSchema,
-    Name,
-    Text,
-    idle,
-)
+from moe2.coordinator.http.body.neutral import Idle, idle
+from moe2.coordinator.http.body.requests import MAX_STOPS, MAX_TOOLS, Closed, FullText, JsonSchema, Name, Text
 
 # --- Blocks -----------------------------------------------------------------------------------------------------------
 

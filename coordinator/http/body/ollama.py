@@ -15,7 +15,8 @@ from msgspec import Meta
 
 from moe2.common.generation import MAX_ALTERNATIVES, Sampling
 from moe2.coordinator.http.body.embeddings import MAX_DIMENSIONS, MAX_TEXTS
-from moe2.coordinator.http.body.requests import MAX_STOPS, MAX_TOOLS, Closed, Idle, OfferedTool, Text, idle, only
+from moe2.coordinator.http.body.neutral import Idle, idle, only
+from moe2.coordinator.http.body.requests import MAX_STOPS, MAX_TOOLS, Closed, OfferedTool, Text
 from moe2.coordinator.http.errors import invalid, unsupported
 
 _NO_IMAGES = {"refusal": "Models here read text alone."}

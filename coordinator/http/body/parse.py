@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, get_args
 
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from moe2.common.generation import MAX_TOKENS, MAX_TOP_K, Generation, Sampling
 from moe2.common.link.prompts import ChatPrompt, TextPrompt
 from moe2.coordinator.choosing.request import Ballot, Demand, Mode, Wish, estimate_prompt_tokens
+from moe2.coordinator.choosing.selector import ANY_MODEL
 from moe2.coordinator.http.body.conversation import messages_of, split_begun, without_empty_fields
 from moe2.coordinator.http.body.decode import convert, idle_parameters, json_object, without_unknown
 from moe2.coordinator.http.body.embeddings import tokens_in
@@ -176,11 +177,7 @@ def read_chat(fields: dict[str, Any], headers: Mapping[str, str] = NO_HEADERS, r
     chat, ignored = read_struct(fields, ChatRequest, reading)
     if chat.top_logprobs is not None and not chat.logprobs:
         raise invalid("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
-    max_tokens, newer = chat.max_tokens, chat.max_completion_tokens
-    if max_tokens is not None and newer is not None and max_tokens != newer:
-        raise invalid("Set 'max_completion_tokens' or 'max_tokens', not both.", param="max_tokens")
     offered = offered_by(chat)
-    name = "max_tokens" if newer is None else "max_completion_tokens"
     messages, prefix = split_begun(messages_of(chat.messages))
     kwargs, budget_tokens = thinking_of(chat.reasoning_effort, chat.chat_template_kwargs or {})
     call = _call(
@@ -188,7 +185,7 @@ def read_chat(fields: dict[str, Any], headers: Mapping[str, str] = NO_HEADERS, r
         ChatPrompt(messages=messages, tools=offered.tools, template_kwargs=kwargs),
         offered.structure,
         {
-            "max_tokens": _limit(max_tokens if newer is None else newer, name),
+            "max_tokens": _limit(*_most_tokens(fields, ("max_completion_tokens", "max_tokens", "n_predict"))),
             "logprobs": (chat.top_logprobs or 0) if chat.logprobs else None,
             "thinking_budget_tokens": budget_tokens,
         },
@@ -215,10 +212,12 @@ def read_completion(fields: dict[str, Any], headers: Mapping[str, str] = NO_HEAD
         raise invalid(f"'prompt' times 'n' must be at most {MAX_PROMPTS}.", param="n")
     if text.suffix and text.echo:
         raise unsupported("echo", hint="Together with 'suffix' it must be false.")
-    only_reads = text.max_tokens == 0 and text.echo
+    max_tokens, name = _most_tokens(fields, ("max_tokens", "n_predict"))
+    only_reads = max_tokens == 0 and text.echo
     # Only the expert knows the tokens of a prompt, and what given ids stand for.
     by_expert = text.echo and (text.logprobs is not None or bool(prompt.tokens) or only_reads)
-    max_tokens = text.max_tokens if "max_tokens" in fields else COMPLETION_TOKENS
+    if name not in fields:
+        max_tokens = COMPLETION_TOKENS
     call = _call(
         text,
         prompt,
@@ -226,7 +225,7 @@ def read_completion(fields: dict[str, Any], headers: Mapping[str, str] = NO_HEAD
         {
             "max_tokens": 0
             if only_reads
-            else _limit(max_tokens, "max_tokens", hint=" With 'echo': true, 0 scores the prompt."),
+            else _limit(max_tokens, name, hint=" With 'echo': true, 0 scores the prompt."),
             "logprobs": text.logprobs,
             "echo": by_expert,
         },
@@ -246,6 +245,16 @@ def read_struct(fields: dict[str, Any], kind: type[B], reading: Reading) -> tupl
         fields.clear()
         fields.update(kept)
     return convert(fields, kind), (*unknown, *idle_parameters(fields, kind))
+
+
+def _most_tokens(fields: Mapping[str, Any], names: Sequence[str]) -> tuple[int | None, str]:
+    """Returns the limit of an answer's tokens that a body sets by one of several names, and that name."""
+    said = [name for name in names if fields.get(name) is not None]
+    for name in said[1:]:
+        if fields[name] != fields[said[0]]:
+            raise invalid(f"Set '{said[0]}' or '{name}', not both.", param=name)
+    name = said[0] if said else names[0]
+    return fields.get(name), name
 
 
 def _limit(tokens: int | None, param: str, *, hint: str = "") -> int | None:
@@ -297,7 +306,7 @@ def _call(
     if wish.thinking_budget_tokens is not None:
         generation = msgspec.structs.replace(generation, thinking_budget_tokens=wish.thinking_budget_tokens)
     return Call(
-        model=reading.aliases.get(body.model, body.model),
+        model=reading.aliases.get(body.model, body.model if body.model.strip() else ANY_MODEL[0]),
         prompt=prompt,
         generation=generation,
         structured_by=structure.param,

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from moe2.common.generation import MAX_ALTERNATIVES, GrammarSyntax, Sampling, TokenId
+from moe2.common.generation import MAX_ALTERNATIVES, GrammarSyntax, TokenId
+from moe2.coordinator.http.body.neutral import Idle, LlamaServerDefaults, idle, only
 
 MAX_CHOICES = 16
 """The largest `n`."""
@@ -27,24 +28,6 @@ MAX_COMPLETION_LOGPROBS = 5
 MAX_TOOLS = 128
 MAX_STRUCTURE_BYTES = 65_536
 STRUCTURE_SCHEMA = {"description": f"A JSON schema of at most {MAX_STRUCTURE_BYTES} bytes."}
-
-
-def only(*values: Any, why: str = "") -> Meta:
-    """Declares a parameter that is accepted only with these values, which change nothing.
-
-    SDKs send some of them explicitly. why: what the error says beside that, in a sentence.
-    """
-    # With the types, as `typing` takes equal annotations for one, and 1 is equal to True.
-    types = tuple(type(value) for value in values)
-    return Meta(extra={"only": values, "types": types, "why": why}, extra_json_schema={"enum": [*values, None]})
-
-
-def idle(*silent: Any) -> Meta:
-    """Declares a parameter that is accepted and changes nothing, which the answer's header `x-moe2-ignored` says.
-
-    silent: the values of which it need not be said, as they ask for what moe2 does anyway.
-    """
-    return Meta(extra={"idle": silent})
 
 
 # NUL is refused by `decode`, in whole bodies. As a `Meta(pattern=…)` it would take longer, and msgspec 0.22 sometimes
@@ -66,7 +49,6 @@ AnswerTokens: TypeAlias = Annotated[
     int, Meta(ge=-1, le=2**63 - 1, extra={"must": "be a number of tokens, from 1; -1 or null sets no limit"})
 ]
 """A limit of an answer's length. One beyond what an expert's context leaves is no error: the context is the limit."""
-Idle: TypeAlias = Annotated[Any, idle()]
 JsonSchema: TypeAlias = Annotated[
     dict[str, Any], Meta(extra={"must": "be a JSON schema, which is an object"}, extra_json_schema=STRUCTURE_SCHEMA)
 ]
@@ -118,6 +100,7 @@ class CalledFunction(Closed, frozen=True, kw_only=True):
 
     name: FullText
     arguments: Annotated[Text | dict[str, Any], Meta(extra={"noun": "JSON text, or an object"})] = "{}"
+    parsed_arguments: Idle = None
 
 
 class CalledCustom(Closed, frozen=True, kw_only=True):
@@ -160,8 +143,8 @@ class AssistantMessage(Closed, frozen=True, kw_only=True, tag_field="role", tag=
     """An earlier answer; none of its parts need be there.
 
     reasoning_content, by its other name `reasoning`: what a reasoning model thought before it answered. refusal: what
-    it said where it declined to answer. function_call: the older form of a call. The last four are what frameworks keep
-    beside an answer and send back.
+    it said where it declined to answer. function_call: the older form of a call. The last five are what frameworks and
+    SDKs keep beside an answer and send back.
     """
 
     content: SpokenContent | None = None
@@ -172,6 +155,7 @@ class AssistantMessage(Closed, frozen=True, kw_only=True, tag_field="role", tag=
     refusal: Text | None = None
     function_call: CalledFunction | None = None
     annotations: Idle = None
+    parsed: Idle = None
     provider_specific_fields: Idle = None
     reasoning_details: Idle = None
     thinking_blocks: Idle = None
@@ -329,22 +313,22 @@ TemplateKwargs: TypeAlias = Annotated[
 # --- Bodies -----------------------------------------------------------------------------------------------------------
 
 
-class CommonRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CommonRequest(LlamaServerDefaults, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The parameters that both of OpenAI's routes have, including those of `Sampling`."""
 
     model: Annotated[
         str,
         Meta(
-            min_length=1,
-            description="A model's name, an expert's key, or \"moe2\": the coordinator chooses.",
+            description="A model's name, an expert's key, or \"moe2\", as where it is empty: the coordinator chooses.",
             extra={"hint": '"moe2" lets the coordinator choose.'},
         ),
-    ]
+    ] = ""
     top_k: Annotated[int, Meta(ge=-1, le=1_000_000, description="0 and -1 set no limit.")] | None = None
     repetition_penalty: Annotated[float, Meta(ge=0.5, le=2, description="Another name of `repeat_penalty`.")] | None = (
         None
     )
     max_tokens: AnswerTokens | None = None
+    n_predict: Annotated[AnswerTokens, Meta(description="Another name of `max_tokens`.")] | None = None
     stop: Annotated[
         Annotated[str, Meta(min_length=1)]
         | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=MAX_STOPS)]
@@ -368,16 +352,6 @@ class CommonRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=T
     best_of: Annotated[Any, only(1)] = None
     suffix: Annotated[Any, only("", why="A gap between two texts is filled on /v1/completions.")] = None
     modalities: Annotated[Any, only(["text"])] = None
-    # vLLM's, by the values that its clients write down though they are its defaults.
-    add_generation_prompt: Annotated[Any, only(True)] = None
-    ignore_eos: Annotated[Any, only(False)] = None
-    include_stop_str_in_output: Annotated[Any, only(False)] = None
-    length_penalty: Annotated[Any, only(1.0)] = None
-    min_tokens: Annotated[Any, only(0)] = None
-    skip_special_tokens: Annotated[Any, only(True)] = None
-    spaces_between_special_tokens: Annotated[Any, only(True)] = None
-    stop_token_ids: Annotated[Any, only([])] = None
-    use_beam_search: Annotated[Any, only(False)] = None
     metadata: Annotated[dict[str, Any] | None, idle({})] = None
     prompt_cache_key: Annotated[str | None, idle()] = None
     prompt_cache_options: Annotated[dict[str, Any] | None, idle({})] = None

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from moe2.common.generation import MAX_ALTERNATIVES, Sampling
+from moe2.coordinator.http.body.neutral import Idle, idle, only
 from moe2.coordinator.http.body.parse import STRICT, Reading, read_struct
 from moe2.coordinator.http.body.requests import (
     MAX_TOOLS,
@@ -21,12 +22,9 @@ from moe2.coordinator.http.body.requests import (
     Closed,
     Effort,
     FullText,
-    Idle,
     JsonSchema,
     Name,
     Text,
-    idle,
-    only,
 )
 from moe2.coordinator.http.errors import invalid
 

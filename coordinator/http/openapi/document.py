@@ -19,6 +19,7 @@ from moe2.coordinator.choosing.request import Wish
 from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS
 from moe2.coordinator.http import paths
 from moe2.coordinator.http.body.embeddings import EmbeddingsRequest
+from moe2.coordinator.http.body.llamaserver import InfillRequest, LlamaServerRequest
 from moe2.coordinator.http.body.messages import CountRequest, MessagesRequest
 from moe2.coordinator.http.body.requests import ChatRequest, FeedbackRequest, TextRequest
 from moe2.coordinator.http.body.responses import ResponsesRequest
@@ -155,6 +156,7 @@ _MODEL = json_object(
 _HEALTH = json_object({"status": STRING}, {"reason": STRING, "preferred": {"type": "boolean"}})
 _SCHEMAS: dict[str, Schema] = {
     **OLLAMA_SCHEMAS,
+    "LlamaServerAnswer": {"type": "object"},
     "Pushes": json_object({"pushes": {"type": "array", "items": ref("PushRow")}}),
     "ModelOrders": json_object({"orders": {"type": "array", "items": ref("ModelOrderRow")}}),
     "Error": _ERROR,
@@ -263,6 +265,22 @@ _OPERATIONS = (
         error="MessageError",
     ),
     *OLLAMA_OPERATIONS,
+    Operation(
+        "post",
+        paths.COMPLETION_PATH,
+        "Continue a text, as llama-server has it.",
+        {JSON: ref("LlamaServerAnswer"), EVENTS: None},
+        (*BODY_ERRORS, *INFERENCE_ERRORS),
+        ref("LlamaServerRequest"),
+    ),
+    Operation(
+        "post",
+        paths.INFILL_PATH,
+        "Fill a gap in a text, as llama-server has it.",
+        {JSON: ref("LlamaServerAnswer"), EVENTS: None},
+        (*BODY_ERRORS, *INFERENCE_ERRORS),
+        ref("InfillRequest"),
+    ),
     Operation("get", paths.MODELS_PATH, "List the models that can be asked for.", {JSON: ref("Models")}),
     Operation("get", paths.MODEL_PATH, "Describe one model.", {JSON: ref("Model")}, (404,), parameters=("model",)),
     Operation(
@@ -374,6 +392,8 @@ def _components() -> dict[str, Schema]:
     bodies = (
         ChatRequest,
         TextRequest,
+        LlamaServerRequest,
+        InfillRequest,
         ResponsesRequest,
         MessagesRequest,
         CountRequest,

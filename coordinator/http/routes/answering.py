@@ -152,8 +152,7 @@ class Answering:
             raise invalid(text, param="model")
 
     def _headers(self, call: Call, exchange: Exchange) -> dict[str, str]:
-        able = reports_of(self._table.reports_by_model(), call.model) if call.variables else ()
-        return headers_of(call, exchange, able)
+        return headers_of(call, exchange, lambda: reports_of(self._table.reports_by_model(), call.model))
 
     async def _respond(self, asked: Asked, calls: Sequence[Call], exchanges: Sequence[Exchange]) -> web.Response:
         answers = await _all_of(calls, exchanges)

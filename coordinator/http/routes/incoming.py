@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import TokenPiece
@@ -121,19 +121,23 @@ def origin_of(call: Call, exchange: Exchange, response_id: str) -> Origin:
     )
 
 
-def headers_of(call: Call, exchange: Exchange, able: Sequence[ExpertReport]) -> dict[str, str]:
+def headers_of(call: Call, exchange: Exchange, able: Callable[[], Sequence[ExpertReport]]) -> dict[str, str]:
     """Returns the headers that say who answers, what the coordinator took, and which parameters change nothing.
 
-    able: of the experts that the model's name stands for, one of which may be the one that answers.
+    able: tells of the experts that the model's name stands for, one of which is to answer.
     """
+    reports = None
     life = exchange.life
     headers = {"x-moe2-overhead-ms": f"{1000 * (life.overhead_s or 0.0):.3f}"}
     # Before a token or the end, it is open whose answer it will be.
     if life.leading and (life.first_token_s is not None or life.outcome is not None):
         expert = life.leading.expert
-        able = (expert.report,)
+        reports = (expert.report,)
         headers |= {"x-moe2-expert": expert.key, "x-moe2-agent": expert.agent_name}
-    bounded = call.generation.thinking_budget_tokens is not None
-    if ignored := (*call.ignored, *idle_settings(call.variables, able, bounded=bounded)):
+    ignored = call.ignored
+    if call.variables:
+        bounded = call.generation.thinking_budget_tokens is not None
+        ignored += idle_settings(call.variables, reports or able(), bounded=bounded)
+    if ignored:
         headers["x-moe2-ignored"] = listed_in_header(ignored)
     return headers

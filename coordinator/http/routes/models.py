@@ -124,7 +124,12 @@ def check_fits(table: CapabilityTable, model: str, least_tokens: int) -> None:
 
     least_tokens: of the prompt, whatever the vocabulary.
     """
-    largest = max((report.context_tokens for report in reports_of(table.reports_by_model(), model)), default=None)
+    contexts = table.largest_contexts()
+    if model in ANY_MODEL:
+        largest = max(contexts.values(), default=None)
+    else:
+        # An expert's key names one host's model; the same model elsewhere is like it.
+        largest = contexts.get(model) or contexts.get(model.partition("/")[2])
     if largest is not None and least_tokens > largest:
         text = f"It has at least {least_tokens} tokens."
         raise refused(ErrorCode.CONTEXT_EXCEEDED, explained(Failed(ErrorCode.CONTEXT_EXCEEDED, text), largest).message)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.certificates import Authority
 from tests.fakes.hub import COMMIT, FakeHub, serving
 from tests.gguf import write_gguf
 from tests.models import smollm2_path
@@ -91,6 +92,65 @@ async def test_a_download_that_broke_off_goes_on_where_it_was(tmp_path: Path) ->
     started = int(hub.got[-1].removeprefix("bytes=").partition("-")[0])
     assert 0 < started <= 1_500_000
     assert (tmp_path / "state/models/big.gguf").read_bytes() == source.read_bytes()
+
+
+async def test_a_pull_over_tls_trusts_the_authorities_of_the_environment(tmp_path: Path) -> None:
+    """SSL_CERT_FILE holds for addresses and for the hub; without it either says that the certificate is not trusted."""
+    configured(tmp_path)
+    authority = Authority(tmp_path)
+    source = write_gguf(tmp_path / "a.gguf", body=os.urandom(1_500_000))
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    trusted = {"SSL_CERT_FILE": str(authority.ca_file)}
+    async with serving(FakeHub({"a.gguf": source}, pair=authority.issue())) as hub:
+        for place in (f"{hub.storage}/a.gguf#sha256={digest}", "hf:org/repo/a.gguf"):
+            refused, _, why = await moe2_agent(tmp_path, "pull", place, HF_ENDPOINT=hub.url)
+            assert (refused, "certificate" in why, "SSL_CERT_FILE" in why) == (1, True, True), why
+            code, _, errors = await moe2_agent(tmp_path, "pull", place, HF_ENDPOINT=hub.url, **trusted)
+            assert code == 0, errors
+            assert (tmp_path / "state/models/a.gguf").read_bytes() == source.read_bytes()
+            await moe2_agent(tmp_path, "remove", "a.gguf")
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+async def test_a_hubs_file_goes_on_where_it_was_or_begins_again(tmp_path: Path, ranges: bool) -> None:
+    """A connection is cut twice; a storage that ignores ranges sends the whole file anew, and it is still right."""
+    configured(tmp_path)
+    # The library keeps what it has in steps of 10 MiB.
+    source = write_gguf(tmp_path / "big.gguf", body=os.urandom(25_000_000))
+    hub = FakeHub({"big.gguf": source}, cut_after=[12_000_000, 11_000_000], ranges=ranges)
+    async with serving(hub):
+        code, _, errors = await moe2_agent(tmp_path, "pull", "hf:org/repo/big.gguf", HF_ENDPOINT=hub.url)
+    assert code == 0, errors
+    assert (tmp_path / "state/models/big.gguf").read_bytes() == source.read_bytes()
+    starts = [int(wanted.removeprefix("bytes=").partition("-")[0] or 0) for wanted in hub.got[1:]]
+    assert starts[0] == 0 < starts[1] <= 12_000_000
+
+
+async def test_what_a_proxy_cuts_off_is_told_and_comes_with_the_next_pull(tmp_path: Path) -> None:
+    """The answer says that it is whole and is not: what is said is that it broke off, and nothing of a full disk."""
+    configured(tmp_path)
+    source = write_gguf(tmp_path / "big.gguf", body=os.urandom(3_000_000))
+    hub = FakeHub({"big.gguf": source}, shortened=[1000])
+    async with serving(hub):
+        refused, _, why = await moe2_agent(tmp_path, "pull", "hf:org/repo/big.gguf", HF_ENDPOINT=hub.url)
+        code, _, errors = await moe2_agent(tmp_path, "pull", "hf:org/repo/big.gguf", HF_ENDPOINT=hub.url)
+    assert (refused, "broke off" in why, "space" in why) == (1, True, False), why
+    assert code == 0, errors
+    assert (tmp_path / "state/models/big.gguf").read_bytes() == source.read_bytes()
+
+
+async def test_a_file_that_the_hub_changes_meanwhile_comes_anew(tmp_path: Path) -> None:
+    """What had come of the former one is no part of it, and does not stay on the disk."""
+    configured(tmp_path)
+    source = write_gguf(tmp_path / "big.gguf", body=os.urandom(3_000_000))
+    hub = FakeHub({"big.gguf": source}, shortened=[1000])
+    async with serving(hub):
+        refused, _, _ = await moe2_agent(tmp_path, "pull", "hf:org/repo/big.gguf", HF_ENDPOINT=hub.url)
+        write_gguf(source, body=os.urandom(3_000_000))
+        code, _, errors = await moe2_agent(tmp_path, "pull", "hf:org/repo/big.gguf", HF_ENDPOINT=hub.url)
+    assert (refused, code) == (1, 0), errors
+    assert (tmp_path / "state/models/big.gguf").read_bytes() == source.read_bytes()
+    assert [path.name for path in (tmp_path / "state/models").iterdir()] == ["big.gguf"]
 
 
 async def test_a_wrong_checksum_is_thrown_away(tmp_path: Path) -> None:

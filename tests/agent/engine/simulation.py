@@ -9,16 +9,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
-from moe2.agent.engine.decoder import Decoder
-from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.drafting import Drafter
-from moe2.agent.engine.drawing import Draw
-from moe2.agent.engine.guessing import Guessing
-from moe2.agent.engine.intake import Intake, Limits
+from moe2.agent.engine.decoding.batch import Chunk, DecodeOutcome, Lanes
+from moe2.agent.engine.decoding.decoder import Decoder
+from moe2.agent.engine.decoding.distribution import Logits
+from moe2.agent.engine.decoding.drafting import Drafter
+from moe2.agent.engine.decoding.drawing import Draw
+from moe2.agent.engine.decoding.guessing import Guessing
+from moe2.agent.engine.decoding.intake import Intake, Limits
+from moe2.agent.engine.decoding.shelf import Shelf, State
+from moe2.agent.engine.prompt.request import RequestReader
 from moe2.agent.engine.protocol import Event, Finished, JobFailed
-from moe2.agent.engine.request import RequestReader
-from moe2.agent.engine.shelf import Shelf, State
 from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.common.link.messages import Submit, Tokens

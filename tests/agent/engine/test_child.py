@@ -618,6 +618,6 @@ def test_a_model_that_must_be_on_the_gpu_is_refused_before_it_is_loaded() -> Non
 
 
 def gpu_backends_here() -> tuple[str, ...]:
-    from moe2.agent.engine.model import gpu_backends
+    from moe2.agent.engine.llama.model import gpu_backends
 
     return gpu_backends()

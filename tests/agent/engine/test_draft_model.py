@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from moe2.agent.engine.decoder import Decoder
+from moe2.agent.engine.decoding.decoder import Decoder
+from moe2.agent.engine.llama.vocabularies import vocabularies_of
 from moe2.agent.engine.protocol import DraftSpec, Event, Finished, Loaded, ModelSpec
 from moe2.agent.engine.session import open_session
 from moe2.agent.engine.speculation.costs import StepCosts
-from moe2.agent.engine.vocabularies import vocabularies_of
 from moe2.common.generation import Sampling
 from moe2.common.link.messages import Submit, Tokens
 from moe2.common.link.prompts import TextPrompt
@@ -161,9 +161,9 @@ def test_a_draft_model_that_cannot_guess_is_left_out_and_named(tmp_path: Path) -
 
 def test_both_models_count_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """With room for one of them only, the draft model is left out, with figures."""
-    from moe2.agent.engine import admission
-    from moe2.agent.engine.companion import draft_spec
-    from moe2.agent.engine.model import ModelError, start_backend
+    from moe2.agent.engine.llama import admission
+    from moe2.agent.engine.llama.model import ModelError, start_backend
+    from moe2.agent.engine.loading.companion import draft_spec
 
     spec = _spec(smollm2_path(), smollm2_path())
     stop = start_backend(lambda _: None)

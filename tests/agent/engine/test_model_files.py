@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe2.agent.engine import model
+from moe2.agent.engine.llama import model
 from moe2.agent.engine.protocol import Finished, Loaded, LoadFailed
 from moe2.common.link.messages import Submit
 from moe2.common.link.prompts import ChatMessage, ChatPrompt, Tool

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from moe2.agent.engine.callform import BARE, BY_NAME, HARMONY, HERMES, Caller, CallForm
-from moe2.agent.engine.thinking import marks_of
+from moe2.agent.engine.calls.forms import BARE, BY_NAME, HARMONY, HERMES, Caller, CallForm
+from moe2.agent.engine.prompt.thinking import marks_of
 from moe2.common.generation import ToolRules
 from moe2.common.link.messages import Submit
 from moe2.common.link.prompts import ChatMessage, ChatPrompt, Tool

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe2.agent.engine.batch import Chunk, Lanes
-from moe2.agent.engine.callform import Caller
-from moe2.agent.engine.calltranslator import CallTranslator
-from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.drawing import Calling, Draw, Drawing, Reasoning
-from moe2.agent.engine.matched import MatchedDraw
+from moe2.agent.engine.calls.forms import Caller
+from moe2.agent.engine.calls.translator import CallTranslator
+from moe2.agent.engine.decoding.batch import Chunk, Lanes
+from moe2.agent.engine.decoding.distribution import Logits
+from moe2.agent.engine.decoding.drawing import Calling, Draw, Drawing, Reasoning
+from moe2.agent.engine.decoding.matched import MatchedDraw
+from moe2.agent.engine.decoding.writing import Means
+from moe2.agent.engine.prompt.thinking import Marks, Thinker
 from moe2.agent.engine.structure.constraint import constraint_of
 from moe2.agent.engine.structure.matcher import Compiler, Matcher, Vocabulary
-from moe2.agent.engine.thinking import Marks, Thinker
-from moe2.agent.engine.writing import Means
 from moe2.common.link.messages import Submit, TokenPiece
 from moe2.common.link.prompts import ChatPrompt
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moe2.agent.engine.memory import Capacity
+from moe2.agent.engine.llama.memory import Capacity
 from moe2.agent.models.fit import memory_shortage
 from moe2.common.gguf import parse_head
 from tests.gguf import gguf

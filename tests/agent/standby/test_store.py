@@ -43,6 +43,14 @@ def test_what_is_too_old_is_forgotten(tmp_path: Path) -> None:
     assert load_standby(tmp_path, NOW + MAX_KEPT_S + 1) == StoredStandby()
 
 
+@pytest.mark.parametrize(("measured_unix_s", "now_unix_s"), [(NOW, 1000.0), (NOW, 4_102_444_800.0), (1000.0, NOW)])
+def test_a_clock_that_is_wrong_forgets_nothing(tmp_path: Path, measured_unix_s: float, now_unix_s: float) -> None:
+    """A board without a battery starts in 1970, or in 2100; what it measures then, and what it had, is kept."""
+    stored = StoredStandby(transitions=(msgspec.structs.replace(LOAD, at_unix_s=measured_unix_s),))
+    store_standby(tmp_path, stored)
+    assert load_standby(tmp_path, now_unix_s) == stored
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"idle": 3}', "x" * 2_000_000, '{"transitions": [{"transition": "fly"}]}']
 )

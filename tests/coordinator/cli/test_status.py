@@ -89,8 +89,8 @@ def test_watts_are_shown_per_sensor() -> None:
         SensorReport(name="ina3221", state="absent"),
     )
     text = drawn(status(row("one", sensors=sensors)))
-    assert "nvml 60.0 W" in text
-    assert "rapl –" in text
+    assert "60.0 W" in text
+    assert text.index("60.0 W") < text.index("nvml") < text.index("rapl")
     assert "ina3221" not in text
 
 
@@ -228,9 +228,24 @@ def test_simulated_figures_are_marked() -> None:
     )
     sensor = SensorReport(name="profile:agx-orin-maxn", state="present", power_w=47.6, simulated=True)
     text = drawn(status(row("one", experts=(simulated,), sensors=(sensor,))), width=160)
-    assert "profile:agx-orin-maxn 47.6 W (simulated)" in text
+    assert text.index("47.6 W (simulated)") < text.index("profile:agx-orin-maxn")
     assert "2.17" in text
     assert "simulated" in text.partition("2.17")[2]
+
+
+def test_on_eighty_columns_a_host_is_told_in_words_not_in_crumbs() -> None:
+    """Its board and accelerator stand below its name, and are broken between words."""
+    host = HostFacts(
+        hostname="vm",
+        system="Linux",
+        architecture="aarch64",
+        board="NVIDIA Jetson AGX Orin 64 GB (simulated)",
+        accelerator="NVIDIA Ampere GPU",
+    )
+    sensor = SensorReport(name="profile:agx-orin-30w", state="present", power_w=8.8, simulated=True)
+    text = drawn(status(row("demo-agx-orin-30w", host=host, sensors=(sensor,))), width=80)
+    assert "demo-agx-orin-30w" in text
+    assert "NVIDIA Jetson AGX" in text
 
 
 AVERAGES = (
@@ -242,7 +257,7 @@ AVERAGES = (
 def test_average_budgets_are_drawn_with_their_price() -> None:
     """Points per kilojoule, what is wanted and taken; a simulated mean says so, an unknown one is no 0."""
     picture = drawn(msgspec.structs.replace(status(row("orin")), averages=AVERAGES), width=200)
-    assert "fleet 150 151.2 (simulated) 40 1200 0" in picture
+    assert "fleet 150 151.2 (simulated) 40.0 1200 0" in picture
     assert "\x1b" not in picture
     assert "80 – 0 0 0" in picture
 

@@ -66,6 +66,27 @@ def test_only_ready_experts_can_be_chosen(table: CapabilityTable, state: ExpertS
     assert table.knows_expert("agent-1/m")
 
 
+def test_the_largest_context_of_a_model_follows_reports(table: CapabilityTable) -> None:
+    """The largest context of each model is that of the hosts that are there, whether they can be chosen or not."""
+    join(table)
+    table.agent_joined(hello("agent-2"), 0.0)
+    larger = expert_report(context_tokens=2 * READY.context_tokens, state=ExpertState.COLD)
+    table.agent_reported("agent-2", report(larger), 0.0)
+    assert table.largest_contexts() == {"m": 2 * READY.context_tokens}
+    table.agent_left("agent-2", 1.0)
+    assert table.largest_contexts() == {"m": READY.context_tokens}
+    table.agent_reported("agent-1", report(expert_report(context_tokens=7)), 2.0)
+    assert table.largest_contexts() == {"m": 7}
+
+
+def test_requests_do_not_look_at_all_hosts_for_the_largest_context(table: CapabilityTable) -> None:
+    """The largest contexts are worked out once for all requests until an agent changes, not again for each."""
+    join(table)
+    before = table.largest_contexts()
+    table.agent_reported("agent-1", report(READY), 1.0)
+    assert table.largest_contexts() is before
+
+
 @pytest.mark.parametrize("state", [ExpertState.COLD, ExpertState.LOADING])
 def test_an_expert_that_is_loaded_on_demand_can_be_chosen(table: CapabilityTable, state: ExpertState) -> None:
     """An expert that is loaded on demand can be chosen, and its request waits for it."""

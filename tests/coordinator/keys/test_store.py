@@ -63,7 +63,7 @@ def test_a_failed_write_keeps_the_old_keys(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(KeyFileError, match="No space left on device"):
+    with pytest.raises(KeyFileError, match=r"No space left on device\. Make room on the disk\."):
         add_key(file, 2)
     assert len(file.read().keys) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [".keys.json.lock", "keys.json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.planner_fleet import fleet
 from moe2.coordinator.planning import greedy, lattice, listing, search
 from moe2.coordinator.planning.candidates import Candidates, Incumbent
 from moe2.coordinator.planning.problem import PanelBudgets
@@ -182,3 +184,19 @@ def test_panels_of_up_to_four_are_the_brute_forces(kind: str) -> None:
         left = listing.list_panels(candidates, [], free, most, incumbent, lambda: False)
         assert left == -np.inf
         assert incumbent.value == pytest.approx(exhaustive.plan(problem).proof.value, abs=2e-9)
+
+
+def test_a_listing_needs_little_memory_at_once() -> None:
+    """Listing panels of four of 64 experts takes few megabytes: fresh memory costs time between two looks."""
+    drawn = fleet(np.random.default_rng(1), 64, "decided")
+    value = drawn.value("coverage")
+    problem, looks = drawn.request(value, 0.03, 4), itertools.count()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        plan = search.plan(problem, effort=Effort(time_limit_s=0.02), clock=lambda: next(looks) * 5e-5)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert plan.proof.status is Status.OPTIMAL
+    assert most - before < 8e6

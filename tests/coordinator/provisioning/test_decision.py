@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from moe2.coordinator.planning.proof import Status
@@ -156,6 +157,36 @@ def test_no_needless_change_for_a_little_better() -> None:
     for awake, asleep in (("a", "b"), ("b", "a")):
         fleet = together(big(awake), big(asleep, state=Readiness.ASLEEP))
         assert decide(fleet, traffic(60), Limits(), 1e-6).members == (f"{awake}/m",)
+
+
+def twins(awake_w: float, asleep_w: float, score: float = 0.7) -> Fleet:
+    """Two hosts alike but for their watts awake and the score of the second, of which the second sleeps."""
+    first = Fleet((host("a", awake_w=awake_w),), (expert("a"),))
+    second = Fleet((host("b", awake_w=asleep_w),), (expert("b", readiness=Readiness.ASLEEP, scores={"": score}),))
+    return together(first, second)
+
+
+def test_of_hosts_that_cost_alike_the_one_that_is_awake_stays() -> None:
+    """Noise of two watts in idle power, and of a tenth of a point in scores, wakes nobody; the proof stays true."""
+    rng = np.random.default_rng(3)
+    for watts, score in zip(rng.uniform(25.0, 27.0, 12).tolist(), rng.uniform(0.699, 0.701, 12).tolist(), strict=True):
+        found = decide(twins(27.0, watts, score), traffic(20), Limits(), 1e-6)
+        assert found.members == ("a/m",)
+        assert found.least_w is not None
+        assert found.standing_w is not None
+        assert found.least_w <= found.standing_w
+
+
+def test_a_host_that_costs_clearly_less_is_woken() -> None:
+    """So is one that answers clearly better, where joules of waiting are cheap."""
+    assert decide(twins(27.0, 15.0), traffic(20), Limits(), 1e-6).members == ("b/m",)
+    assert "b/m" in decide(twins(27.0, 27.0, 0.72), traffic(20), Limits(), 1e-8).members
+
+
+def test_who_is_awake_does_not_stay_where_it_makes_requests_late() -> None:
+    """A board that is awake and late gives way to a workstation, however many watts it draws."""
+    slow = together(big(state=Readiness.ASLEEP), small(score=0.7))
+    assert "big/m" in decide(slow, traffic(30, prompt=4000), Limits(), 1e-7).members
 
 
 def test_a_dear_answer_counts_by_its_price() -> None:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.drawing import Draw
+from moe2.agent.engine.decoding.distribution import Logits
+from moe2.agent.engine.decoding.drawing import Draw
 from moe2.agent.engine.protocol import Finished, Guessed, JobFailed, Scored
 from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.speculation import Speculation

@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from moe2.agent.engine.distribution import Logits
+from moe2.agent.engine.decoding.distribution import Logits
 from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.ngrams import TokenHistory
 from moe2.agent.engine.speculation.speculation import Speculation

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from moe2.agent.engine.callform import BARE, HARMONY, HERMES, Caller
+from moe2.agent.engine.calls.forms import BARE, HARMONY, HERMES, Caller
 from moe2.agent.engine.structure.constraint import FREE, Constraint, GrammarError, constraint_of
 from moe2.common.generation import Generation, ToolRules
 from moe2.common.link.messages import Submit

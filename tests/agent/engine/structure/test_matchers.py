@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from moe2.agent.engine.request import RequestError
+from moe2.agent.engine.prompt.request import RequestError
 from moe2.agent.engine.structure.constraint import Constraint, GrammarError
 from moe2.agent.engine.structure.matchers import JobMatcher, Matchers
 from moe2.common.errors import JobErrorCode

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moe2.agent.engine.request import RequestError
+from moe2.agent.engine.prompt.request import RequestError
 from moe2.agent.engine.structure.toolcall import schema_of_call
 from moe2.common.link.prompts import Tool
 

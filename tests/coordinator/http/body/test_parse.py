@@ -62,6 +62,22 @@ def test_the_smallest_completion_has_openais_defaults() -> None:
     assert (call.generation.max_tokens, call.generation.logprobs) == (16, None)
 
 
+@pytest.mark.parametrize("model", [None, "", " "])
+def test_who_names_no_model_has_one_chosen(model: str | None) -> None:
+    """llama-server's clients leave it out, or send an empty one."""
+    assert chat(model=model).model == "moe2"
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+def test_a_limit_has_llama_servers_name_too(parse: Any) -> None:
+    """It is the same limit, and two that differ are refused."""
+    assert parse(n_predict=5) == parse(max_tokens=5)
+    assert parse(n_predict=-1).generation.max_tokens is None
+    assert parse(n_predict=5, max_tokens=5) == parse(max_tokens=5)
+    assert refused(parse, n_predict=5, max_tokens=6).param == "n_predict"
+    assert refused(parse, n_predict=0).param == "n_predict"
+
+
 HONOURED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_tokens": 5}, {"max_tokens": 5}),
     ({"stop": "END"}, {"stop": ("END",)}),
@@ -188,6 +204,15 @@ def test_an_answer_can_be_sent_back_as_the_sdk_returned_it() -> None:
     assert prompt.messages[1] == ChatMessage(role="assistant", content="Hello")
 
 
+def test_an_answer_that_the_sdk_has_parsed_can_be_sent_back() -> None:
+    """OpenAI's `parse` keeps what it has made of text and arguments beside them, and sends it back, too."""
+    function = {"name": "f", "arguments": '{"a":1}', "parsed_arguments": {"a": 1}}
+    calls = [{"id": "c", "type": "function", "function": function}]
+    answer = {"role": "assistant", "content": "{}", "parsed": {"a": 1}, "tool_calls": calls}
+    call = chat(messages=[USER, answer, {"role": "tool", "tool_call_id": "c", "content": "!"}])
+    assert call.ignored == ("messages[].tool_calls[].function.parsed_arguments", "messages[].parsed")
+
+
 # --- Null -------------------------------------------------------------------------------------------------------------
 
 NULLABLE = [
@@ -223,6 +248,12 @@ NEUTRAL = {
     "spaces_between_special_tokens": (True, False),
     "stop_token_ids": ([], [7]),
     "use_beam_search": (False, True),
+    "dry_multiplier": (0, 0.8),
+    "dynatemp_range": (0, 0.5),
+    "mirostat": (0, 2),
+    "n_probs": (0, 3),
+    "typical_p": (1, 0.5),
+    "xtc_probability": (0, 0.1),
 }
 
 
@@ -234,11 +265,14 @@ def test_a_value_that_changes_nothing_is_accepted(name: str) -> None:
 
 IDLE: dict[str, tuple[Any, Any]] = {
     "metadata": ({}, {"a": "b"}),
+    "id_slot": (-1, 0),
     "prompt_cache_key": (None, "k"),
     "prompt_cache_options": ({}, {"mode": "explicit"}),
     "safety_identifier": (None, "s"),
+    "samplers": (None, ["top_k", "infill"]),
     "service_tier": ("auto", "flex"),
     "store": (False, True),
+    "timings_per_token": (False, True),
     "user": (None, "u"),
     "verbosity": ("medium", "low"),
 }
@@ -322,7 +356,7 @@ def test_a_completions_prompt_is_unknown_to_chats() -> None:
 
 
 WRONG: dict[str, list[Any]] = {
-    "model": [None, "", 7, ["m"]],
+    "model": [7, ["m"]],
     "max_tokens": [0, -2, 1.5, "5", True, 2**64, []],
     "n": [0, 17, 1.5, "2", True],
     "temperature": [-0.1, 2.1, "warm", True, {}],

@@ -1,0 +1,1 @@
+"""Tests of moe2.agent.engine.structure."""
