@@ -9,9 +9,10 @@ and the ledger say of the same requests is compared.
 must be 0:
 
 wrong: the text is not what the experts say. doubled: text or end came twice. hung: a request without an end by its
-budget and 5 s, the coordinator's own pauses taken off. internal_errors: responses with 500, and exceptions in the
-coordinator's log. ledger_mismatches: a receipt without its entry or with other figures, an entry without its client,
-sums that do not add up. joules_missing: joules that an agent has told over a sound link, without an entry.
+budget and 5 s, the pauses of the coordinator and of this process taken off. internal_errors: responses with 500, and
+exceptions in the coordinator's log. ledger_mismatches: a receipt without its entry or with other figures, an entry
+without its client, sums that do not add up. joules_missing: joules that an agent has told over a sound link, without an
+entry.
 fds_over_baseline, tasks_over_baseline: of the coordinator that is left, against one at rest before the storm.
 """
 
@@ -31,7 +32,7 @@ from pathlib import Path
 
 import aiohttp
 
-from benchmarks.storm_books import Findings, LedgerBooks, audit
+from benchmarks.storm_books import Findings, LedgerBooks, Span, audit
 from benchmarks.storm_clients import REQUEST_TIMEOUT_S, Bombs, Client, Ended
 from benchmarks.storm_faults import Storm, lie_again_and_again
 from benchmarks.storm_fleet import Fleet, storm_fleet
@@ -41,6 +42,8 @@ from moe2.coordinator.keys.store import KeyFile
 N_CLIENTS = 8
 SETTLES_S = 90.0
 """After the storm everything must be at rest again by then."""
+STALL_S = 0.5
+"""What comes later than this, and by as much, shows that this process did not run."""
 COUNTED = (
     "wrong",
     "doubled",
@@ -66,11 +69,13 @@ async def run(root: Path, *, seconds: float, seed: int) -> dict[str, int]:
         storm = Storm(fleet, seed)
         began_s = time.monotonic()
         until_s = began_s + seconds
+        watching = asyncio.create_task(_note_stalls(fleet))
         async with asyncio.TaskGroup() as tasks:
             for client in askers:
                 tasks.create_task(client.run(until_s))
             tasks.create_task(storm.rage(until_s, spares_coordinator_from_s=began_s + seconds / 2))
             tasks.create_task(lie_again_and_again(fleet, seed, of_liars, until_s, storm.counts))
+        watching.cancel()
         found = Findings()
         await _settle(fleet, found)
         fds_over, tasks_over = await baseline.exceeded(fleet)
@@ -137,6 +142,17 @@ async def _baseline(fleet: Fleet, key: str) -> _Baseline:
     await fleet.until(lambda status: status.requests_active == 0, REQUEST_TIMEOUT_S)
     await asyncio.sleep(1.0)
     return _Baseline(fleet.fds(), await fleet.tasks(), client, bombs)
+
+
+async def _note_stalls(fleet: Fleet) -> None:
+    """Note when this process itself stands still, on a machine that has other work: clients and links live in it."""
+    while True:
+        now_s = time.monotonic()
+        await asyncio.sleep(STALL_S)
+        late_s = time.monotonic() - now_s - STALL_S
+        if late_s > STALL_S:
+            print(f"this process stood still for {late_s:.1f} s")
+            fleet.away.append(Span(now_s, now_s + late_s, deadly=False))
 
 
 async def _settle(fleet: Fleet, found: Findings) -> None:

@@ -23,7 +23,7 @@ WIND_DOWN_MARGIN_S = 3.0
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of the monotonic clock in which the coordinator was away: dead, or stopped."""
+    """A stretch of the monotonic clock in which the coordinator was away: dead, or stopped; or the clients were."""
 
     since_s: float
     until_s: float

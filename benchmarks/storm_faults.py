@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import aiohttp
@@ -268,8 +269,9 @@ async def _lie(http: aiohttp.ClientSession, fleet: Fleet, client: Client, lie: s
             await _hear(websocket, Submit)
 
 
+@cache
 def _frame(lie: str) -> bytes:
-    """One frame that is a lie by itself."""
+    """One frame that is a lie by itself; made once, as it takes long."""
     packed: bytes
     match lie:
         case "20000_experts":

@@ -105,7 +105,7 @@ class Agent:
 
 
 class Fleet:
-    """Everything that a storm can harm. away: when the coordinator was dead or stopped."""
+    """Everything that a storm can harm. away: when the coordinator was dead or stopped, or this process."""
 
     def __init__(self, root: Path, coordinator: CoordinatorProcess, agents: list[Agent]) -> None:
         self.root = root

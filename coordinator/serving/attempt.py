@@ -124,6 +124,11 @@ class Attempt:
         return self._is_refused and self.expert.report.state is ExpertState.READY
 
     @property
+    def is_unexplained(self) -> bool:
+        """True if the expert failed before it began, for a reason that it does not know. It may be the request."""
+        return self.state is AttemptState.FAILED and self.code == JobErrorCode.INTERNAL and self.prompt_tokens is None
+
+    @property
     def is_engines_fault(self) -> bool:
         """True if the attempt failed only because its engine died, or was refused because the engine was down."""
         return self.code == JobErrorCode.ENGINE_CRASHED or self._is_refused

@@ -9,6 +9,7 @@ from moe2.coordinator.fleet.breaker import Breakers
 from moe2.coordinator.fleet.table import agent_of
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import MIN_LATE_S, Attempt
+from moe2.coordinator.serving.effects import Completed
 from moe2.coordinator.serving.progress import Progress
 from moe2.coordinator.serving.suspects import Suspects
 
@@ -61,6 +62,9 @@ class ExpertJudge:
                     self.suspects.died(life, attempt, now_s)
             case AttemptState.FAILED if attempt.was_turned_away:
                 self.breakers.refused(key, job_id, now_s, restarts=attempt.expert.report.restarts)
+            case AttemptState.FAILED if attempt.is_unexplained:
+                # Where nobody can answer the request, it is the request: see `ended`.
+                self.breakers.ended(key, job_id)
             case AttemptState.FAILED | AttemptState.LOST | AttemptState.BROKEN_OFF:
                 code = attempt.code or "unknown"
                 self.breakers.failed(key, job_id, code, now_s, submitted_s=attempt.submitted_s)
@@ -68,10 +72,17 @@ class ExpertJudge:
                 self.breakers.ended(key, job_id)
 
     def ended(self, life: Progress, now_s: float) -> None:
-        """A request has ended: hold deaths against engines that died by their own fault, as its end may show."""
+        """A request has ended: hold against experts what was their own fault, as its end may show.
+
+        That is an engine's death, and what failed on one expert for unknown reasons and not on another.
+        """
         for key in self.suspects.ended(life):
             request_id = life.request.request_id
             self.breakers.failed(key, request_id, JobErrorCode.ENGINE_CRASHED, now_s, submitted_s=now_s)
+        if isinstance(life.outcome, Completed):
+            for attempt in filter(lambda attempt: attempt.is_unexplained, life.attempts):
+                at_s, key = attempt.submitted_s, attempt.expert.key
+                self.breakers.failed(key, attempt.job_id, JobErrorCode.INTERNAL, now_s, submitted_s=at_s)
 
     def forget(self, agent_id: str) -> None:
         """An agent has been evicted and will not come back."""
