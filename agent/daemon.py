@@ -460,11 +460,9 @@ class AgentDaemon(Daemon[AgentSettings]):
 
     async def _look_at_facts(self) -> None:
         """Learn what this host is. A driver that is slow to answer is waited for beside the work."""
-        look = asyncio.create_task(
-            in_daemon_thread(
-                partial(detect_host, self._sensor_settings.root, simulated=self._sensor_settings.simulated)
-            )
-        )
+        facts = partial(detect_host, self._sensor_settings.root, simulated=self._sensor_settings.simulated)
+        self._host = await in_daemon_thread(partial(facts, ask_driver=False))
+        look = asyncio.create_task(in_daemon_thread(facts))
         look.add_done_callback(self._facts_known)
         await asyncio.wait({look}, timeout=self._sensor_settings.deadline_s)
 

@@ -11,8 +11,9 @@ as in `benchmarks.sampler`. The last line is one JSON object. Takes about 3 minu
 
 The host should have nothing else to do: what others take from the model cannot be predicted. How steady it was is
 measured beside it, by a fixed piece of work done twice a second: `host_unsteadiness_pct` is the median deviation of its
-duration from its own median. What of the errors is the models' and not the host's, `tests/scenarios/
-test_prediction_quality.py` shows in virtual time.
+duration from its own median. How good a prediction could be is beside it as well (`benchmarks.calibration_bound`): the
+median error of the best line in what is known when a request comes, and of one that knows who came later. What of the
+errors is the models' and not the host's, `tests/scenarios/test_prediction_quality.py` shows in virtual time.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from benchmarks.calibration_bound import Answered, Bounds, bounds
 from benchmarks.sampler import core_pct
 from moe2.agent.energy.catalog import SensorSettings, choose, discover
 from moe2.agent.energy.profiles import PROFILES
@@ -124,8 +126,8 @@ async def _until(service: Service, processes: list[subprocess.Popen[bytes]], hol
     raise Moe2Error("Coordinator and agent did not come up; what they say of it is printed above.")
 
 
-async def _client(service: Service, http: aiohttp.ClientSession, random: Random) -> None:
-    """One client, for ever."""
+async def _client(service: Service, http: aiohttp.ClientSession, random: Random, answers: list[Answered]) -> None:
+    """One client, for ever. Its answers are added to `answers`."""
     while True:
         # Prompts differ from the first word on, so that no cached prefix shortens them.
         words = [str(random.randrange(10**6)), *random.choices(_WORDS, k=random.choice(PROMPT_WORDS))]
@@ -135,10 +137,22 @@ async def _client(service: Service, http: aiohttp.ClientSession, random: Random)
             "max_tokens": random.choice(ANSWER_TOKENS),
             "seed": random.randrange(10**6),
         }
+        began_s = time.monotonic()
         async with http.post(f"{service.api_url}/v1/chat/completions", json=body) as answer:
             if answer.status != 200:
                 raise Moe2Error(f"A request was refused: {await answer.text()}")
-            await answer.read()
+            receipt = (await answer.json())["moe2"]
+        tokens, seconds = receipt["tokens"], receipt["seconds"]
+        if tokens["decoded"]:
+            answers.append(
+                Answered(
+                    began_s=began_s,
+                    first_s=began_s + seconds["ttft"],
+                    ended_s=began_s + seconds["total"],
+                    prompt_tokens=tokens["prompt"] - (tokens["cached"] or 0),
+                    decoded_tokens=tokens["decoded"],
+                )
+            )
         await asyncio.sleep(random.expovariate(1 / PAUSE_S))
 
 
@@ -158,11 +172,12 @@ def _unsteadiness_pct(durations_s: list[float]) -> float:
 
 async def measure(
     service: Service, *, clients: int, warm_up_s: float, seconds: float
-) -> tuple[CalibrationReport, float]:
-    """The calibration of the requests that ended after the warm-up, and how unsteady the host was, in percent."""
+) -> tuple[CalibrationReport, Bounds, float]:
+    """The calibration of the requests that ended after the warm-up, its bounds, and how unsteady the host was, in %."""
     durations_s: list[float] = []
+    answers: list[Answered] = []
     async with aiohttp.ClientSession() as http, asyncio.TaskGroup() as tasks:
-        load = [tasks.create_task(_client(service, http, Random(number))) for number in range(clients)]
+        load = [tasks.create_task(_client(service, http, Random(number), answers)) for number in range(clients)]
         load.append(tasks.create_task(_probe(durations_s)))
         await asyncio.sleep(warm_up_s)
         before = (await service.status()).requests_finished
@@ -174,7 +189,7 @@ async def measure(
         report = await service.calibration(count)
         for task in load:
             task.cancel()
-    return report, _unsteadiness_pct(durations_s)
+    return report, bounds(answers[-count:]), _unsteadiness_pct(durations_s)
 
 
 def _print(name: str, comparison: Comparison) -> None:
@@ -207,7 +222,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     sensor = f"profile:{profile} (simulated)" if profile else ", ".join(sensor.facts.name for sensor in sensors)
     print(f"Energy from {sensor}; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs", flush=True)
     async with serving(arguments.model, slots=arguments.slots, threads=arguments.threads, profile=profile) as service:
-        report, unsteadiness_pct = await measure(
+        report, bound, unsteadiness_pct = await measure(
             service, clients=arguments.clients, warm_up_s=arguments.warm_up, seconds=arguments.seconds
         )
     overall = report.overall
@@ -217,11 +232,17 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         ("joules", overall.energy_j),
     ):
         _print(name, comparison)
+    print(
+        f"whole answer by the best line in what is known at the start: median error {bound.known_pct:.1f} %; with the "
+        f"prompts that came beside it: {bound.hindsight_pct:.1f} %"
+    )
     sampled_pct, sampled = await asyncio.to_thread(core_pct, SAMPLER_S, 1)
     return {
         **_figures("latency", overall.total_s.decoded),
         **_figures("ttft", overall.ttft_s.decoded),
         **_figures("energy", overall.energy_j.decoded),
+        "latency_best_known_pct": round(bound.known_pct, 2),
+        "latency_best_hindsight_pct": round(bound.hindsight_pct, 2),
         "energy_sensor": sensor,
         "energy_quality": overall.energy_quality,
         "energy_unmeasured": overall.energy_j.n_unmeasured,

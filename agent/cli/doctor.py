@@ -6,6 +6,8 @@ import os
 import pwd
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from moe2.agent.cli.as_service import NoServiceError, run_as_service
+from moe2.agent.energy.blocking import within
 from moe2.agent.energy.catalog import ProbeResult, ProbeState, SensorSettings, choose, discover
 from moe2.agent.energy.ownership import DeviceLocks
 from moe2.agent.energy.sensor import Sensor
@@ -35,6 +38,7 @@ _STYLE = {
     ProbeState.BROKEN: "red",
 }
 _GOOD = (ProbeState.PRESENT, ProbeState.ABSENT)
+_HANGS = "Check the kernel log for its driver."
 _AS_SERVICE = "MOE2_DOCTOR_AS_SERVICE"
 """Set for the doctor that runs with the unit's rights."""
 
@@ -72,7 +76,7 @@ def diagnose(settings: SensorSettings, *, as_service: bool = False) -> Diagnosis
         states = {report.name: report.state for report in reports}
         chosen_names = [sensor.name for sensor in chosen]
         return Diagnosis(
-            host=detect_host(settings.root, simulated=settings.simulated),
+            host=_host(settings),
             sensors=reports,
             sampled=tuple(name for name in chosen_names if states[name] == ProbeState.PRESENT),
             gpu=gpu,
@@ -85,7 +89,17 @@ def diagnose(settings: SensorSettings, *, as_service: bool = False) -> Diagnosis
         )
     finally:
         for sensor in chosen:
-            sensor.close()
+            with suppress(TimeoutError):
+                within(sensor.close, settings.deadline_s)
+
+
+def _host(settings: SensorSettings) -> HostFacts:
+    """Return what this host is; without its boards' names where their driver hangs."""
+    facts = partial(detect_host, settings.root, simulated=settings.simulated)
+    try:
+        return within(facts, settings.deadline_s)
+    except TimeoutError:
+        return facts(ask_driver=False)
 
 
 def run_doctor(
@@ -163,7 +177,10 @@ def _with_power(result: ProbeResult, locks: DeviceLocks) -> SensorReport:
         return report
     facts = result.sensor.facts
     try:
-        power_w = result.sensor.read().power_w
+        power_w = within(result.sensor.read, facts.deadline_s).power_w
+    except TimeoutError:
+        late = f"it has not answered for {facts.deadline_s:.0f} s."
+        return msgspec.structs.replace(report, state=ProbeState.BROKEN, detail=late, remedy=_HANGS)
     except Exception as error:
         remedy = error.remedy if isinstance(error, Moe2Error) else None
         return msgspec.structs.replace(report, state=ProbeState.BROKEN, detail=str(error), remedy=remedy)

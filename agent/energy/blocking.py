@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
@@ -41,3 +42,17 @@ def _tell(loop: asyncio.AbstractEventLoop, answer: asyncio.Future[T], set_answer
     # The loop may be closed by now: then nobody waits any more.
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(set_unless_abandoned)
+
+
+def within(call: Callable[[], T], timeout_s: float) -> T:
+    """Return the call's result, or raise its exception; TimeoutError, and the call is left to itself, if it is late."""
+    answer: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(call())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name="blocking-call", daemon=True).start()
+    return answer.result(timeout_s)

@@ -74,6 +74,13 @@ class RaplSensor:
             raise SensorAbsentError(
                 "no RAPL package under /sys/class/powercap: none in this processor, or a virtual machine."
             )
+        names = [zone.name for zone in zones]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise SensorBrokenError(
+                f"several RAPL zones are called {', '.join(twice)}; whether one counter is told twice is unknown.",
+                remedy="Report what `grep . /sys/class/powercap/intel-rapl:*/name` lists; a metered plug "
+                "([[sensors.wall]]) can measure the host instead.",
+            )
         self._zones = tuple(zones)
         self.read()
         return " + ".join(zone.name for zone in zones)

@@ -76,7 +76,7 @@ def _expert_warnings(experts: tuple[ExpertReport, ...]) -> list[HealthWarning]:
                     code="model_failed",
                     severity=Severity.DEGRADED,
                     message=f"{expert.model} cannot be loaded: {expert.last_error}",
-                    remedy="Correct its path or replace the GGUF file; loading is tried again with back-off."
+                    remedy="Do as it says; loading is tried again with back-off."
                     if expert.gpu_fault is None
                     else f"{expert.gpu_fault.remedy} Loading is tried again with back-off.",
                 )

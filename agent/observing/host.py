@@ -17,10 +17,11 @@ from moe2.agent.energy.sysfs import text_or_none
 from moe2.common.link.reports import HostFacts
 
 
-def detect_host(root: Path = Path("/"), *, simulated: Profile | None = None) -> HostFacts:
+def detect_host(root: Path = Path("/"), *, simulated: Profile | None = None, ask_driver: bool = True) -> HostFacts:
     """Facts of the host below `root`; what it does not tell is None. Blocking: call it from a thread.
 
-    simulated: a host whose board, accelerator and power mode are shown instead, marked as simulated.
+    simulated: a host whose board, accelerator and power mode are shown instead, marked as simulated. ask_driver: for
+    the names of NVIDIA's boards, which a driver that hangs never tells.
     """
     facts = HostFacts(
         hostname=socket.gethostname(),
@@ -29,7 +30,7 @@ def detect_host(root: Path = Path("/"), *, simulated: Profile | None = None) -> 
         cpu_model=_cpu_model(root),
         cpu_count=os.cpu_count(),
         memory_bytes=_memory_bytes(root),
-        accelerator=_accelerator(root),
+        accelerator=_accelerator(root, board_names() if ask_driver else ()),
         board=_board(root),
         power_mode=read_power_mode(root),
     )
@@ -62,8 +63,7 @@ def _board(root: Path) -> str | None:
     return " ".join(part for part in (vendor, product) if part) or None
 
 
-def _accelerator(root: Path) -> str | None:
-    boards = board_names()
+def _accelerator(root: Path, boards: tuple[str, ...]) -> str | None:
     if boards:
         return ", ".join(boards)
     compatible = text_or_none(root / "proc/device-tree/compatible") or ""

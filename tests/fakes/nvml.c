@@ -2,7 +2,8 @@
  *
  * The file named by FAKE_NVML_STATE has lines "key value": init, count, energy_status, energy_mj, power_status,
  * power_mw, field_status, field_mw, throttle, computing and drawing (a process each), orin, lost_board (its index),
- * live_mw (the counter goes on at this power, by the monotonic clock). A status is an nvmlReturn_t.
+ * live_mw (the counter goes on at this power, by the monotonic clock), init_hangs_s, read_hangs_s. A status is an
+ * nvmlReturn_t.
  * Without the file no driver is loaded.
  * With -DOLD_DRIVER the energy counter, field values and throttle reasons do not exist.
  */
@@ -10,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { SUCCESS = 0, NOT_SUPPORTED = 3, INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15 };
 
@@ -45,8 +47,13 @@ static long long state(const char *key, long long otherwise)
 /* What the board draws now, where the file says that it is alive. */
 static long long live_mw(void) { return state("live_mw", 0); }
 
-int nvmlInitWithFlags(unsigned int flags) { (void)flags; return (int)state("init", SUCCESS); }
-int nvmlInit_v2(void) { return (int)state("init", SUCCESS); }
+int nvmlInit_v2(void)
+{
+    sleep((unsigned int)state("init_hangs_s", 0));
+    return (int)state("init", SUCCESS);
+}
+
+int nvmlInitWithFlags(unsigned int flags) { (void)flags; return nvmlInit_v2(); }
 int nvmlShutdown(void) { return SUCCESS; }
 const char *nvmlErrorString(int code) { (void)code; return "fake error"; }
 
@@ -106,6 +113,7 @@ int nvmlDeviceGetGraphicsRunningProcesses_v3(void *device, unsigned int *count, 
 int nvmlDeviceGetPowerUsage(void *device, unsigned int *milliwatts)
 {
     (void)device;
+    sleep((unsigned int)state("read_hangs_s", 0));
     *milliwatts = (unsigned int)state("power_mw", live_mw());
     return (int)state("power_status", SUCCESS);
 }

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from moe2.agent.cli import doctor
 from moe2.agent.cli.doctor import run_doctor
-from moe2.agent.energy.catalog import SensorSettings
+from moe2.agent.energy.catalog import ProbeResult, ProbeState, SensorSettings
 from moe2.agent.energy.ownership import DeviceLocks
+from moe2.agent.energy.sensor import Reading
 from moe2.agent.energy.wall import Plug
+from moe2.agent.observing import host
 from tests.fakes import sysfs
 from tests.fakes.plug import plugged_in
+from tests.fakes.sensors import HangingSensor
 
 
 def _run(root: Path, *, as_json: bool = False, plugs: tuple[Plug, ...] = ()) -> tuple[int, str]:
@@ -138,3 +143,35 @@ def test_a_plug_that_does_not_answer_makes_the_host_unwell(tmp_path: Path) -> No
     code, text = _run(tmp_path, plugs=(Plug("tasmota", url),))
     assert code == 1
     assert "power and network" in " ".join(text.split())
+
+
+def test_a_sensor_whose_read_hangs_is_broken_and_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answered when it was looked for, and never again."""
+    sensor = HangingSensor("nvml:0", lambda: Reading(at_s=0.0, power_w=50.0))
+    found = (ProbeResult("nvml:0", ProbeState.PRESENT, "a board", sensor=sensor),)
+    monkeypatch.setattr(doctor, "discover", lambda _: found)
+    code, text = _run(tmp_path)
+    sensor.release.set()
+    assert code == 1
+    assert "it has not answered for 1 s." in text
+    assert "kernel log" in text
+
+
+def test_a_driver_that_hangs_does_not_keep_the_doctor_from_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks a hung driver for its boards' names waits for ever; the host is shown without them."""
+    sysfs.orin_nx(tmp_path)
+    release = threading.Event()
+    monkeypatch.setattr(host, "board_names", lambda: ("late",) * release.wait())
+    output = io.StringIO()
+    run_doctor(
+        SensorSettings(root=tmp_path, families=(), deadline_s=0.01),
+        as_json=False,
+        console=Console(file=output, width=160),
+    )
+    release.set()
+    assert "Orin NX" in output.getvalue()
+    assert "late" not in output.getvalue()

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from moe2.agent.energy.blocking import in_daemon_thread
+from moe2.agent.energy.blocking import in_daemon_thread, within
 
 
 async def test_result_comes_back() -> None:
@@ -41,3 +41,18 @@ def test_hung_call_does_not_keep_the_loop_from_closing() -> None:
     assert not left.is_set()
     release.set()
     assert left.wait(10)
+
+
+def test_a_call_in_time_is_answered() -> None:
+    """With its result, or its exception."""
+    assert within(lambda: 6 * 7, 60.0) == 42
+    with pytest.raises(ZeroDivisionError):
+        within(lambda: 1 / 0, 60.0)
+
+
+def test_a_call_that_hangs_is_left_to_itself() -> None:
+    """Who waits is told."""
+    release = threading.Event()
+    with pytest.raises(TimeoutError):
+        within(release.wait, 0.01)
+    release.set()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe2.agent.energy.rapl import RaplSensor
-from moe2.agent.energy.sensor import SensorAbsentError, SensorDeniedError
+from moe2.agent.energy.sensor import SensorAbsentError, SensorBrokenError, SensorDeniedError
 from tests.fakes import sysfs
 from tests.fakes.clock import ManualClock
 
@@ -44,6 +44,14 @@ def test_two_packages_are_added_each_with_its_own_wrap(tmp_path: Path) -> None:
     sysfs.write(second, "energy_uj", 2_000_000 + 30_000_000)
     assert sensor.read().energy_j == pytest.approx(15.0 + 30.0)
     assert sensor.read().epoch == 0
+
+
+def test_two_zones_of_one_name_are_not_added(tmp_path: Path) -> None:
+    """It may be one counter that two drivers tell."""
+    for zone in ("0", "1"):
+        sysfs.rapl_zone(tmp_path, zone, "package-0", 1_000_000)
+    with pytest.raises(SensorBrokenError, match="package-0; whether one counter is told twice"):
+        RaplSensor(tmp_path).probe()
 
 
 def test_reset_begins_a_new_epoch(tmp_path: Path) -> None:
