@@ -6,7 +6,6 @@ while it pushes. The format: https://github.com/ggml-org/ggml/blob/master/docs/g
 
 from __future__ import annotations
 
-import os
 import stat
 import struct
 from collections.abc import Callable, Mapping
@@ -125,12 +124,10 @@ class GgufHeader:
 
 def opened(path: Path) -> BinaryIO:
     """Opens a model's file for reading. Raises `OSError`, and `GgufError` for a pipe or a device: it may never end."""
-    # Without O_NONBLOCK, opening a pipe waits until somebody writes into it.
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - returned
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    # Looked at first, as opening a pipe waits until somebody writes into it.
+    if not stat.S_ISREG(path.stat().st_mode):
         raise GgufError(f"{path} is no regular file.", remedy="Choose a model in GGUF format.")
-    return file
+    return path.open("rb")
 
 
 def read_header(path: Path) -> GgufHeader:
