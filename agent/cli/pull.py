@@ -69,6 +69,9 @@ def run_remove(settings: AgentSettings, name: str, *, serving: Callable[[], dict
             f"{name} is what {', '.join(users)} is served from.",
             remedy="Stop serving it first: take it out of [[models]], or `moe2-coordinator models remove`.",
         )
+    if library.find(name) is None and (n_bytes := library.drop_partial(name)):
+        _say(f"What had come of {printable(name)} is removed: {size(n_bytes)} are free again.")
+        return 0
     removed = library.remove(name)
     _say(f"{printable(removed.name)} is removed: {size(removed.size_bytes)} are free again.")
     return 0

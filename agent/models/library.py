@@ -20,6 +20,8 @@ from moe2.common.statefile import locked, replace_file
 INDEX = "library.json"
 PARTIAL = ".partial"
 """Ends the name of a file that is not here whole."""
+HUB = ".hub"
+"""Ends the name of the folder, beside such a file, in which the hub's library keeps what has come."""
 
 
 class LibraryError(Moe2Error):
@@ -114,6 +116,21 @@ class Library:
             raise _unusable(self.folder, error) from error
         self._change(lambda known: {key: one for key, one in known.items() if key != name})
         return found
+
+    def drop_partial(self, name: str) -> int:
+        """Deletes what has come of a model that is not here whole; returns how many bytes. Raises `LibraryError`."""
+        n_bytes = 0
+        try:
+            for part in parts_of(self.path(name)):
+                partial = self.partial_path(part.name)
+                hub = partial.with_name(f"{partial.name}{HUB}")
+                for file in (partial, *(one for one in hub.rglob("*") if one.is_file())):
+                    n_bytes += file.stat().st_size if file.exists() else 0
+                    file.unlink(missing_ok=True)
+                shutil.rmtree(hub, ignore_errors=True)
+        except OSError as error:
+            raise _unusable(self.folder, error) from error
+        return n_bytes
 
     def used(self, path: Path, now_unix_s: float) -> None:
         """The model at this path was loaded. Nothing happens for one that is not in the index."""

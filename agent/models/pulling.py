@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
+from moe2.agent.energy.blocking import in_daemon_thread
 from moe2.agent.engine.llama.capacity import capacity_for
 from moe2.agent.engine.llama.memory import Capacity
 from moe2.agent.engine.llama.parts import parts_of
 from moe2.agent.models import download
 from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.fit import check_architecture, check_space, memory_shortage, what_would_fit
-from moe2.agent.models.library import Library, LibraryError, LibraryFile
+from moe2.agent.models.library import HUB, Library, LibraryError, LibraryFile
 from moe2.agent.models.source import HubSource, LocalSource, Source, SourceError, UrlSource, checked_name
 from moe2.common.checksums import checksums_of
 from moe2.common.errors import Moe2Error
@@ -118,7 +119,7 @@ class LocalSupply(Supply):
 
     async def fetch(self, part: Part, target: Path, progress: Progress) -> None:
         try:
-            await asyncio.to_thread(shutil.copyfile, part.place, target)
+            await in_daemon_thread(partial(shutil.copyfile, part.place, target))
         except OSError as error:
             raise SourceError(f"{part.place} could not be copied: {error.strerror or error}.") from error
         progress(part.size_bytes, part.size_bytes)
@@ -145,24 +146,26 @@ class HubSupply(Supply):
         parts: list[Part] = []
         for name in names:
             place = str(first.with_name(name))
-            found = await asyncio.to_thread(
-                self._hub.look, source.repo, place, self._revision or source.revision, self._token
-            )
+            revision = self._revision or source.revision
+            found = await in_daemon_thread(partial(self._hub.look, source.repo, place, revision, self._token))
             if not parts:
                 # All of one commit, also where somebody changes the repository meanwhile.
                 self._revision = found.revision
-                head = await asyncio.to_thread(self._hub.head, found, HEAD_BYTES, self._token, name=str(source))
+                look = partial(self._hub.head, found, HEAD_BYTES, self._token, name=str(source))
+                head = await in_daemon_thread(look)
             parts.append(Part(name, found.size_bytes, found.sha256, place))
         origin = str(HubSource(source.repo, source.file, self._revision))
         return Offer(origin, tuple(parts), parse_head(head, first.name))
 
     async def fetch(self, part: Part, target: Path, progress: Progress) -> None:
-        folder = target.with_name(f"{target.name}.hub")
-        done = await asyncio.to_thread(
-            self._hub.download, self._source.repo, part.place, self._revision, self._token, folder
+        folder = target.with_name(f"{target.name}{HUB}")
+        # Not awaited at the end: an interrupted pull must not go on until the library has the whole file.
+        repo = self._source.repo
+        done = await in_daemon_thread(
+            partial(self._hub.download, repo, part.place, self._revision, self._token, folder)
         )
         os.replace(done, target)
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await in_daemon_thread(partial(shutil.rmtree, folder, ignore_errors=True))
         progress(part.size_bytes, part.size_bytes)
 
 
@@ -217,7 +220,7 @@ class Pull:
         path = self._library.path(offer.name)
         if len(sums) == 1:
             self._checksums.remember(path, sums[0])
-        sha256 = await asyncio.to_thread(self._checksums.sha256, path)
+        sha256 = await in_daemon_thread(partial(self._checksums.sha256, path))
         entry = LibraryFile(
             name=offer.name,
             size_bytes=offer.size_bytes,
@@ -246,7 +249,7 @@ class Pull:
 
     async def _check(self, offer: Offer) -> None:
         architecture = offer.header.architecture or ""
-        capacity = await asyncio.to_thread(self._capacity, architecture)
+        capacity = await in_daemon_thread(partial(self._capacity, architecture))
         check_architecture(offer.header, offer.name, capacity)
         here = sum(self._size(self._library.partial_path(part.name)) for part in offer.parts)
         check_space(
@@ -266,7 +269,7 @@ class Pull:
         target = self._library.partial_path(part.name)
         await self._supply.fetch(part, target, self._progress)
         self._library.give_to_owner(target)
-        sha256 = (await asyncio.to_thread(checksums_of, [target])).whole
+        sha256 = (await in_daemon_thread(partial(checksums_of, [target]))).whole
         if part.sha256 is not None and sha256 != part.sha256:
             target.unlink(missing_ok=True)
             raise Moe2Error(

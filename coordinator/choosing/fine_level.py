@@ -110,8 +110,9 @@ def is_cheapest(selection: Selection) -> bool:
 
 def saving_j(selection: Selection) -> float | None:
     """Joules between the dearest and the cheapest candidate whose joules are known; None where there are not two."""
-    joules = selection.outlook.forecast.energy_j.p50[selection.candidate_places]
-    known = joules[~np.isnan(joules)]
+    places = selection.candidate_places
+    is_known = ~np.isnan(selection.outlook.forecast.energy_j.p50[places])
+    known = selection.outlook.expected_j[places][is_known]
     return float(known.max() - known.min()) if len(known) > 1 else None
 
 

@@ -162,6 +162,9 @@ class Wish(Budgets):
     """Which experts the receipt's decision shows of a fleet of many."""
 
 
+NO_WISH = Wish()
+
+
 def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets], key: Budgets = NO_BUDGETS) -> Budgets:
     """The limits in force: the request's, else its key's, else its category's, else the default category's."""
     default = categories.get(DEFAULT_CATEGORY, NO_BUDGETS)

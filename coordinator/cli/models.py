@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -31,6 +32,16 @@ _VERBS = {
     "remove": "Serve a model no longer on hosts. Requests that run are answered first; the file stays.",
 }
 Answer = dict[str, tuple[ModelOrderRow, ...]]
+
+
+@contextmanager
+def _goes_on() -> Iterator[None]:
+    """Says that what was begun goes on where somebody no longer waits for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("It goes on without this command; `moe2-coordinator models show` tells how far it is.\n")
+        raise
 
 
 def add_commands(commands: Commands[Command]) -> None:
@@ -91,11 +102,17 @@ def _push(arguments: argparse.Namespace) -> int:
     begun = _pushes(arguments.socket, msgspec.json.encode(word), timeout_s=HASHING_S)
     if arguments.no_wait:
         return 0
+    return push_to_its_end(arguments.socket, begun)
+
+
+@_goes_on()
+def push_to_its_end(socket: Path, begun: Sequence[PushRow]) -> int:
+    """Shows the progress of pushes until all have ended; returns the exit code."""
     ids = {row.command_id for row in begun}
     with progress_bars() as bars:
         tasks = {row.command_id: bars.add_task(printable(row.host), total=row.size_bytes) for row in begun}
         while True:
-            rows = [row for row in _pushes(arguments.socket, None) if row.command_id in ids]
+            rows = [row for row in _pushes(socket, None) if row.command_id in ids]
             for row in rows:
                 told = printable(row.host) + _giver(row)
                 bars.update(tasks[row.command_id], completed=row.done_bytes, description=told)
@@ -166,10 +183,16 @@ def _order(arguments: argparse.Namespace) -> int:
     given = _rows(arguments.socket, msgspec.json.encode(wanted))
     if arguments.no_wait:
         return 0
+    return orders_to_their_ends(arguments.socket, given)
+
+
+@_goes_on()
+def orders_to_their_ends(socket: Path, given: Sequence[ModelOrderRow]) -> int:
+    """Tells what becomes of orders until all have ended; returns the exit code."""
     ids = {order.command_id for order in given}
     told: set[str] = set()
     while True:
-        rows = [order for order in _rows(arguments.socket, None) if order.command_id in ids]
+        rows = [order for order in _rows(socket, None) if order.command_id in ids]
         for row in rows:
             if row.state != "running" and row.command_id not in told:
                 told.add(row.command_id)

@@ -174,7 +174,9 @@ def _saw(price: Price, *, is_cheapest: bool, saving_j: float | None, enough_per_
         known_per_j = max(enough_per_j, _MEMORY * (known_per_j or 0.0))
     known_j = price.saving_j
     if saving_j is not None:
-        known_j = saving_j if known_j is None else _MEMORY * known_j + (1 - _MEMORY) * saving_j
+        # Early on all requests count alike: what the first one is predicted to save can be far off.
+        weight = max(1 - _MEMORY, 1.0 / (price.n_answers + 1))
+        known_j = saving_j if known_j is None else known_j + weight * (saving_j - known_j)
     n_saturated = price.n_saturated + 1 if is_cheapest else 0
     return msgspec.structs.replace(price, saving_j=known_j, enough_per_j=known_per_j, n_saturated=n_saturated)
 

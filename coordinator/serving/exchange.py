@@ -80,8 +80,10 @@ class Exchange:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the request waits for an expert with room."""
-        return self.life.wait is not None
+        """Whether the request waits: until an expert has room, or behind others in the queue of one."""
+        leading = self.life.leading
+        behind = leading is not None and leading.member.prediction.shape.queued_ahead is not None
+        return self.life.wait is not None or behind
 
     async def until_recorded(self) -> None:
         """Wait until the outcome would survive the coordinator's death. A client must not learn of the end before."""

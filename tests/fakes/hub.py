@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -20,6 +21,7 @@ class FakeHub:
 
     shortened: answers lack so many bytes, once each, and say that they are whole, as of a proxy that cuts.
     ranges: False where the storage sends the whole file, whatever part is asked for.
+    stalls: answers stop in the midst, and go on never; `stalled` is set then.
     pair: certificate and key, for TLS. token: what a client must show. lies: told as the checksum in place of the
     true one. got: the ranges asked for.
     """
@@ -33,6 +35,8 @@ class FakeHub:
     shortened: list[int] = field(default_factory=list)
     ranges: bool = True
     pair: Mapping[str, Path] | None = None
+    stalls: bool = False
+    stalled: asyncio.Event = field(default_factory=asyncio.Event)
     got: list[str] = field(default_factory=list)
     storage_saw_token: bool = False
 
@@ -86,6 +90,10 @@ class FakeHub:
         if wanted:
             answer.headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         await answer.prepare(request)
+        if self.stalls and not is_head:
+            await answer.write(part[: len(part) // 2])
+            self.stalled.set()
+            await asyncio.Event().wait()
         if self.cut_after and not is_head:
             await answer.write(part[: self.cut_after.pop(0)])
             if request.transport is not None:
@@ -104,7 +112,8 @@ async def serving(hub: FakeHub) -> AsyncIterator[FakeHub]:
     if hub.pair is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(hub.pair["certificate"], hub.pair["key"])
-    runners = [web.AppRunner(app, access_log=None) for app in hub.apps()]
+    # What stalls is not waited for at the end.
+    runners = [web.AppRunner(app, access_log=None, shutdown_timeout=0.1) for app in hub.apps()]
     try:
         for runner in runners:
             await runner.setup()

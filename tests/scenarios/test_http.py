@@ -34,7 +34,7 @@ async def test_stream_carries_the_same_headers(tmp_path: Path) -> None:
     [
         (b"{", None),
         (b"[]", None),
-        (b'{"messages": [{"role": "user", "content": "hi"}]}', "model"),
+        (b'{"model": 7, "messages": [{"role": "user", "content": "hi"}]}', "model"),
         (b'{"model": "moe2"}', "messages"),
         (b'{"model": "moe2", "messages": []}', "messages"),
         (b'{"model": "moe2", "messages": [{"role": "robot", "content": "hi"}]}', "messages[0].role"),

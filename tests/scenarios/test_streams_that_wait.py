@@ -26,11 +26,12 @@ async def next_line(answer: aiohttp.ClientResponse) -> str:
         return line
 
 
+@pytest.mark.parametrize("max_queue", [0, 4])
 async def test_a_stream_begins_when_its_request_is_admitted_to_wait(
-    tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...]
+    tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...], max_queue: int
 ) -> None:
-    """Behind a request that takes the only slot: headers and a comment come at once, and the answer in its turn."""
-    models = [{**ONE_SLOT, "path": tmp_path / "fake.gguf"}]
+    """Behind a request that takes the only slot, queued there or not: headers and a comment at once."""
+    models = [{**ONE_SLOT, "max_queue": max_queue, "path": tmp_path / "fake.gguf"}]
     async with fleet(tmp_path, engine_argv=controlled, models=models) as running:
         first = asyncio.create_task(running.chat("a", max_tokens=1))
         step = await control.next_phase()

@@ -82,6 +82,7 @@ class Run:
     reserved: cells this run may fill.
     is_steady: see `Chunk`.
     guesses: tokens that may come next, for the next batch, as far as it has room.
+    certain: how many of them come whatever the model says, so that no logits are wanted before them.
     """
 
     lane: int
@@ -91,6 +92,7 @@ class Run:
     reserved: int
     is_steady: bool = False
     guesses: list[int] = field(default_factory=list)
+    certain: int = 0
     decoded_at: int = 0
     """When its latest tokens went through, by the lanes' own clock."""
 
@@ -232,7 +234,7 @@ class Lanes:
         now = self._tick()
         for run, chunk in chunks:
             run.filled += len(chunk.tokens) - chunk.guessed
-            run.guesses = []
+            run.guesses, run.certain = [], 0
             run.decoded_at = now
 
     def _start(
@@ -309,7 +311,7 @@ def _within_outputs(run: Run, rows: int) -> int:
 
 def _chunk(run: Run, count: int, guesses: Sequence[int] = ()) -> Chunk:
     end = run.filled + count
-    logits_from = min(count, max(0, run.logits_from - run.filled))
+    logits_from = min(count, max(0, run.logits_from - run.filled)) + min(run.certain, len(guesses))
     tokens = [*run.tokens[run.filled : end], *guesses]
     return Chunk(run.lane, run.filled, tokens, logits_from, run.is_steady, len(guesses))
 

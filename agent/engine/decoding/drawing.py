@@ -116,6 +116,8 @@ class Drawing(Writing):
         self._bound = draw if isinstance(draw, BoundDraw) else None
         self._patience_s = 0.0
         """How long the next tokens' form may be waited for, beside a step of the model."""
+        self._n_certain = 0
+        """How many of the tokens that were guessed last come in any case."""
 
     @property
     def speculator(self) -> Speculator | None:
@@ -135,13 +137,15 @@ class Drawing(Writing):
         known, likely = list(self._forced), list[int]()
         if not known and self._bound is not None and self._goes_by_form(self._bound):
             known, likely = self._bound.foresee(patience_s)
+        self._n_certain = len(known)
         if known:
             return self._speculator.suppose(known, likely, most)
         return self._speculator.guess(most) or (self._speculator.suppose([], likely, most) if likely else None)
 
-    def expect(self, tokens: Sequence[int]) -> None:
+    def expect(self, tokens: Sequence[int]) -> int:
         if self._bound is not None and not self._forced:
             self._bound.look_ahead(tokens)
+        return min(self._n_certain, len(tokens)) if self._request.logprobs is None else 0
 
     @property
     def is_ready(self) -> bool:

@@ -82,7 +82,7 @@ class Guessing:
             free -= max(0, count - reserved)
             each.run.guesses = guess.tokens[:count]
             if each.run.guesses:
-                each.job.expect(each.run.guesses)
+                each.run.certain = each.job.expect(each.run.guesses)
 
     def settle(
         self, made: Sequence[tuple[Speculator, int, int]], *, sequences: int, waiting: int, seconds: float | None

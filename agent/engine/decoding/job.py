@@ -88,8 +88,12 @@ class Job(ABC):
         any. patience_s: how long it may wait for what it needs to know."""
         return None
 
-    def expect(self, tokens: Sequence[int]) -> None:  # noqa: B027 - most jobs guess nothing
-        """These guesses, of which there is at least one, go into the next batch."""
+    def expect(self, tokens: Sequence[int]) -> int:
+        """Take in that these guesses, of which there is at least one, go into the next batch.
+
+        Returns how many of them, from the first on, come whatever the model says before them.
+        """
+        return 0
 
     @abstractmethod
     def success(self, now_s: float) -> Event:

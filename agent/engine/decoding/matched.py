@@ -99,6 +99,9 @@ class MatchedDraw:
 
     def sample(self, place: int) -> int | None:
         """Draws a token at a place of the last batch; None where the answer is complete."""
+        if self._coming:
+            # There may be no logits at its place: nobody wanted them.
+            return self._come()
         return self.sample_kept(self._context.logits(place))
 
     def sample_kept(self, logits: Logits) -> int | None:

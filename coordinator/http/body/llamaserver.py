@@ -19,7 +19,8 @@ from moe2.coordinator.http.errors import invalid
 MAX_SNIPPETS = 1024
 MAX_FIELDS = 64
 CHARACTERS_PER_TOKEN = 2
-"""Fewer than source code has on average, so that what is cut to a context fits it."""
+"""Fewer than source code has on average, so that the text around a gap fits a context that it is cut to. Snippets count
+one token for each character: figures and signs have no longer ones."""
 _END_OF_FILE = "\n"
 """What follows a gap that nothing follows: with a text behind it the model knows that it is to fill a gap."""
 _OWN_NAMES = ("n_predict", "json_schema", "response_fields", "input_prefix", "input_suffix", "input_extra")
@@ -81,7 +82,7 @@ def infill_fields(
             cut += ["input_suffix"] if len(after) < len(request.input_suffix) else []
             cut += ["input_prefix"] if len(before) > room - len(after) else []
             before = before[max(0, len(before) - (room - len(after))) :]
-        kept = _latest(snippets, room - len(before) - len(after))
+        kept = _latest(snippets, room // CHARACTERS_PER_TOKEN - len(before) - len(after))
         cut += ["input_extra"] if len(kept) < len(snippets) else []
         snippets = kept
     text = completion_fields(request, fields)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from moe2.common.generation import MAX_TOKENS, MAX_TOP_K, Generation, Sampling
 from moe2.common.link.prompts import ChatPrompt, TextPrompt
-from moe2.coordinator.choosing.request import Ballot, Demand, Mode, Wish, estimate_prompt_tokens
+from moe2.coordinator.choosing.request import NO_WISH, Ballot, Demand, Mode, Wish, estimate_prompt_tokens
 from moe2.coordinator.choosing.selector import ANY_MODEL
 from moe2.coordinator.http.body.conversation import messages_of, split_begun, without_empty_fields
 from moe2.coordinator.http.body.decode import convert, idle_parameters, json_object, without_unknown
@@ -338,6 +338,8 @@ def wish_of(body: Mapping[str, Any], headers: Mapping[str, str]) -> Wish:
     """Returns the budgets from the body's `moe2` object, else from headers such as `x-moe2-energy-budget-j`."""
     wish = {name: headers[header] for header, name in _WISH_HEADERS.items() if header in headers}
     wish |= {name: value for name, value in body.items() if value is not None}
+    if not wish:
+        return NO_WISH
     for name, value in wish.items():
         # Pydantic would read true as 1.
         if isinstance(value, bool) and name in Wish.model_fields and not _takes_flag(name):

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -32,14 +33,19 @@ def configured(root: Path, more: str = "") -> Path:
     return path
 
 
-async def moe2_agent(root: Path, command: str, *words: str, **environment: str) -> tuple[int, str, str]:
-    """(exit status, output, errors) of `moe2-agent COMMAND`."""
-    process = await asyncio.create_subprocess_exec(
+async def started(root: Path, command: str, *words: str, **environment: str) -> asyncio.subprocess.Process:
+    """`moe2-agent COMMAND` as it runs."""
+    return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "moe2.agent", command, *words, "--config", str(root / "agent.toml")),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "HF_HOME": str(root / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment},
     )
+
+
+async def moe2_agent(root: Path, command: str, *words: str, **environment: str) -> tuple[int, str, str]:
+    """(exit status, output, errors) of `moe2-agent COMMAND`."""
+    process = await started(root, command, *words, **environment)
     output, errors = await process.communicate()
     return process.returncode or 0, output.decode(), errors.decode()
 
@@ -151,6 +157,30 @@ async def test_a_file_that_the_hub_changes_meanwhile_comes_anew(tmp_path: Path) 
     assert (refused, code) == (1, 0), errors
     assert (tmp_path / "state/models/big.gguf").read_bytes() == source.read_bytes()
     assert [path.name for path in (tmp_path / "state/models").iterdir()] == ["big.gguf"]
+
+
+@pytest.mark.parametrize("place", ["hf:org/repo/big.gguf", "{storage}/big.gguf#sha256={digest}"])
+async def test_an_interrupted_pull_ends_at_once_and_goes_on_later(tmp_path: Path, place: str) -> None:
+    """Ctrl-C in the midst of a download without an end; what came can be removed, and the file pulled later."""
+    configured(tmp_path)
+    source = write_gguf(tmp_path / "big.gguf", body=os.urandom(25_000_000))
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    async with serving(FakeHub({"big.gguf": source}, stalls=True)) as hub:
+        address = place.format(storage=hub.storage, digest=digest)
+        environment = {"HF_ENDPOINT": hub.url, "HF_HUB_DOWNLOAD_TIMEOUT": "3600"}
+        process = await started(tmp_path, "pull", address, **environment)
+        await hub.stalled.wait()
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(60):
+            _, errors = await process.communicate()
+        assert (process.returncode, errors) == (130, b"")
+        removed, output, why = await moe2_agent(tmp_path, "remove", "big.gguf")
+        assert (removed, "are free again" in output) == (0, True), why
+        assert list((tmp_path / "state/models").iterdir()) == []
+        hub.stalls = False
+        code, _, told = await moe2_agent(tmp_path, "pull", address, **environment)
+    assert code == 0, told
+    assert (tmp_path / "state/models/big.gguf").read_bytes() == source.read_bytes()
 
 
 async def test_a_wrong_checksum_is_thrown_away(tmp_path: Path) -> None:

@@ -127,6 +127,14 @@ def test_a_price_that_a_few_dear_answers_led_to_is_soon_what_it_has_to_be() -> N
     assert spent_j / 50 == pytest.approx(13.0, rel=0.03)
 
 
+def test_a_first_request_that_seems_to_save_much_does_not_slow_the_price_down() -> None:
+    """What an answer can save is the mean of all so far: after ten more it is near theirs, not near the first one's."""
+    price = settled(Price(), 34.0, 24.0, saving_j=400.0)
+    for _ in range(10):
+        price = settled(price, 34.0, 24.0, saving_j=8.0)
+    assert price.saving_j == pytest.approx((400.0 + 10 * 8.0) / 11)
+
+
 def test_the_dearest_of_the_latest_requests_bounds_the_price() -> None:
     """A price that is enough for this request may be too little for others; what was long ago is forgotten."""
     steep = settled(Price(), 300.0, 1.0, enough_per_j=0.5)

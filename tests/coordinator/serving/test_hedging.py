@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from moe2.common.energy import Energy, Quality
@@ -29,6 +30,7 @@ from moe2.coordinator.serving.effects import (
 )
 from moe2.coordinator.serving.hedging import HedgeRation
 from moe2.coordinator.serving.receipt import receipt_of
+from moe2.coordinator.serving.totals import Totals
 from tests.coordinator.experts import cost, expert, selector, speed
 from tests.coordinator.lives import EXPERTS, USAGE, LifeBench, outcomes, retires, stopped, submitted
 
@@ -331,6 +333,17 @@ def test_only_a_hedge_uses_a_hedge_up() -> None:
         assert [job.is_hedge for job in life.effects if isinstance(job, SubmitJob)] == [False, False]
 
 
+@pytest.mark.parametrize(("winner", "won", "lost"), [(0, 0, 1), (1, 1, 0), (None, 0, 1)])
+def test_hedges_are_counted_by_who_answered(winner: int | None, won: int, lost: int) -> None:
+    """One that nobody was answered by is lost, too."""
+    life = hedged()
+    if winner is not None:
+        life.tokens("a", attempt=winner)
+    totals = Totals()
+    totals.retired(life.life)
+    assert (totals.hedges_won, totals.hedges_lost) == (won, lost)
+
+
 # --- Resuming ---------------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +382,16 @@ def test_the_receipt_of_a_resumed_answer_names_both() -> None:
     ]
     assert receipt.tokens.decoded == 3
     assert receipt.energy.joules is None, "what the lost one took nobody knows"
+
+
+def test_the_prompts_tokens_of_a_resumed_answer_are_those_of_its_first_expert() -> None:
+    """The others had a part of the answer in theirs."""
+    life = broken_off()
+    life.failed()
+    life.tokens(" a time", attempt=1)
+    life.done(attempt=1, usage=msgspec.structs.replace(USAGE, prompt_tokens=9, cached_tokens=0))
+    tokens = receipt_of(life.life).tokens
+    assert (tokens.prompt, tokens.cached, tokens.decoded) == (7, 3, 3)
 
 
 def test_what_broke_off_is_no_waste_once_the_answer_is_whole() -> None:

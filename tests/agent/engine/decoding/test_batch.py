@@ -161,3 +161,19 @@ def test_a_steady_run_shares_no_batch_and_stops_nobody() -> None:
         seen.append([(chunk.is_steady, len(chunk.tokens)) for _, chunk in chunks])
         other.tokens = [*other.tokens[: other.filled], 1]
     assert seen == [[(True, 32)], [(False, 1)], [(True, 32)], [(False, 1)], [(True, 14)]]
+
+
+def test_logits_are_not_wanted_before_tokens_that_come_in_any_case() -> None:
+    """But from the last of them on, as far as there is room for them; in the next batch from the first on again."""
+    lanes = _lanes()
+    run = _start(lanes, [1], reserve=20)
+    run.guesses, run.certain = [2, 3, 4], 2
+    ((_, cut),) = lanes.plan(batch_tokens=2, prefill_tokens=100, outputs=100)
+    assert (list(cut.tokens), cut.logits_from, cut.guessed) == ([1, 2], 1, 1)
+    ((_, chunk),) = plan = lanes.plan(batch_tokens=100, prefill_tokens=100, outputs=100)
+    assert (list(chunk.tokens), chunk.logits_from, chunk.guessed) == ([1, 2, 3, 4], 2, 3)
+    lanes.commit(plan)
+    run.tokens += [2, 3, 4, 5]
+    run.filled, run.guesses = 4, [6]
+    ((_, chunk),) = lanes.plan(batch_tokens=100, prefill_tokens=100, outputs=100)
+    assert (list(chunk.tokens), chunk.logits_from) == ([5, 6], 0)

@@ -99,7 +99,12 @@ def text(pieces: list[TokenPiece]) -> str:
         {"sampling": Sampling(temperature=0.3, top_p=0.5, seed=7)},
         {"sampling": Sampling(temperature=0.3, top_k=5, seed=8)},
         {"json_schema": SCHEMA, "prompt": TextPrompt(text=JSON)},
-        {"json_schema": SCHEMA, "prompt": TextPrompt(text=JSON), "sampling": Sampling(temperature=0.2, seed=9)},
+        {
+            "json_schema": SCHEMA,
+            "prompt": TextPrompt(text=JSON),
+            "sampling": Sampling(temperature=0.2, seed=9),
+            "logprobs": 1,
+        },
         {"grammar": 'root ::= "The quick brown fox " ("jumps" | "sleeps") " over the lazy dog and is gone."'},
     ],
     ids=str,
