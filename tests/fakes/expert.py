@@ -148,6 +148,8 @@ class FakeExpert:
     async def _generate(self, job: Submit) -> None:
         words = _words(job.prompt)
         if self._options.failing:
+            # Begun, so that it is the expert's fault: what fails before that may be the request's.
+            self._say(Started(job_id=job.job_id, prompt_tokens=len(words)))
             self._say(JobFailed(job_id=job.job_id, code="internal", message="It always fails."))
             return
         if len(words) >= self._context_tokens:
