@@ -6,6 +6,7 @@ while it pushes. The format: https://github.com/ggml-org/ggml/blob/master/docs/g
 
 from __future__ import annotations
 
+import stat
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -121,15 +122,23 @@ class GgufHeader:
         return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
+def opened(path: Path) -> BinaryIO:
+    """Opens a model's file for reading. Raises `OSError`, and `GgufError` for a pipe or a device: it may never end."""
+    # Looked at first, as opening a pipe waits until somebody writes into it.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise GgufError(f"{path} is no regular file.", remedy="Choose a model in GGUF format.")
+    return path.open("rb")
+
+
 def read_header(path: Path) -> GgufHeader:
     """The header of a file. Raises `OSError`, and `GgufError` for what is no GGUF file."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         return header_of(file, str(path))
 
 
 def check_whole(path: Path) -> None:
     """Raises `GgufError` where a file ends before its last tensor does, as a copy that broke off. Raises `OSError`."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         needed = needed_bytes(file, str(path))
         has = path.stat().st_size
     if needed is None or has < needed:

@@ -22,7 +22,7 @@ from moe2.agent.models.library import HUB, Library, LibraryError, LibraryFile
 from moe2.agent.models.source import HubSource, LocalSource, Source, SourceError, UrlSource, checked_name
 from moe2.common.checksums import checksums_of
 from moe2.common.errors import Moe2Error
-from moe2.common.gguf import HEAD_BYTES, GgufHeader, check_whole, parse_head
+from moe2.common.gguf import HEAD_BYTES, GgufHeader, check_whole, opened, parse_head
 from moe2.common.terminal.figures import size
 
 Progress = Callable[[int, int], None]
@@ -106,7 +106,7 @@ class LocalSupply(Supply):
         if paths[0] != self._path:
             raise SourceError(f"{self._path} is a later part of a model.", remedy=f"Name {paths[0].name}.")
         try:
-            with paths[0].open("rb") as file:
+            with opened(paths[0]) as file:
                 header = parse_head(file.read(HEAD_BYTES), str(paths[0]))
             for path in paths:
                 check_whole(path)

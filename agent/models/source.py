@@ -75,7 +75,10 @@ def source_of(text: str) -> Source:
     """Reads a source. Raises `SourceError`."""
     if text.startswith("hf:"):
         return _hub(text)
-    scheme = urlsplit(text).scheme
+    try:
+        scheme = urlsplit(text).scheme
+    except ValueError as error:
+        raise SourceError(f"{text!r} is no address: {error}.", remedy=_REMEDY) from None
     if scheme in ("http", "https"):
         return _url(text)
     if scheme and "://" in text:

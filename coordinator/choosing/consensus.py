@@ -258,6 +258,8 @@ def _why_alone(
     sizes = (plans.members >= 0).sum(axis=1)
     several = usable & (sizes > 1)
     if not several.any():
+        if sizes.max() < plans.members.shape[1]:
+            return "One member was chosen: no other model is right often enough for its vote to weigh anything."
         return "One member was chosen: no other model that is here may vote beside it within the request's limits."
     other = int(np.where(several, values, -np.inf).argmax())
     recorded = plans.recorded[other]

@@ -77,15 +77,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _trained(args: argparse.Namespace, console: Console) -> Manifest:
-    with optional_packages("Training", "gate"):
-        from moe2.coordinator.training.config import TrainingConfig
-        from moe2.coordinator.training.train import train_gate
     if args.seeds < 1 or (args.epochs is not None and args.epochs < 1):
         raise Moe2Error("--seeds and --epochs must be at least 1.")
     pool, others = chosen_pool(read_outcomes(args.outcomes), args.source, args.experts)
     if args.feedback is not None:
         pool, count = with_feedback(pool, args.feedback)
         console.print(f"{count} users' scores join the train rows.")
+    # PyTorch takes seconds to come: who has named a wrong file need not wait for it.
+    with optional_packages("Training", "gate"):
+        from moe2.coordinator.training.config import TrainingConfig
+        from moe2.coordinator.training.train import train_gate
     config = TrainingConfig(seeds=tuple(range(args.seeds)))
     if args.epochs is not None:
         config = replace(config, epochs=args.epochs)

@@ -169,13 +169,14 @@ def _excess_j(spent_j: float, allowed_j: float, target_j: float) -> float:
 
 def _saw(price: Price, *, is_cheapest: bool, saving_j: float | None, enough_per_j: float | None) -> Price:
     """The price with what the request's experts would have taken."""
+    # Early on all requests count alike: what the first ones are predicted to take can be far off.
+    weight = max(1 - _MEMORY, 1.0 / (price.n_answers + 1))
     known_per_j = price.enough_per_j
     if enough_per_j is not None:
-        known_per_j = max(enough_per_j, _MEMORY * (known_per_j or 0.0))
+        faded_per_j = 0.0 if known_per_j is None else known_per_j + weight * (enough_per_j - known_per_j)
+        known_per_j = max(enough_per_j, faded_per_j)
     known_j = price.saving_j
     if saving_j is not None:
-        # Early on all requests count alike: what the first one is predicted to save can be far off.
-        weight = max(1 - _MEMORY, 1.0 / (price.n_answers + 1))
         known_j = saving_j if known_j is None else known_j + weight * (saving_j - known_j)
     n_saturated = price.n_saturated + 1 if is_cheapest else 0
     return msgspec.structs.replace(price, saving_j=known_j, enough_per_j=known_per_j, n_saturated=n_saturated)

@@ -151,7 +151,7 @@ class Pushes:
     def _path(self, text: str, *, is_local: bool) -> Path:
         if is_local:
             path = Path(text)
-            if not path.is_absolute():
+            if not path.is_absolute() or "\0" in text:
                 raise PushError(f"{text!r} is no whole path.", remedy="Name the file by its path from the root on.")
             return path
         if self._folder is None:

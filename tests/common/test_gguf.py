@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,14 @@ def test_any_beginning_can_be_read(cut: int, junk: bytes) -> None:
     assert parse_head(gguf()[:cut], "x").is_whole == (cut == len(gguf()))
     with contextlib.suppress(GgufError):
         header_of(io.BytesIO(gguf()[:cut] + junk), "x")
+
+
+@pytest.mark.parametrize("read", [read_header, check_whole])
+def test_what_may_never_end_is_no_model(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    """A pipe that nobody writes into is refused, and not waited for."""
+    os.mkfifo(tmp_path / "m.gguf")
+    with pytest.raises(GgufError, match=r"m\.gguf is no regular file"):
+        read(tmp_path / "m.gguf")
 
 
 def test_a_whole_file_is_as_long_as_its_tensors_need() -> None:

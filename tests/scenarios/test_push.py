@@ -174,6 +174,7 @@ async def test_what_a_host_would_not_take_is_refused_before_a_byte_travels(tmp_p
         assert "not a GGUF file" in await refusal(running, tmp_path / "page.gguf", "one")
         assert "is cut off" in await refusal(running, tmp_path / "cut.gguf", "one")
         assert "cannot be read" in await refusal(running, tmp_path / "absent.gguf", "one")
+        assert "no whole path" in await refusal(running, tmp_path / "\0" / "good.gguf", "one")
         assert "no whole path" in await refusal(running, "good.gguf", "one")
         assert "at most 500 B" in await refusal(running, good, "one")
         assert "takes no models" in await refusal(running, good, "two")

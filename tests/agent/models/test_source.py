@@ -47,6 +47,7 @@ def test_anything_else_is_a_path() -> None:
         f"https://h/.hidden.gguf#sha256={DIGEST}",
         "https://h/a.gguf#sha256=zz",
         "a\0.gguf",
+        f"https://[::1/a.gguf#sha256={DIGEST}",
         "/etc/passwd",
     ],
 )

@@ -131,6 +131,7 @@ def test_a_vote_of_one_says_why(tmp_path: Path) -> None:
     assert "limits" in (note(chooser, *FLEET, max_experts=1) or "")
     assert "limits" in (note(chooser, FLEET[0]) or "")
     assert note(chooser, *FLEET, mode=Mode.AUTO) is None
+    assert "weigh anything" in (note(gated(tmp_path, 0.6, 0.05, 0.05), *FLEET) or "")
     best = note(gated(tmp_path, 0.9, 0.3, 0.3), *FLEET) or ""
     assert "By 600 recorded prompts" in best
     assert "price" not in best

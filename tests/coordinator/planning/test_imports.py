@@ -1,8 +1,10 @@
-"""Tests of what the planner may import: arrays and nothing else."""
+"""Tests of what the planner may import, arrays and nothing else, and of the threads that compute with them."""
 
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,3 +28,15 @@ def test_the_planner_imports_numpy_and_itself(path: Path) -> None:
                 assert name.split(".")[0] not in TOUCHES_THE_WORLD
             else:
                 assert any(name == allowed or name.startswith(f"{allowed}.") for allowed in ALLOWED), name
+
+
+def test_matrices_are_multiplied_by_one_thread() -> None:
+    """A process that plans has one thread, as further ones for its small matrices would only wait for each other."""
+    code = (
+        "import os, moe2.coordinator.planning.values, numpy as np\n"
+        "np.ones((300, 300)) @ np.ones((300, 300))\n"
+        "print(len(os.listdir('/proc/self/task')))"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    found = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "1"
