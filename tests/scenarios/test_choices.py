@@ -10,6 +10,8 @@ import pytest
 
 from tests.fakes.fleet import Fleet, fleet, model_file
 
+pytestmark = pytest.mark.slow
+
 
 async def complete(running: Fleet, **fields: Any) -> dict[str, Any]:
     body = {"model": "moe2", "prompt": "a b c", "max_tokens": 2, **fields}

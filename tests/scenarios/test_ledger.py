@@ -36,6 +36,8 @@ from tests.coordinator.keys.keys import add_key
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import POLL_S, Fleet, fleet, model_file
 
+pytestmark = pytest.mark.slow
+
 PROFILE = "agx-orin-maxn"
 CHAT_ROUTE = "/v1/chat/completions"
 CLIENTS = 16

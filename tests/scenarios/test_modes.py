@@ -15,6 +15,8 @@ from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet, model_file
 from tests.scenarios.clients import text_of
 
+pytestmark = pytest.mark.slow
+
 COMPLETE: dict[str, Any] = {"max_tokens": 2, "stop": ["END"]}
 """Makes an answer of one word end by itself: a text that is cut off has no final answer."""
 
