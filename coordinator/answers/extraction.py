@@ -52,8 +52,9 @@ _ANOTHER = re.compile(r"[*_)\s\].}]*(?:\bor\b|\band\b|/|&|,)\s*[*_(\[]*\s*([A-Z]
 _NEGATED = re.compile(r"[\s*_]*(?:not|neither|n't|never)\b", re.IGNORECASE)
 _YES_NO = re.compile(r"^\W*(yes|no|true|false)(?=\s*(?:[,.:;!)\n–—-]|$))", re.IGNORECASE)
 _ASIDE = re.compile(
-    r"\s*(?:,\s*(?=(?:the|a|an|which|who|as|because|since|so|and)\b)|;|\bbecause\b|\bsince\b|\()", re.IGNORECASE
+    r"\s*(?:,\s*(?=(?:the|a|an|which|who|as|because|since|so|and)\b)|;|\bbecause\b|\bsince\b|(?<=\s)\()", re.IGNORECASE
 )
+_IN_BRACKETS = re.compile(r"[\s*_\"'`]*\(\s*([^()]*\w[^()]*?)\s*\)")
 _QUANTITY = re.compile(
     r"^[^\w\s.−-]{0,3}\s*([-−]?[\d.,/]*\d(?:[eE][-+]?\d+)?)\s*(?:%|°\w?|[^\W\d]\S{0,15})?(?:\s[^\W\d]\S{0,15})?$"
 )
@@ -267,7 +268,7 @@ def _in_words(text: str) -> Fraction | None:
 def _short(text: str, *, is_complete: bool) -> str | None:
     """The short answer that a text declares, or that a complete text consists of; None where there is neither."""
     for segment in _declared(text):
-        sentence = _ASIDE.split(_sentence(segment), maxsplit=1)[0].strip()
+        sentence = _without_aside(_sentence(segment))
         if not _NEGATED.match(sentence) and _is_short(sentence):
             return sentence
     if found := _YES_NO.match(text):
@@ -279,8 +280,18 @@ def _short(text: str, *, is_complete: bool) -> str | None:
     rest = whole[len(sentence) :].strip(" .!?\n")
     if rest:
         return None
-    sentence = _ASIDE.split(sentence, maxsplit=1)[0].strip()
-    return sentence if _is_short(sentence) else None
+    sentence = _without_aside(sentence)
+    declaring = _DECLARING.search(sentence)
+    declares_nothing = declaring is not None and not normalised(sentence[declaring.end() :])
+    return sentence if _is_short(sentence) and not declares_nothing else None
+
+
+def _without_aside(sentence: str) -> str:
+    """The sentence without what explains it behind; of one that begins with brackets, what they hold, as in "(B)"."""
+    if bracketed := _IN_BRACKETS.match(sentence):
+        behind = _ASIDE.split(sentence[bracketed.end() :], maxsplit=1)[0]
+        return sentence.strip() if normalised(behind) else bracketed[1]
+    return _ASIDE.split(sentence, maxsplit=1)[0].strip()
 
 
 def _is_short(text: str) -> bool:
