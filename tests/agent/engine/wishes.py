@@ -77,16 +77,29 @@ class Wishes:
         logits[ord("}")] = 2
         logits[ord("1")] = 1
         if self._wanted:
-            logits[self._wanted.popleft()] = 9
+            logits[self._wanted[0]] = 9
         return logits
+
+    def sample(self, place: int) -> int:
+        """What it wants most."""
+        token = int(self.logits(place).argmax())
+        self._go_on()
+        return token
 
     def sample_among(self, logits: Logits, allowed: npt.NDArray[np.intp]) -> int:
         wanted = int(logits.argmax())
         if wanted not in allowed:
             self.refused.append(wanted)
+        self._go_on()
         return int(allowed[logits[allowed].argmax()])
 
-    def take(self, token: int) -> None: ...
+    def take(self, token: int) -> None:
+        # Nobody asks what the model says where there is no choice.
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._wanted:
+            self._wanted.popleft()
 
     def close(self) -> None: ...
 
@@ -98,7 +111,7 @@ class _Free:
         self._model = model
 
     def sample(self, place: int) -> int:
-        return int(self._model.logits(place).argmax())
+        return self._model.sample(place)
 
     def sample_kept(self, logits: Logits) -> int:
         raise AssertionError("a free draw is always ready")
@@ -161,7 +174,7 @@ def written(
             model,
             Slow(alphabet.compiler().compile(constraint)),
             constraint.calls.selectors if constraint.calls else {},
-            freely=lambda place: int(model.logits(place).argmax()),
+            freely=model.sample,
             spelling=alphabet,
         )
     reasoning = None
