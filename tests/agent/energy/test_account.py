@@ -10,6 +10,7 @@ from moe2.agent.energy.account import Activity, HostAccount
 from moe2.agent.energy.attribution import DeviceAccount, TokenWeight
 from moe2.agent.energy.meter import EnergyTrack
 from moe2.common.energy import Attribution, Quality, Scope
+from moe2.common.standby import Cause, IdlePower, StandingEnergy
 from tests.fakes import sensors
 
 
@@ -284,3 +285,149 @@ def test_a_plug_that_is_late_holds_no_request_up_whose_joules_are_the_rails() ->
     account.request_ended("a", 1.0)
     _steady(module_track, 40.0, 1.0)
     assert account.settle(1.0)["a"].joules == pytest.approx(40.0)
+
+
+def _settled(account: HostAccount, upto_s: int) -> None:
+    for second in range(upto_s + 1):
+        account.settle(float(second))
+
+
+def test_joules_of_no_request_stand_by_their_cause() -> None:
+    """Two seconds of each cause, and of a request: the sums over both devices, whose scopes differ."""
+    (gpu, gpu_track), (cpu, cpu_track) = _device("gpu0", Scope.GPU_BOARD), _device("cpu", Scope.CPU_PACKAGE)
+    account = HostAccount((gpu, cpu), why_unmeasured="")
+    for at_s, cause in ((2.0, Cause.LOADING), (4.0, Cause.WAKING), (6.0, Cause.OTHER), (8.0, Cause.IDLE)):
+        account.cause_is(cause, at_s)
+    account.request_started("a", 1, 8.0)
+    account.request_ended("a", 10.0)
+    for track, power_w in ((gpu_track, 0.2), (cpu_track, 0.1)):
+        _steady(track, power_w, 10.0)
+    _settled(account, 10)
+    standing = account.standing("epoch")
+    assert standing is not None
+    figures = (*standing.by_cause().values(), standing.requests_j)
+    assert figures == pytest.approx([0.6] * 5)
+    assert (standing.measured_s, standing.quality) == (pytest.approx(10.0), Quality.MEASURED_INTEGRATED)
+    assert (standing.epoch, standing.scope) == ("epoch", None)
+
+
+def test_nothing_stands_before_the_first_reading() -> None:
+    """Zero joules of an unmeasured time are not called measured; without a sensor there is nothing at all."""
+    account, _ = _host("gpu0", "cpu")
+    assert account.standing("e") == StandingEnergy(epoch="e", quality=Quality.UNMEASURED, scope=Scope.MODULE_INPUT)
+    assert _host()[0].standing("e") is None
+
+
+def test_a_time_shorter_than_a_second_is_measured() -> None:
+    """What the sensors cover counts from the first moment on."""
+    account, (track,) = _host("gpu0")
+    _steady(track, 100.0, 0.5)
+    account.request_started("a", 1, 0.0)
+    account.request_ended("a", 0.5)
+    account.settle(0.5)
+    standing = account.standing("e")
+    assert standing is not None
+    assert (standing.quality, standing.scope) == (Quality.MEASURED_INTEGRATED, Scope.MODULE_INPUT)
+
+
+def test_idle_powers_are_those_that_all_devices_have_measured() -> None:
+    """Sums over the devices, by the models in memory, in the present power mode; the older and shorter figure counts."""
+    account, (gpu, cpu) = _host("gpu0", "cpu")
+    for first_s, mode, models in ((0, "low", ("a",)), (20, "high", ()), (40, "high", ("b", "a")), (60, "high", ("c",))):
+        account.set_condition(mode, frozenset(models))
+        for tick in range(first_s * 10, first_s * 10 + 200):
+            gpu.add_power(tick * 0.1, 50.0 + first_s)
+            if "c" not in models:
+                cpu.add_power(tick * 0.1, 10.0)
+            if tick % 10 == 9:
+                account.settle(tick * 0.1)
+    empty, loaded = account.idle_powers("high", 70.0)
+    assert (empty.models, loaded.models) == ((), ("a", "b"))
+    assert (empty.power_w, loaded.power_w) == (pytest.approx(80.0), pytest.approx(100.0))
+    assert (empty.spread_w, loaded.spread_w) == (pytest.approx(0.0, abs=1e-6), pytest.approx(0.0, abs=1e-6))
+    assert 10.0 <= loaded.measured_s <= 17.0
+    assert empty.age_s == pytest.approx(30.0, abs=1.1)
+    assert loaded.age_s == pytest.approx(10.0, abs=1.1)
+    assert {(one.quality, one.scope, one.asleep) for one in (empty, loaded)} == {
+        (Quality.MEASURED_INTEGRATED, Scope.MODULE_INPUT, False)
+    }
+    assert [one.models for one in account.idle_powers("low", 70.0)] == [("a",)]
+    assert account.idle_powers("low", 0.0)[0].age_s == 0.0
+    assert account.idle_powers("none", 70.0) == _host()[0].idle_powers("low", 70.0) == ()
+    account.model_changed("a")
+    assert [one.models for one in account.idle_powers("high", 70.0)] == [()]
+    assert isinstance(empty, IdlePower)
+
+
+def test_own_work_is_counted_from_when_the_first_of_it_began() -> None:
+    """What a host does for itself has joules while it lasts; requests are none of it."""
+    account, (gpu, cpu) = _host("gpu0", "cpu")
+    for track, power_w in ((gpu, 100.0), (cpu, 20.0)):
+        _steady(track, power_w, 6.0)
+    account.request_started("theirs", 1, 0.0)
+    assert account.own_work_j(1.0) is None
+    account.request_started("late", 1, 4.0, cause=Cause.OTHER)
+    account.request_started("early", 1, 2.0, cause=Cause.OTHER)
+    assert account.own_work_j(5.0) == pytest.approx(360.0)
+    account.request_ended("early", 5.0)
+    assert account.own_work_j(6.0) == pytest.approx(240.0)
+    account.request_ended("late", 6.0)
+    assert account.own_work_j(6.0) is None
+    bare, _ = _host()
+    bare.request_started("own", 1, 0.0, cause=Cause.OTHER)
+    assert bare.own_work_j(1.0) is None
+
+
+def test_guesses_weigh_on_every_device() -> None:
+    """Who guessed wrongly took the model's time for it; a job that has not begun to write guesses nothing."""
+    account, tracks = _host("gpu0", "cpu")
+    account.tokens_guessed("nobody", 1, 0, 0.0)
+    for job in ("guesser", "writer"):
+        account.request_started(job, 0, 0.0, TokenWeight(decode=1.0, prefill=1.0))
+        account.tokens_guessed(job, 100, 0, 0.0)
+        account.first_token(job, 0.0)
+    for job in ("guesser", "writer"):
+        account.tokens_decoded(job, 10, 1.0)
+    account.tokens_guessed("guesser", 40, 5, 1.0)
+    for job in ("guesser", "writer"):
+        account.request_ended(job, 2.0)
+    for track in tracks:
+        _steady(track, 10.0, 2.0)
+    settled = account.settle(2.0)
+    shares = [settled[job].joules for job in ("guesser", "writer")]
+    assert None not in shares
+    assert sum(share or 0.0 for share in shares) == pytest.approx(40.0)
+    assert (shares[0] or 0.0) > (shares[1] or 0.0) + 1.0
+
+
+def test_a_late_device_is_told_what_it_missed() -> None:
+    """Condition, cause, and of the jobs that run those that it concerns, with their weights."""
+    account = HostAccount((), why_unmeasured="")
+    account.placement = {"here": frozenset({"gpu0"}), "elsewhere": frozenset({"gpu1"})}
+    account.set_condition("default", frozenset({"here"}))
+    account.cause_is(Cause.LOADING, 0.0)
+    device, track = _device("gpu0", Scope.GPU_BOARD)
+    account.add_device(device, 0.0)
+    _steady(track, 10.0, 2.0)
+    _settled(account, 2)
+    standing = account.standing("e")
+    assert standing is not None
+    assert (standing.loading_j, standing.idle_j) == (pytest.approx(20.0), 0.0)
+
+    account = HostAccount((), why_unmeasured="")
+    account.placement = {"here": frozenset({"gpu0"}), "elsewhere": frozenset({"gpu1"})}
+    heavy = TokenWeight(decode=3.0, prefill=3.0)
+    for job, model, weight in (("heavy", "here", heavy), ("light", "here", None), ("other", "elsewhere", None)):
+        account.request_started(job, 0, 0.0, weight, model=model)
+        account.first_token(job, 0.0)
+    device, track = _device("gpu0", Scope.GPU_BOARD)
+    account.add_device(device, 0.0)
+    for job in ("heavy", "light", "other"):
+        account.tokens_decoded(job, 10, 1.0)
+    for job in ("heavy", "light", "other"):
+        account.request_ended(job, 2.0)
+    _steady(track, 10.0, 2.0)
+    settled = account.settle(2.0)
+    assert settled["heavy"].joules == pytest.approx(15.0)
+    assert settled["light"].joules == pytest.approx(5.0)
+    assert settled["other"].joules is None
