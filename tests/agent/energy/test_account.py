@@ -272,6 +272,8 @@ def test_the_wall_is_never_added_to_what_is_behind_it(by_wall: bool, joules: flo
     whole = account.between(0.0, 2.0)
     assert whole is not None
     assert whole.joules == pytest.approx(joules)
+    assert (whole.scope, whole.quality, whole.coverage) == (scope, Quality.MEASURED_INTEGRATED, 1.0)
+    assert whole.source == ("wall" if by_wall else "module")
     standing = account.standing("epoch")
     assert standing is not None
     assert standing.requests_j == pytest.approx(joules)
@@ -331,7 +333,8 @@ def test_a_time_shorter_than_a_second_is_measured() -> None:
 
 
 def test_idle_powers_are_those_that_all_devices_have_measured() -> None:
-    """Sums over the devices, by the models in memory, in the present power mode; the older and shorter figure counts."""
+    """Sums over the devices, by the models in memory, in the present power mode; the older of
+    two figures tells their age."""
     account, (gpu, cpu) = _host("gpu0", "cpu")
     for first_s, mode, models in ((0, "low", ("a",)), (20, "high", ()), (40, "high", ("b", "a")), (60, "high", ("c",))):
         account.set_condition(mode, frozenset(models))

@@ -278,6 +278,13 @@ def test_counter_that_moves_late_loses_nothing() -> None:
     track.add_counter(5.0, 100.0)
     account.settle(5.0)
     assert account.overhead().joules == pytest.approx(100.0)
+    account.request_started("b", 1, 5.0)
+    account.request_ended("b", 6.0)
+    account.settle(9.0)
+    track.add_counter(10.0, 150.0)
+    account.settle(10.0)
+    assert account.counted_j == pytest.approx(150.0)
+    assert account.by_cause[Cause.OTHER] + account.by_cause[Cause.IDLE] == pytest.approx(150.0)
 
 
 def test_loading_with_nobody_active_is_booked_to_loading() -> None:
@@ -330,6 +337,27 @@ def test_the_hosts_own_work_is_handed_out_and_booked_to_its_cause() -> None:
     energy = bench.account.settle(2.0)["self"]
     assert energy.joules == pytest.approx(80.0 - 1.5)
     assert bench.account.by_cause[Cause.OTHER] == pytest.approx(energy.joules)
+
+
+def test_joules_of_one_cause_and_of_requests_grow_with_each_job() -> None:
+    """What stands is the sum over all that has ended, and over all slices in which nobody was active."""
+    bench = _Bench()
+    bench.account.cause_changed(Cause.WAKING, 0.0)
+    for number, cause in enumerate((Cause.OTHER, None, Cause.OTHER, None)):
+        bench.account.request_started(f"{number}", 1, 4.0 * number, cause=cause)
+        bench.account.request_ended(f"{number}", 4.0 * number + 2.0)
+    bench.account.cause_changed(Cause.IDLE, 16.0)
+    bench.run_until(18.0, 10.0)
+    for second in range(19):
+        bench.account.settle(float(second))
+    by_cause = bench.account.by_cause
+    figures = (by_cause[Cause.OTHER], bench.account.requests_j, by_cause[Cause.WAKING], by_cause[Cause.IDLE])
+    # Waking takes an equal share beside each job.
+    assert figures == pytest.approx((20.0, 20.0, 120.0, 20.0))
+    assert bench.account.covered_s == pytest.approx(18.0)
+    assert bench.account.counted_j == pytest.approx(180.0)
+    assert bench.account.known_j(2.0, 5.0) == pytest.approx(30.0)
+    assert bench.account.known_j(20.0, 21.0) == 0.0
 
 
 def test_job_cannot_start_twice() -> None:
