@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import instructor
-from harness import BASE, KEY, MODEL, QUESTION, need, report
+from harness import BASE, KEY, MODEL, need, report
 from openai import OpenAI
 from pydantic import BaseModel
 
 client = OpenAI(base_url=BASE, api_key=KEY, max_retries=0)
 
 
+# The schema allows other fields, too, and a small model that is asked for no verdict fills them without an end.
 class Verdict(BaseModel):
     ok: bool
 
@@ -17,7 +18,7 @@ class Verdict(BaseModel):
 def ask(mode: instructor.Mode) -> None:
     found = instructor.from_openai(client, mode=mode).chat.completions.create(
         model=MODEL,
-        messages=[{"role": "user", "content": QUESTION}],
+        messages=[{"role": "user", "content": "Is the sky blue?"}],
         response_model=Verdict,
         max_tokens=90,
         temperature=0,
