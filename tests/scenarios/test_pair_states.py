@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from moe2.coordinator.database.postgresql import Session
-from moe2.coordinator.database.schema import migrate
+from moe2.coordinator.database.schema import known_version, migrate
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.fakes.fleet import TOKEN, Fleet, fleet
 from tests.fakes.postgres import Postgres, needs_postgres, postgres
@@ -25,14 +25,14 @@ BREAKS = {
     ),
     "a newer version": (
         "UPDATE moe2.version SET number = 99, usable_by = 99",
-        "UPDATE moe2.version SET number = 4, usable_by = 1",
+        f"UPDATE moe2.version SET number = {known_version()}, usable_by = 1",
     ),
     "a key that is none": ("INSERT INTO moe2.keys VALUES ('x', DEFAULT, '{}')", "DELETE FROM moe2.keys"),
     "an agent that is none": (
         "INSERT INTO moe2.agents VALUES ('x', DEFAULT, '[7]')",
         "DELETE FROM moe2.agents WHERE agent_id = 'x'",
     ),
-    "no row of the version": ("DELETE FROM moe2.version", "INSERT INTO moe2.version VALUES (4, 1)"),
+    "no row of the version": ("DELETE FROM moe2.version", f"INSERT INTO moe2.version VALUES ({known_version()}, 1)"),
     "columns of other types": (
         "ALTER TABLE moe2.revisions ALTER n TYPE text USING 'x' || n",
         "ALTER TABLE moe2.revisions ALTER n TYPE bigint USING substr(n, 2)::bigint",
