@@ -6,7 +6,7 @@ import pytest
 
 from moe2.agent.engine import protocol
 from moe2.agent.jobs.effects import ReportChange, SendTokens
-from moe2.agent.jobs.events import CancelRequested, DrainRequested, JobSubmitted, TokenTaken
+from moe2.agent.jobs.events import CancelRequested, DrainRequested, FileHashed, JobSubmitted, TokenTaken
 from moe2.common.errors import JobErrorCode
 from moe2.common.generation import Sampling
 from moe2.common.link.messages import (
@@ -358,3 +358,23 @@ def test_a_cancelled_follower_says_no_more(agent: CoreBench) -> None:
     agent.engine(NextTokens(job_id="j", step=0, candidates=()))
     assert agent.sent == []
     assert commands(agent.do(TokenTaken(TakeToken(job_id="j", step=0, token=4)))) == []
+
+
+def test_jobs_are_counted_by_model_running_and_queued(agent: CoreBench) -> None:
+    """A link asks for its own jobs; a model that nobody serves has none."""
+    for number in range(SLOTS + 1):
+        agent.submit(f"own-{number}")
+    agent.submit("other")
+    assert agent.core.n_jobs("m", lambda job_id: job_id.startswith("own")) == SLOTS + 1
+    assert agent.core.n_jobs("m", lambda _: True) == SLOTS + 2
+    assert agent.core.n_jobs("nobody", lambda _: True) == 0
+
+
+def test_a_files_checksum_is_reported_of_its_own_model_only() -> None:
+    """It is forgotten where the file has changed; one of a model that is not served changes nothing."""
+    agent = CoreBench("m", "n")
+    assert agent.do(FileHashed("m", "ab" * 32)) == [ReportChange()]
+    agent.do(FileHashed("gone", "cd" * 32))
+    assert [one.file_sha256 for one in agent.core.expert_reports(agent.now_s)] == ["ab" * 32, None]
+    agent.do(FileHashed("m", None))
+    assert [one.file_sha256 for one in agent.core.expert_reports(agent.now_s)] == [None, None]
