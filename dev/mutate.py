@@ -94,7 +94,7 @@ def configuration(core: Core) -> str:
     """The scratch tree's pyproject.toml: the project's own settings of pytest, in one process, and mutmut's."""
     text = (ROOT / "pyproject.toml").read_text()
     pytest_options = text[text.index("[tool.pytest.ini_options]") :]
-    pytest_options = pytest_options[: pytest_options.index("\n[tool.", 1)].replace('    "-n",\n    "2",\n', "")
+    pytest_options = pytest_options[: pytest_options.index("\n[tool.", 1)].replace('    "-n",\n    "3",\n', "")
     pytest_options = pytest_options.replace('    "--dist",\n    "worksteal",\n', "")
     options = {
         "source_paths": ["moe2"],
