@@ -309,7 +309,8 @@ def test_joules_of_no_request_stand_by_their_cause() -> None:
     assert standing is not None
     figures = (*standing.by_cause().values(), standing.requests_j)
     assert figures == pytest.approx([0.6] * 5)
-    assert (standing.measured_s, standing.quality) == (pytest.approx(10.0), Quality.MEASURED_INTEGRATED)
+    assert standing.measured_s == pytest.approx(10.0)
+    assert standing.quality is Quality.MEASURED_INTEGRATED
     assert (standing.epoch, standing.scope) == ("epoch", None)
 
 
@@ -346,8 +347,8 @@ def test_idle_powers_are_those_that_all_devices_have_measured() -> None:
                 account.settle(tick * 0.1)
     empty, loaded = account.idle_powers("high", 70.0)
     assert (empty.models, loaded.models) == ((), ("a", "b"))
-    assert (empty.power_w, loaded.power_w) == (pytest.approx(80.0), pytest.approx(100.0))
-    assert (empty.spread_w, loaded.spread_w) == (pytest.approx(0.0, abs=1e-6), pytest.approx(0.0, abs=1e-6))
+    assert [one.power_w for one in (empty, loaded)] == pytest.approx([80.0, 100.0])
+    assert [one.spread_w for one in (empty, loaded)] == pytest.approx([0.0, 0.0], abs=1e-6)
     assert 10.0 <= loaded.measured_s <= 17.0
     assert empty.age_s == pytest.approx(30.0, abs=1.1)
     assert loaded.age_s == pytest.approx(10.0, abs=1.1)
@@ -415,7 +416,7 @@ def test_a_late_device_is_told_what_it_missed() -> None:
     _settled(account, 2)
     standing = account.standing("e")
     assert standing is not None
-    assert (standing.loading_j, standing.idle_j) == (pytest.approx(20.0), 0.0)
+    assert [standing.loading_j, standing.idle_j] == pytest.approx([20.0, 0.0])
 
     account = HostAccount((), why_unmeasured="")
     account.placement = {"here": frozenset({"gpu0"}), "elsewhere": frozenset({"gpu1"})}
