@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -17,6 +17,8 @@ from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.http.errors import explained, quoted, refused
 from moe2.coordinator.http.paths import MODELS_PATH
 from moe2.coordinator.serving.effects import Failed
+
+T = TypeVar("T")
 
 
 class ModelsRoutes:
@@ -54,8 +56,13 @@ def reports_of(reports: Mapping[str, Sequence[ExpertReport]], name: str) -> Sequ
     """Returns the reports of the experts that a name stands for. reports: of all experts, by the model's name."""
     if name in ANY_MODEL:
         return [report for model in reports.values() for report in model]
+    return _meant(reports, name) or ()
+
+
+def _meant(by_model: Mapping[str, T], name: str) -> T | None:
+    """Returns what is known of the model that a name means; None of an unknown one."""
     # An expert's key names one host's model; the same model elsewhere is like it.
-    return reports.get(name) or reports.get(name.partition("/")[2], ())
+    return by_model.get(name) or by_model.get(name.partition("/")[2])
 
 
 def model_object(name: str, reports: Sequence[ExpertReport], *, created_unix_s: int) -> dict[str, Any]:
@@ -125,11 +132,7 @@ def check_fits(table: CapabilityTable, model: str, least_tokens: int) -> None:
     least_tokens: of the prompt, whatever the vocabulary.
     """
     contexts = table.largest_contexts()
-    if model in ANY_MODEL:
-        largest = max(contexts.values(), default=None)
-    else:
-        # An expert's key names one host's model; the same model elsewhere is like it.
-        largest = contexts.get(model) or contexts.get(model.partition("/")[2])
+    largest = max(contexts.values(), default=None) if model in ANY_MODEL else _meant(contexts, model)
     if largest is not None and least_tokens > largest:
         text = f"It has at least {least_tokens} tokens."
         raise refused(ErrorCode.CONTEXT_EXCEEDED, explained(Failed(ErrorCode.CONTEXT_EXCEEDED, text), largest).message)
