@@ -1,1 +1,1 @@
-"""The model files of this host; may import `settings`, `energy` and `engine.protocol` and `engine.parts`."""
+"""The model files of this host; may import `settings`, `energy`, and `llama` and `protocol` of the engine."""

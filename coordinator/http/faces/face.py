@@ -2,7 +2,7 @@
 
 A face is one shape in which clients ask and are answered: it makes the service's own request of a body (`Call`), and
 writes the answer's parts as its clients read them, whole or streamed. What is the same for all of them (keys, bodies,
-limits, receipts, headers) is in `answering`.
+limits, receipts, headers) is in `routes.answering`.
 """
 
 from __future__ import annotations

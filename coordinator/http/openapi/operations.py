@@ -1,4 +1,4 @@
-"""What operations of the API are described with, in the OpenAPI document of all of them (`openapi`). PURE."""
+"""What operations of the API are described with, in the OpenAPI document of all of them (`document`). PURE."""
 
 from __future__ import annotations
 
