@@ -409,10 +409,11 @@ class DeviceAccount:
             reasons.append(f"{self.facts.name} gave no usable reading during the request's {length_s:.2f} s")
         elif coverage < _FULL_COVERAGE:
             reasons.append(f"{self.facts.name} covered {coverage:.0%} of the request")
+        samples = f"{window.n_samples} sample{'' if window.n_samples == 1 else 's'} in {length_s:.2f} s"
         if coverage > 0 and window.n_samples < 3:
-            reasons.append(f"resolution too low for a single request: {window.n_samples} samples in {length_s:.2f} s")
+            reasons.append(f"resolution too low for a single request: {samples}")
         elif coverage > 0 and length_s < _LOW_RESOLUTION_S:
-            reasons.append(f"low resolution: {window.n_samples} samples in {length_s:.2f} s")
+            reasons.append(f"low resolution: {samples}")
         if self.suspicion:
             reasons.append(self.suspicion)
         return "; ".join(reasons) or None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -344,7 +345,12 @@ def test_the_demo_shows_budgets_with_real_models(tmp_path: Path) -> None:
     assert process.returncode == 0, output
     for said in ("demo-rtx-4090", "demo-agx-orin-30w", "nobody: refused", "infeasible_budget", "Mean: ", "optimal"):
         assert said in output
-    assert "unmeasured" not in output.replace("0 unmeasured", "")
+    # An answer that ends between two samples of a busy machine is unmeasured, and says why; no other figure may be.
+    counted = re.search(r"(\d+) unmeasured(\.| \()", output.replace("\n", " "))
+    assert counted is not None
+    assert int(counted[1]) <= 4
+    assert (counted[1] == "0") == (counted[2] == ".")
+    assert len(re.findall(r"unmeasured", output)) == 1
 
 
 @pytest.mark.slow
