@@ -31,6 +31,7 @@ from moe2.common.config import load_settings
 from moe2.common.errors import Moe2Error
 from moe2.common.logs import configure_logging
 from moe2.common.terminal.commandline import add_config, add_run_and_check, add_socket, execute, program
+from moe2.common.terminal.output import say
 
 
 def main() -> None:
@@ -150,9 +151,9 @@ def _check_config(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
     found = choices(settings, ServedFile(settings.agent.state_dir).read())
     models = ", ".join(choice.name for choice in found if choice.section is not None) or "none yet"
-    print(f"{arguments.config}: good. Models: {models}; coordinator: {', '.join(settings.coordinator.addresses)}.")
+    say(f"{arguments.config}: good. Models: {models}; coordinator: {', '.join(settings.coordinator.addresses)}.")
     for line in lines(found):
-        print(line)
+        say(line)
     _check_drafts({choice.name: choice.section for choice in found if choice.section is not None})
     return 0
 
@@ -166,11 +167,11 @@ def _check_drafts(served: Mapping[str, ModelSection]) -> None:
         try:
             own, other = vocabularies_of((section.path, draft.path))
         except Moe2Error as error:
-            print(f"{name}: whether {draft.name} has its vocabulary is not known: {error}")
+            say(f"{name}: whether {draft.name} has its vocabulary is not known: {error}")
             continue
         if own is None or other is None:
             unread = section.path if own is None else draft.path
-            print(f"{name}: whether {draft.name} has its vocabulary is not known, as {unread} cannot be read.")
+            say(f"{name}: whether {draft.name} has its vocabulary is not known, as {unread} cannot be read.")
         elif own != other:
             raise Moe2Error(
                 f"{draft.name} cannot guess for {name}: they have different vocabularies, so tokens mean other texts.",

@@ -10,6 +10,7 @@ from typing import Any
 
 from moe2.common.logs import configure_logging
 from moe2.common.terminal.commandline import Command, Commands, add_config, add_run_and_check, execute, program
+from moe2.common.terminal.output import say, tell
 from moe2.coordinator.cli import (
     agents,
     collect,
@@ -197,9 +198,9 @@ def _run(arguments: argparse.Namespace) -> int:
 def _check_config(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments.config)
     api, hub = settings.api, settings.agents
-    print(f"{arguments.config}: good. Apps: {api.host}:{api.port}; agents: {hub.host}:{hub.port}.")
+    say(f"{arguments.config}: good. Apps: {api.host}:{api.port}; agents: {hub.host}:{hub.port}.")
     for contradiction in contradictions(settings):
-        print(f"{arguments.config}: {contradiction}", file=sys.stderr)
+        tell(f"{arguments.config}: {contradiction}")
     return 0
 
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -21,6 +20,7 @@ from moe2.common.energy import Energy, Quality
 from moe2.common.errors import ConfigError, Moe2Error
 from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, fetch
 from moe2.common.terminal.figures import UNMEASURED, known, latency, number, printable
+from moe2.common.terminal.output import Screen, say_json
 from moe2.common.terminal.screen import table_console
 
 
@@ -43,7 +43,7 @@ def run_bench(
     _refuse_if_served(settings.agent.socket)
     console = console or table_console()
     # The bar goes to standard error: the table, or the JSON, can be piped.
-    with _progress(Console(stderr=True) if console.file is sys.stdout else console, quiet=as_json) as bars:
+    with _progress(Screen(stderr=True) if console.file is sys.stdout else console, quiet=as_json) as bars:
         shown: dict[str, TaskID] = {}
 
         def on_progress(what: str, share: float) -> None:
@@ -57,7 +57,7 @@ def run_bench(
         result = asyncio.run(bench.run(on_progress, **options))
     path = store_profile(settings.agent.state_dir, result.profile)
     if as_json:
-        console.file.write(msgspec.json.format(msgspec.json.encode(result), indent=2).decode() + "\n")
+        say_json(result, file=console.file, indent=2)
         return 0
     _print(result, console)
     console.print(f"Stored as {path}; the agent begins with it when it is started next.", highlight=False)
@@ -87,7 +87,7 @@ def _section(settings: AgentSettings, model: str | None) -> ModelSection:
 
 def _progress(console: Console, *, quiet: bool) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
         console=console,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from moe2.agent.cli.as_service import NoServiceError, run_as_service
 from moe2.agent.energy.blocking import within
@@ -29,6 +28,8 @@ from moe2.common.energy import Scope
 from moe2.common.errors import Moe2Error
 from moe2.common.link.reports import HostFacts, SensorReport
 from moe2.common.placement import GpuFault
+from moe2.common.terminal.figures import printable_lines
+from moe2.common.terminal.output import say_json, tell
 from moe2.common.terminal.screen import table_console
 
 _STYLE = {
@@ -118,7 +119,7 @@ def run_doctor(
     found = _diagnosis(settings, own_rights=own_rights, config=config)
     console = console or table_console()
     if as_json:
-        console.file.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
+        say_json(found, file=console.file, indent=2)
     else:
         _print(found, console)
     return 0 if found.healthy and found.sampled else 1
@@ -132,9 +133,7 @@ def _diagnosis(settings: SensorSettings, *, own_rights: bool, config: Path | Non
         told = run_as_service(("doctor", "--own-rights", "--json", *options), variables={_AS_SERVICE: "1"})
         return msgspec.json.decode(told, type=Diagnosis)
     except (NoServiceError, msgspec.MsgspecError) as error:
-        sys.stderr.write(
-            f"This is what root may do, not what the agent may: it cannot be asked as its service: {error}\n"
-        )
+        tell(f"This is what root may do, not what the agent may: it cannot be asked as its service: {error}")
         return diagnose(settings)
 
 
@@ -195,25 +194,31 @@ def _with_power(result: ProbeResult, locks: DeviceLocks) -> SensorReport:
 def _print(found: Diagnosis, console: Console) -> None:
     host = found.host
     facts = [host.board, host.accelerator, host.cpu_model, host.power_mode and f"power mode {host.power_mode}"]
-    console.print(f"[bold]{host.hostname}[/]  " + ", ".join(fact for fact in facts if fact), highlight=False)
+    console.print(_line((host.hostname, "bold"), "  " + ", ".join(fact for fact in facts if fact)))
     whose = "the rights of the service" if found.as_service else "its own rights"
-    console.print(f"Probed as {escape(found.user)}, with {whose}.", highlight=False, style="dim")
+    console.print(_line((f"Probed as {found.user}, with {whose}.", "dim")))
     _print_gpu(found, console)
     table = Table(box=None, pad_edge=False)
     for heading in ("SENSOR", "STATE", "POWER", "FOUND"):
         table.add_column(heading, overflow="fold")
     for sensor in found.sensors:
-        style = _STYLE[ProbeState(sensor.state)]
+        state = _line((sensor.state, _STYLE[ProbeState(sensor.state)]))
         power = "" if sensor.power_w is None else f"{sensor.power_w:.1f} W"
-        table.add_row(sensor.name, f"[{style}]{sensor.state}[/]", power, escape(sensor.detail or ""))
+        table.add_row(_line(sensor.name), state, power, _line(sensor.detail or ""))
     console.print(table)
     for sensor in found.sensors:
         if sensor.remedy and (sensor.state != ProbeState.ABSENT or not found.sampled):
-            console.print(f"[bold]{sensor.name}[/]: {escape(sensor.remedy)}", highlight=False)
+            console.print(_line((sensor.name, "bold"), f": {sensor.remedy}"))
     if found.sampled:
-        console.print(f"Energy is measured with {', '.join(found.sampled)}.", highlight=False)
+        console.print(_line(f"Energy is measured with {', '.join(found.sampled)}."))
     else:
-        console.print("[yellow]Energy cannot be measured on this host: joules are reported as unmeasured.[/]")
+        console.print(_line(("Energy cannot be measured on this host: joules are reported as unmeasured.", "yellow")))
+
+
+def _line(*parts: str | tuple[str, str]) -> Text:
+    """Returns one line of texts, some with a style; what a host says of itself begins no line of its own."""
+    told = ((part, "") if isinstance(part, str) else part for part in parts)
+    return Text.assemble(*((" ".join(printable_lines(text).split("\n")), style) for text, style in told))
 
 
 def _print_gpu(found: Diagnosis, console: Console) -> None:
@@ -221,8 +226,8 @@ def _print_gpu(found: Diagnosis, console: Console) -> None:
         return
     answer = "" if found.gpu.cuda is None else f": {cuda_text(found.gpu.cuda)}"
     if found.gpu_fault is None:
-        console.print(f"[bold]GPU[/] [green]usable[/]{escape(answer)}", highlight=False)
+        console.print(_line(("GPU", "bold"), " ", ("usable", "green"), answer))
         return
     fault = found.gpu_fault
-    console.print(f"[bold]GPU[/] [red]not usable[/] ({fault.cause}): {escape(fault.message)}", highlight=False)
-    console.print(f"[bold]GPU[/]: {escape(fault.remedy)}", highlight=False)
+    console.print(_line(("GPU", "bold"), " ", ("not usable", "red"), f" ({fault.cause}): {fault.message}"))
+    console.print(_line(("GPU", "bold"), f": {fault.remedy}"))

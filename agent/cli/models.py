@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from moe2.common.placement import DeviceShare, GpuFault, placement_text
 from moe2.common.status import AgentStatus
 from moe2.common.terminal import figures, parts
 from moe2.common.terminal.figures import UNKNOWN, fact_line, known, printable
+from moe2.common.terminal.output import say, say_json, tell
 from moe2.common.terminal.screen import NoAnswer, ask, table_console
 
 _SHORT_HASH = 12
@@ -61,19 +61,20 @@ def show_models(socket: Path, *, as_json: bool, console: Console | None = None) 
     """Print the models; returns the exit code: 0 shown, 1 not understood, 2 not running."""
     answer = ask(VIEW, socket)
     if isinstance(answer, NoAnswer):
-        sys.stderr.write(answer.message + "\n")
+        tell(answer.message)
         return answer.code
     rows = model_rows(answer.status)
     console = console or table_console()
     if as_json:
-        console.file.write(msgspec.json.encode(rows).decode() + "\n")
+        say_json(rows, file=console.file)
     elif console.is_terminal and console.width < WIDE_COLUMNS:
         for row in rows:
             console.print(*_block(row), sep="\n", soft_wrap=True)
     elif console.is_terminal:
         console.print(_table(rows, answer.status.experts))
     else:
-        console.file.write("".join(f"{line(row)}\n" for row in rows))
+        for row in rows:
+            say(line(row), file=console.file)
     return 0
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from moe2.agent.models.files import ChecksumStore
@@ -17,6 +15,7 @@ from moe2.agent.models.source import HubSource, source_of
 from moe2.agent.settings import AgentSettings
 from moe2.common.secretfile import read_secret
 from moe2.common.terminal.figures import printable, size
+from moe2.common.terminal.output import Screen, say
 
 
 def library_of(settings: AgentSettings) -> Library:
@@ -30,9 +29,9 @@ def run_pull(settings: AgentSettings, text: str, *, token_file: Path | None, con
     token_file = token_file or settings.models_from.hub_token_file
     token = read_secret(token_file) if token_file is not None and isinstance(source, HubSource) else None
     library = library_of(settings)
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -46,13 +45,13 @@ def run_pull(settings: AgentSettings, text: str, *, token_file: Path | None, con
             library,
             ChecksumStore(settings.agent.state_dir),
             supply_of(source, token),
-            say=_say,
+            say=say,
             progress=lambda done, whole: bar.update(task, completed=done, total=whole),
             context_tokens=context_tokens,
         )
         entry = asyncio.run(pull.run())
-    _say(f"sha256 {entry.sha256}")
-    _say(f"{library.path(entry.name)}: {size(entry.size_bytes)}. To serve it, name this path in [[models]].")
+    say(f"sha256 {entry.sha256}")
+    say(f"{library.path(entry.name)}: {size(entry.size_bytes)}. To serve it, name this path in [[models]].")
     return 0
 
 
@@ -70,12 +69,8 @@ def run_remove(settings: AgentSettings, name: str, *, serving: Callable[[], dict
             remedy="Stop serving it first: take it out of [[models]], or `moe2-coordinator models remove`.",
         )
     if library.find(name) is None and (n_bytes := library.drop_partial(name)):
-        _say(f"What had come of {printable(name)} is removed: {size(n_bytes)} are free again.")
+        say(f"What had come of {printable(name)} is removed: {size(n_bytes)} are free again.")
         return 0
     removed = library.remove(name)
-    _say(f"{printable(removed.name)} is removed: {size(removed.size_bytes)} are free again.")
+    say(f"{printable(removed.name)} is removed: {size(removed.size_bytes)} are free again.")
     return 0
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(printable(line) + "\n")

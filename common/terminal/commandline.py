@@ -18,6 +18,7 @@ from typing import Any
 
 from moe2.common import __version__
 from moe2.common.errors import ConfigError, Moe2Error, file_remedy
+from moe2.common.terminal.output import tell
 
 EXIT_USAGE = 2
 EXIT_CONFIG = 78
@@ -174,7 +175,7 @@ def _act(parser: argparse.ArgumentParser) -> int:
     except Exception as error:
         cause = _only(error)
         if isinstance(cause, ConfigError):
-            sys.stderr.write(f"{parser.prog}: the configuration cannot be used:\n{cause}\n")
+            tell(f"{parser.prog}: the configuration cannot be used:\n{cause}")
             return EXIT_CONFIG
         # A daemon's pipes and connections are not its output, and its end is never a matter of course.
         if not is_daemon and (isinstance(cause, BrokenPipeError) or _is_of_the_output(cause)):
@@ -218,7 +219,7 @@ def _leave_no_end_unsaid(program: str) -> None:
     faulthandler.enable()
 
     def end(number: int, _: FrameType | None) -> None:
-        sys.stderr.write(f"{program}: ended by {signal.Signals(number).name} before it was up.\n")
+        tell(f"{program}: ended by {signal.Signals(number).name} before it was up.")
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, end)
@@ -226,7 +227,7 @@ def _leave_no_end_unsaid(program: str) -> None:
 
 
 def _tell(parser: argparse.ArgumentParser, sentence: str) -> int:
-    sys.stderr.write(f"{parser.prog}: {sentence}\n")
+    tell(f"{parser.prog}: {sentence}")
     return 1
 
 

@@ -77,7 +77,16 @@ def moment(at_unix_s: float) -> str:
 
 def printable(text: str) -> str:
     """`text` on one line and without control characters."""
-    return "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text).strip()
+    return _without_controls(text).strip()
+
+
+def printable_lines(text: str) -> str:
+    """`text` without control characters but the ends of its lines."""
+    return text if text.isprintable() else "\n".join(map(_without_controls, text.split("\n")))
+
+
+def _without_controls(text: str) -> str:
+    return "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text)
 
 
 def shortened(text: str, max_characters: int) -> str:

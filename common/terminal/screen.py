@@ -26,6 +26,7 @@ from moe2.common import localsocket
 from moe2.common.health import HealthWarning
 from moe2.common.localsocket import NotRunningError, RefusedError
 from moe2.common.status import exit_code
+from moe2.common.terminal.output import Screen, say, say_json, tell
 
 WATCH_S = 1.0
 MIN_DRAWN_COLUMNS = 72
@@ -91,7 +92,7 @@ def show(
     console: where it is drawn; the standard output if not given.
     pause: waits between two looks of `watch`.
     """
-    console = console or Console()
+    console = console or Screen()
     drawn = console.is_terminal and not console.is_dumb_terminal and not as_json
     if drawn and view.drawn_route is not None:
         view = replace(view, route=view.drawn_route)
@@ -115,14 +116,16 @@ def show(
 def _print_once(view: StatusView[StatusT], socket: Path, console: Console, *, as_json: bool, drawn: bool) -> int:
     answer = ask(view, socket)
     if isinstance(answer, NoAnswer):
-        sys.stderr.write(answer.message + "\n")
+        tell(answer.message)
         return answer.code
     if drawn:
         console.print(_picture(view, answer.status, console))
     else:
-        lines = [answer.body.decode()] if as_json else view.lines(answer.status, time.time())
-        # Not console.print: rich would wrap long lines, also into a pipe.
-        console.file.write("\n".join(lines) + "\n")
+        if as_json:
+            say_json(answer.body, file=console.file)
+        else:
+            # Not console.print: rich would wrap long lines, also into a pipe.
+            say("\n".join(view.lines(answer.status, time.time())), file=console.file)
         console.file.flush()
     return exit_code(answer.status.warnings)
 
@@ -147,8 +150,8 @@ def _watch_drawn(view: StatusView[StatusT], socket: Path, console: Console, paus
 
 def table_console() -> Console:
     """Returns the standard output, wide enough for tables: a narrower terminal breaks lines, and loses no column."""
-    console = Console()
-    return console if console.width >= MIN_DRAWN_COLUMNS else Console(width=MIN_DRAWN_COLUMNS)
+    console = Screen()
+    return console if console.width >= MIN_DRAWN_COLUMNS else Screen(width=MIN_DRAWN_COLUMNS)
 
 
 def _picture(view: StatusView[StatusT], status: StatusT, console: Console) -> RenderableType:

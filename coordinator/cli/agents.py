@@ -9,7 +9,6 @@ import argparse
 import json
 import re
 import secrets
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from time import time
@@ -20,6 +19,7 @@ from moe2.common.clock import require_right_clock
 from moe2.common.link.enrolment import Refusal, digest
 from moe2.common.terminal.commandline import Command, Commands
 from moe2.common.terminal.figures import printable
+from moe2.common.terminal.output import say, tell
 from moe2.coordinator.fleet.register import (
     STATIC_TOKEN,
     EnrolledAgent,
@@ -121,15 +121,15 @@ def _create_token(arguments: argparse.Namespace, file: RegisterStore) -> int:
     )
     file.change(lambda register: (None, add_token(register, token)))
     # The token alone goes to the output, so that it can be sent straight into a file.
-    _say(secret)
-    sys.stderr.write(f"Token {token.name}: {_validity(token, now_unix_s)}. Put it into an agent's token_file.\n")
+    say(secret)
+    tell(f"Token {token.name}: {_validity(token, now_unix_s)}. Put it into an agent's token_file.")
     return 0
 
 
 def _list_tokens(arguments: argparse.Namespace, file: RegisterStore) -> int:
     now_unix_s, register = time(), file.current()
     if arguments.json:
-        _say(json.dumps([_without_digest(token) for token in register.tokens], indent=2))
+        say(json.dumps([_without_digest(token) for token in register.tokens], indent=2))
         return 0
     _print_table(
         ("NAME", "STATE", "ENROLLED", "CREATED"),
@@ -144,14 +144,14 @@ def _list_tokens(arguments: argparse.Namespace, file: RegisterStore) -> int:
 
 def _revoke_token(arguments: argparse.Namespace, file: RegisterStore) -> int:
     token = file.change(lambda register: revoke_token(register, arguments.name, time()))
-    _say(f"Token {token.name} enrols no more agents. The {token.n_used} it has enrolled stay enrolled.")
+    say(f"Token {token.name} enrols no more agents. The {token.n_used} it has enrolled stay enrolled.")
     return 0
 
 
 def _list_agents(arguments: argparse.Namespace, file: RegisterStore) -> int:
     register = file.current()
     if arguments.json:
-        _say(json.dumps([_without_digest(agent) for agent in register.agents], indent=2))
+        say(json.dumps([_without_digest(agent) for agent in register.agents], indent=2))
         return 0
     _print_table(
         ("AGENT", "NAME", "STATE", "ENROLLED", "WITH"),
@@ -172,10 +172,10 @@ def _list_agents(arguments: argparse.Namespace, file: RegisterStore) -> int:
 
 def _revoke_agent(arguments: argparse.Namespace, file: RegisterStore) -> int:
     agent, register = file.change(lambda before: _with_register(revoke_agent(before, arguments.agent, time())))
-    _say(f"{printable(agent.agent_name)} ({agent.agent_id}) is revoked.")
+    say(f"{printable(agent.agent_name)} ({agent.agent_id}) is revoked.")
     token = next((token for token in register.tokens if token.name == agent.token), None)
     if agent.token == STATIC_TOKEN or (token is not None and token.refusal(time()) is None):
-        _say(
+        say(
             f"It was enrolled with {agent.token}, which is still good: whoever has read that token can enrol under "
             "another id. If its host is no longer trusted, "
             + ("replace that token." if token is None else f"`agents enrol-token revoke {token.name}`.")
@@ -185,7 +185,7 @@ def _revoke_agent(arguments: argparse.Namespace, file: RegisterStore) -> int:
 
 def _forget_agent(arguments: argparse.Namespace, file: RegisterStore) -> int:
     agent = file.change(lambda register: forget_agent(register, arguments.agent))
-    _say(f"{printable(agent.agent_name)} ({agent.agent_id}) is forgotten. With a token it can enrol anew.")
+    say(f"{printable(agent.agent_name)} ({agent.agent_id}) is forgotten. With a token it can enrol anew.")
     return 0
 
 
@@ -194,10 +194,6 @@ def _with_register(changed: tuple[EnrolledAgent, Register]) -> tuple[tuple[Enrol
 
 
 # --- Words ------------------------------------------------------------------------------------------------------------
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
 
 
 def _validity(token: EnrolmentToken, now_unix_s: float) -> str:
@@ -229,11 +225,11 @@ def _when(at_unix_s: float) -> str:
 
 def _print_table(titles: tuple[str, ...], rows: list[tuple[str, ...]], *, otherwise: str) -> None:
     if not rows:
-        _say(otherwise)
+        say(otherwise)
         return
     widths = [max(len(row[column]) for row in (titles, *rows)) for column in range(len(titles))]
     for row in (titles, *rows):
-        _say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _token_name(text: str) -> str:

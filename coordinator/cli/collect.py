@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from moe2.common.errors import Moe2Error
 from moe2.common.secretfile import read_secret
 from moe2.common.terminal.figures import printable
+from moe2.common.terminal.output import Screen
 from moe2.common.tls.contexts import client_context
 from moe2.coordinator.training.collect.asking import Asker, LiveExpert
 from moe2.coordinator.training.collect.outfile import Outfile
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise Moe2Error(f"{args.out} does not end in .jsonl.", remedy="`train-gate` tells the format by the name.")
     if not args.out.parent.is_dir():
         raise Moe2Error(f"There is no directory {args.out.parent}.", remedy="Make it, or choose another --out.")
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     questions, outfile = read_questions(args.questions), Outfile(args.out)
     if outfile.repaired:
         console.print(f"{args.out}: the last line was cut off and is dropped; its question is asked again.")

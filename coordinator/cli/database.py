@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from contextlib import closing
 from datetime import UTC, datetime
 from time import time
@@ -13,6 +12,7 @@ import msgspec
 from moe2.common.errors import Moe2Error
 from moe2.common.terminal.commandline import Command, Commands, add_config
 from moe2.common.terminal.figures import printable
+from moe2.common.terminal.output import say, say_json, tell
 from moe2.coordinator.database.importing import import_files
 from moe2.coordinator.database.lender import write_off
 from moe2.coordinator.database.postgresql import Session
@@ -87,10 +87,9 @@ def _import(arguments: argparse.Namespace) -> int:
         found = import_files(
             session, settings.database.own_name, state_dir, settings.ledger_path, state_dir / FEEDBACK_FILE
         )
-    sys.stdout.write(
+    say(
         f"Brought in as {settings.database.own_name}: {found.keys} keys, {found.agents} agents, {found.tokens} "
-        f"enrolment tokens, {found.scores} scores, {found.requests} requests, {found.standing} rows of standing "
-        "joules.\n"
+        f"enrolment tokens, {found.scores} scores, {found.requests} requests, {found.standing} rows of standing joules."
     )
     return 0
 
@@ -109,7 +108,7 @@ def _write_off(arguments: argparse.Namespace) -> int:
                 remedy=f"End it, and wait {LEASE_S:.0f} s.",
             )
         n_budgets = write_off(session, arguments.name, day_of(time()))
-    sys.stdout.write(f"Wrote off what {arguments.name} had drawn of {n_budgets} daily limits.\n")
+    say(f"Wrote off what {arguments.name} had drawn of {n_budgets} daily limits.")
     return 0
 
 
@@ -127,9 +126,9 @@ def _init(arguments: argparse.Namespace) -> int:
     with closing(opened(settings_of(arguments.config))) as session:
         before, after = migrate(session)
     if before == after:
-        sys.stdout.write(f"The database is up to date (version {after}).\n")
+        say(f"The database is up to date (version {after}).")
     else:
-        sys.stdout.write(f"The database was brought from version {before} to {after}.\n")
+        say(f"The database was brought from version {before} to {after}.")
     return 0
 
 
@@ -137,16 +136,16 @@ def _status(arguments: argparse.Namespace) -> int:
     with closing(opened(settings_of(arguments.config))) as session:
         found = _state(session)
     if arguments.json:
-        sys.stdout.write(f"{msgspec.json.encode(found).decode()}\n")
+        say_json(found)
         return 0
-    sys.stdout.write(f"Version of the tables: {found.version} (this release's: {found.known_version})\n")
+    say(f"Version of the tables: {found.version} (this release's: {found.known_version})")
     for row in found.coordinators:
         seen = datetime.fromtimestamp(row.seen_unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         offset = "unknown" if row.clock_offset_s is None else f"{row.clock_offset_s:+.3f} s"
         facts = f"seen {seen} ({row.seen_s_ago:.0f} s ago), clock {offset}, {row.n_requests} requests"
-        sys.stdout.write(f"{printable(row.name)}: {facts}\n")
+        say(f"{printable(row.name)}: {facts}")
     if not found.coordinators:
-        sys.stderr.write("No coordinator has used it yet.\n")
+        tell("No coordinator has used it yet.")
     return 0
 
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from moe2.common.errors import Moe2Error
 from moe2.common.terminal.commandline import optional_packages
+from moe2.common.terminal.output import Screen
 from moe2.coordinator.cli.train import add_pool_arguments, chosen_pool
 from moe2.coordinator.training.evaluate.report import FIFTHS, EvaluationReport
 from moe2.coordinator.training.evaluate.vote_report import VoteReport
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates, prints the result and returns the exit code: 0, or 1 after an error that was shown to the user."""
-    console = Console(markup=False)
+    console = Screen()
     try:
         if args.outcomes is None and args.answers is None:
             raise Moe2Error("There is nothing to evaluate.", remedy="Name --outcomes FILE, --answers FILE, or both.")
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json is not None:
             args.json.write_bytes(msgspec.json.format(msgspec.json.encode(written)))
     except (Moe2Error, OSError) as error:
-        Console(stderr=True, style="red").print(str(error), markup=False, highlight=False, soft_wrap=True)
+        Screen(stderr=True, style="red").print(str(error), soft_wrap=True)
         return 1
     return 0
 

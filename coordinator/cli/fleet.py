@@ -15,6 +15,7 @@ from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import CoordinatorStatus, ProvisioningStatus
 from moe2.common.terminal.commandline import Command, Commands, add_socket
 from moe2.common.terminal.figures import number, printable
+from moe2.common.terminal.output import say, say_json
 from moe2.coordinator.cli.asking import asked
 from moe2.coordinator.http.paths import WISH_PATH
 from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
@@ -53,7 +54,7 @@ def _wish(arguments: argparse.Namespace) -> int:
     """Says an operator's word to the running coordinator. Raises `Moe2Error` where that is refused."""
     body = msgspec.json.encode({"verb": arguments.verb, "host": arguments.host})
     content = asked(arguments.socket, WISH_PATH, body)
-    sys.stdout.write(printable(msgspec.json.decode(content)["done"]) + "\n")
+    say(printable(msgspec.json.decode(content)["done"]))
     return 0
 
 
@@ -61,14 +62,13 @@ def _show(arguments: argparse.Namespace) -> int:
     content = asked(arguments.socket, STATUS_ROUTE, None)
     status = msgspec.json.decode(content, type=CoordinatorStatus)
     if arguments.json:
-        shown = msgspec.json.format(msgspec.json.encode(status.provisioning), indent=2).decode()
-        sys.stdout.write(shown + "\n")
+        say_json(status.provisioning, indent=2)
         return 0
     lines = told(status)
     if sys.stdout.isatty():
         columns = shutil.get_terminal_size().columns
         lines = [textwrap.fill(line, columns, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
-    sys.stdout.write("\n".join(lines) + "\n")
+    say("\n".join(lines))
     return 0
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 from pydantic import ValidationError
 from rich.console import RenderableType
 from rich.table import Table
@@ -25,6 +24,7 @@ from moe2.common.terminal import figures
 from moe2.common.terminal import parts as terminal_parts
 from moe2.common.terminal.commandline import Commands, add_config
 from moe2.common.terminal.figures import fact_line, known, printable
+from moe2.common.terminal.output import say, say_json, tell
 from moe2.common.terminal.screen import table_console
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.shared_keys import KeyTable
@@ -119,14 +119,14 @@ def _create(arguments: argparse.Namespace) -> int:
         file.write(keys.with_key(record))
     if arguments.json:
         document = {"key": key, **shown_record(record, now_unix_s)}
-        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+        say_json(document)
     else:
         # The key alone on stdout, so that a script can take it from there.
-        sys.stdout.write(key + "\n")
+        say(key)
         sys.stdout.flush()
-    sys.stderr.write(f"Made the key {record.id} for {record.name}. It is not shown again: keep it where secrets are.\n")
+    tell(f"Made the key {record.id} for {record.name}. It is not shown again: keep it where secrets are.")
     if settings.api.keys == "off":
-        sys.stderr.write('Keys are not asked for yet: set keys = "required" in [api] and restart the coordinator.\n')
+        tell('Keys are not asked for yet: set keys = "required" in [api] and restart the coordinator.')
     return 0
 
 
@@ -134,12 +134,12 @@ def _list(arguments: argparse.Namespace) -> int:
     keys, now_unix_s = _table(settings_of(arguments.config)).read().keys, time.time()
     console = table_console()
     if arguments.json:
-        content = msgspec.json.encode([shown_record(key, now_unix_s) for key in keys]).decode() + "\n"
-        console.file.write(content)
+        say_json([shown_record(key, now_unix_s) for key in keys], file=console.file)
     elif console.is_terminal and not console.is_dumb_terminal:
         console.print(picture(keys, now_unix_s))
     else:
-        console.file.writelines(line + "\n" for line in lines(keys, now_unix_s))
+        for line in lines(keys, now_unix_s):
+            say(line, file=console.file)
     return 0
 
 
@@ -149,10 +149,10 @@ def _revoke(arguments: argparse.Namespace) -> int:
     with file.changing() as keys:
         record = _find(arguments.id, keys)
         if record.state(now_unix_s) is KeyState.REVOKED:
-            sys.stderr.write(f"The key {record.id} for {record.name} was revoked before.\n")
+            tell(f"The key {record.id} for {record.name} was revoked before.")
             return 0
         file.write(keys.with_revoked(record.id, now_unix_s))
-    sys.stderr.write(f"Revoked the key {record.id} for {record.name}.\n")
+    tell(f"Revoked the key {record.id} for {record.name}.")
     return 0
 
 

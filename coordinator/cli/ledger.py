@@ -15,7 +15,6 @@ from pathlib import Path
 from time import time
 from typing import Any, TextIO
 
-import msgspec
 from msgspec.structs import replace
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -26,6 +25,7 @@ from moe2.common.errors import Moe2Error
 from moe2.common.terminal import figures, parts
 from moe2.common.terminal.commandline import add_config
 from moe2.common.terminal.figures import UNKNOWN, UNMEASURED, fact_line, known, printable
+from moe2.common.terminal.output import say, say_json, tell
 from moe2.common.terminal.screen import table_console
 from moe2.coordinator.database.books import Contributor, Others, requests_of_others, sums_of_others
 from moe2.coordinator.database.postgresql import Session
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.csv is not None:
         _write_csv(arguments.csv, found)
     elif arguments.json:
-        sys.stdout.write(as_json(found) + "\n")
+        say_json(found)
     else:
         _show(found, str(arguments.by))
     return 0
@@ -126,10 +126,10 @@ def _others(
             else:
                 found = sums_of_others(session, own, arguments.by, span, day_of(time()))
     except Moe2Error as error:
-        sys.stderr.write(f"Only what this coordinator ({own}) has answered is shown: {error}\n")
+        tell(f"Only what this coordinator ({own}) has answered is shown: {error}")
         return None
     names = [f"{own} (this one)", *map(_until_when, found.contributors)]
-    sys.stderr.write(f"Requests of {len(names)} coordinators: {', '.join(names)}.\n")
+    tell(f"Requests of {len(names)} coordinators: {', '.join(names)}.")
     return found
 
 
@@ -150,13 +150,14 @@ def _standing(arguments: argparse.Namespace, found: StandingReport) -> int:
     if arguments.csv is not None or arguments.requests:
         raise Moe2Error("--standing has no --csv and no --requests.", remedy="Use --json, or leave them out.")
     if arguments.json:
-        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+        say_json(found)
         return 0
     console = table_console()
     if console.is_terminal and not console.is_dumb_terminal:
         console.print(standing_picture(found))
     else:
-        console.file.write("".join(line + "\n" for line in standing_lines(found)))
+        for line in standing_lines(found):
+            say(line, file=console.file)
     return 0
 
 
@@ -250,7 +251,8 @@ def _show(found: Rows, by: str) -> None:
         console.print(picture(found, by))
     else:
         # Not console.print: rich would wrap long lines, also into a pipe.
-        console.file.write("".join(line + "\n" for line in lines(found)))
+        for line in lines(found):
+            say(line, file=console.file)
 
 
 def picture(rows: Rows, by: str) -> RenderableType:
@@ -268,11 +270,6 @@ def picture(rows: Rows, by: str) -> RenderableType:
 def lines(rows: Rows) -> list[str]:
     """Writes the rows for a pipe, one line each."""
     return [fact_line("request" if isinstance(row, RequestRow) else "sum", **_facts(row)) for row in rows]
-
-
-def as_json(rows: Rows) -> str:
-    """Writes all rows as one JSON document; unknown figures are null."""
-    return msgspec.json.encode(rows).decode()
 
 
 def write_csv(rows: Rows, file: TextIO) -> None:

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import AgentRow, CoordinatorStatus, ModelOrderRow, PushRow
 from moe2.common.terminal.commandline import Command, Commands, add_socket
 from moe2.common.terminal.figures import known, printable, size
+from moe2.common.terminal.output import Screen, say, say_json, tell
 from moe2.coordinator.cli.asking import ANSWER_S, asked
 from moe2.coordinator.http.paths import ORDERS_PATH, PUSHES_PATH
 from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
@@ -40,7 +40,7 @@ def _goes_on() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        sys.stderr.write("It goes on without this command; `moe2-coordinator models show` tells how far it is.\n")
+        tell("It goes on without this command; `moe2-coordinator models show` tells how far it is.")
         raise
 
 
@@ -122,7 +122,7 @@ def push_to_its_end(socket: Path, begun: Sequence[PushRow]) -> int:
     for row in rows:
         told = f"{printable(row.host)} has {printable(row.file)}{_giver(row)}, sha256 {row.sha256[:12]}."
         why = f"{printable(row.host)}: {row.state}. {printable(row.message or '')}".rstrip()
-        sys.stdout.write((told if row.state == "done" else why) + "\n")
+        say(told if row.state == "done" else why)
     return 0 if len(rows) == len(ids) and all(row.state == "done" for row in rows) else 1
 
 
@@ -133,9 +133,9 @@ def _giver(row: PushRow) -> str:
 
 def progress_bars() -> Progress:
     """A bar for each host, on standard error where that is a terminal."""
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -196,7 +196,7 @@ def orders_to_their_ends(socket: Path, given: Sequence[ModelOrderRow]) -> int:
         for row in rows:
             if row.state != "running" and row.command_id not in told:
                 told.add(row.command_id)
-                sys.stdout.write(line(row) + "\n")
+                say(line(row))
                 sys.stdout.flush()
         if len(told) == len(ids) or len(rows) < len(ids):
             return 0 if all(row.state == "done" for row in rows) and len(rows) == len(ids) else 1
@@ -216,9 +216,11 @@ def _show(arguments: argparse.Namespace) -> int:
     status = msgspec.json.decode(asked(arguments.socket, STATUS_ROUTE, None), type=CoordinatorStatus)
     if arguments.json:
         shown = {row.agent_name: row.models for row in status.agents}
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode() + "\n")
+        say_json(shown, indent=2)
         return 0
-    sys.stdout.write("".join(f"{text}\n" for row in status.agents for text in told(row)))
+    for row in status.agents:
+        for text in told(row):
+            say(text)
     return 0
 
 

@@ -20,6 +20,7 @@ from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import NotRunningError, RefusedError, fetch
 from moe2.common.terminal.commandline import add_socket
 from moe2.common.terminal.figures import UNMEASURED, number, printable
+from moe2.common.terminal.output import Screen, say_json
 from moe2.coordinator.choosing.explain import Decision, ExpertRow, FleetPowerRow, PriceRow
 from moe2.coordinator.cli.status import POINTS_PER_KJ
 from moe2.coordinator.http.paths import PLAN_PATH
@@ -90,9 +91,9 @@ def show_plan(
         raise Moe2Error(_told(error.message)) from error
     answer = msgspec.json.decode(content, type=PlanAnswer)
     if as_json:
-        sys.stdout.write(msgspec.json.format(content, indent=2).decode() + "\n")
+        say_json(content, indent=2)
     else:
-        draw(answer, Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False))
+        draw(answer, Screen(width=None if sys.stdout.isatty() else PIPED_WIDTH))
     return 0 if answer.chosen else INFEASIBLE
 
 

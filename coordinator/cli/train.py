@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe2.common.errors import Moe2Error
 from moe2.common.terminal.commandline import optional_packages
+from moe2.common.terminal.output import Screen
 from moe2.coordinator.gate.checkpoint import Manifest, save_checkpoint
 from moe2.coordinator.training.feedback_rows import with_feedback
 from moe2.coordinator.training.outcomes import Outcomes, OutcomesError, read_outcomes
@@ -62,13 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains a gate, saves it and returns the exit code: 0, or 1 after an error that was shown to the user."""
-    console = Console(markup=False, highlight=False)
+    console = Screen()
     try:
         manifest = _trained(args, console)
         if args.json is not None:
             args.json.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
     except (Moe2Error, OSError) as error:
-        Console(stderr=True, style="red").print(str(error), markup=False, highlight=False, soft_wrap=True)
+        Screen(stderr=True, style="red").print(str(error), soft_wrap=True)
         return 1
     console.print(f"Wrote {args.out}: {len(manifest.experts)} experts, {manifest.rows['train']} train rows.")
     for name, value in manifest.metrics.items():

@@ -28,6 +28,7 @@ from moe2.common.statefile import locked
 from moe2.common.status import CoordinatorStatus
 from moe2.common.terminal.commandline import add_config
 from moe2.common.terminal.figures import printable
+from moe2.common.terminal.output import Screen
 from moe2.coordinator.choosing.explain import Decision
 from moe2.coordinator.cli.collect import add_access, asking, tell_failures, wanted_experts
 from moe2.coordinator.gate.checkpoint import save_checkpoint
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("torch") is None and not args.dry_run:
         raise Moe2Error("Training needs torch, which is missing.", remedy="Install moe2[gate].")
     settings = settings_of(args.config)
-    console = Console(markup=False, highlight=False)
+    console = Screen()
     tuning = _Tuning(args, settings, console)
     try:
         # Two runs would ask the same questions twice, and write into the same file.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -63,6 +65,27 @@ def test_json_leaves_unknown_power_out(tmp_path: Path) -> None:
     sensors = {sensor["name"]: sensor for sensor in json.loads(text)["sensors"]}
     assert sensors["rapl"]["state"] == "present"
     assert all("power_w" not in sensor for sensor in sensors.values())
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_what_a_host_says_of_itself_drives_no_terminal(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """The board's name in the device tree, the processor's and a rail's, as the command prints them."""
+    folder = sysfs.orin_nx(tmp_path)
+    hostile = "\x1b]0;mine\x07\x1b[2J\x9b31m[/x]"
+    sysfs.device_tree(tmp_path, f"Board{hostile}\nNo fault", "nvidia,tegra234")
+    sysfs.write(tmp_path, "proc/cpuinfo", f"model name : Processor{hostile}")
+    sysfs.write(folder, "in2_label", f"VDD{hostile}")
+    done = subprocess.run(
+        [sys.executable, "-m", "moe2.agent", "doctor", "--root", str(tmp_path), *options],
+        capture_output=True,
+        check=False,
+        text=True,
+        encoding="utf-8",
+    )
+    assert "Board" in done.stdout
+    assert "Processor" in done.stdout
+    assert "\nNo fault" not in done.stdout
+    assert all(char.isprintable() or char == "\n" for char in done.stdout + done.stderr)
 
 
 # --- The GPU ----------------------------------------------------------------------------------------------------------
