@@ -15,7 +15,7 @@ from moe2.coordinator.http.routes.plan import PlanAnswer
 from moe2.coordinator.provisioning.decision import decide
 from moe2.coordinator.provisioning.problem import limits_of
 from moe2.coordinator.provisioning.reading import fleet_of
-from moe2.coordinator.provisioning.statement import strangers
+from moe2.coordinator.provisioning.statement import unknown_pins
 from moe2.coordinator.settings import CoordinatorSettings
 
 SHORTEST = {"model": "moe2", "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
@@ -44,7 +44,7 @@ def _awake(settings: CoordinatorSettings) -> tuple[str, ...]:
         return ()
     kept = set(status.provisioning.pinned if status.provisioning else ()) | set(section.pinned)
     pinned = frozenset(row.agent_id for row in status.agents if row.agent_name in kept)
-    unknown = strangers(section.pinned, status.agents)
+    unknown = unknown_pins(section.pinned, status.agents)
     told = () if unknown is None else (f"provisioning.{unknown}",)
     fleet = fleet_of(status.agents, lambda _: {}, wakes_by_command=section.wake_command is not None)
     if not fleet.experts:

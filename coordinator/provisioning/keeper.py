@@ -44,7 +44,7 @@ from moe2.coordinator.provisioning.reading import (
     wakeable_of,
 )
 from moe2.coordinator.provisioning.settings import ProvisioningSection
-from moe2.coordinator.provisioning.statement import status_of, strangers, warnings_of
+from moe2.coordinator.provisioning.statement import status_of, unknown_pins, warnings_of
 from moe2.coordinator.provisioning.steering import Order, Shadow, Steering, Wishes
 from moe2.coordinator.provisioning.traffic import Asked, Forecast, Traffic
 from moe2.coordinator.provisioning.trials import Circumstances
@@ -244,7 +244,7 @@ class Keeper:
     def warnings(self) -> tuple[HealthWarning, ...]:
         """What an operator should know."""
         pinned = self._settings.pinned if self._settings.mode != "off" else ()
-        unknown = strangers(pinned, self._rows()) if pinned else None
+        unknown = unknown_pins(pinned, self._rows()) if pinned else None
         return (*self._steering.warnings(), *warnings_of(self._decision, self._failure, unknown))
 
     # --- What it does -------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def _named(away: Away, names: Mapping[str, str]) -> str:
     return host if away.expert is None else f"{away.expert.partition('/')[2]} on {host}"
 
 
-def strangers(pinned: Sequence[str], rows: Sequence[AgentRow]) -> str | None:
+def unknown_pins(pinned: Sequence[str], rows: Sequence[AgentRow]) -> str | None:
     """Which names that the settings pin no known agent has, as a sentence with its remedy; None where there is none."""
     known = sorted({row.agent_name for row in rows})
     unknown = [name for name in dict.fromkeys(pinned) if name not in known]
@@ -89,7 +89,7 @@ def warnings_of(
     decision: Decision | None, failure: str | None, unknown: str | None = None
 ) -> tuple[HealthWarning, ...]:
     """The warnings about the latest decision. failure: why there is none, where that is a defect. unknown: what
-    `strangers` says."""
+    `unknown_pins` says."""
     found = []
     if unknown is not None:
         found.append(
