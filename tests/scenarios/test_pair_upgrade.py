@@ -138,7 +138,6 @@ async def until_answered(clients: list[Client], more: int) -> None:
             await asyncio.sleep(POLL_S)
 
 
-@pytest.mark.timeout(240)
 async def test_a_pair_is_upgraded_one_after_the_other_and_loses_nothing(
     tmp_path: Path, older: Path, server: Postgres
 ) -> None:

@@ -18,7 +18,6 @@ pytestmark = pytest.mark.slow
 MODELS = [{"name": "smollm2", "path": str(smollm2_path()), "context_tokens": 1024, "slots": 2, "speculation": False}]
 
 
-@pytest.mark.timeout(180)
 async def test_in_mode_act_an_unmeasured_expert_is_unloaded_and_a_request_brings_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,7 +89,6 @@ async def exists(path: Path) -> None:
             await asyncio.sleep(POLL_S)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("step", ["falling", "asleep", "waking"])
 async def test_a_coordinator_killed_in_a_hosts_first_sleep_finds_it_again_and_wakes_it(
     tmp_path: Path, step: str
@@ -112,7 +111,6 @@ async def test_a_coordinator_killed_in_a_hosts_first_sleep_finds_it_again_and_wa
         assert await built.answered() == 200
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("step", ["cold", "loading"])
 async def test_a_coordinator_killed_while_a_model_is_out_of_memory_to_be_measured_has_it_loaded_again(
     tmp_path: Path, step: str
@@ -139,7 +137,6 @@ async def test_a_coordinator_killed_while_a_model_is_out_of_memory_to_be_measure
 # --- The agent is killed ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("step", ["falling", "asleep", "waking"])
 async def test_an_agent_killed_in_a_sleep_or_a_wake_costs_no_request(tmp_path: Path, step: str) -> None:
     """Its host is known as asleep until its agent is started again, as a booting host does it, and is then used."""
@@ -181,7 +178,6 @@ async def test_an_agent_killed_in_a_sleep_or_a_wake_costs_no_request(tmp_path: P
             await answered()
 
 
-@pytest.mark.timeout(120)
 async def test_an_engine_killed_while_its_host_is_told_to_sleep_costs_no_request(tmp_path: Path) -> None:
     """The host sleeps without it, and it is started again after the wake."""
     woken = tmp_path / "woken"

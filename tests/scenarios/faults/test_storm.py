@@ -95,7 +95,6 @@ def test_time_in_which_the_coordinator_was_stopped_is_not_its_own() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_a_short_storm() -> None:
     """After half a minute of it every request has ended, was answered rightly and is accounted; nothing leaks."""
     argv = (sys.executable, "-m", "benchmarks.storm", "--minutes=0.5", "--seed=3")
