@@ -1,12 +1,14 @@
 """The final answer in a text that a model wrote, with the reasoning before it left aside. PURE.
 
 Models wrap an answer in words, so it is looked for where they declare one: in `\\boxed{…}`, in `<answer>` tags, behind
-`####`, and behind words such as "the answer is". The last declaration that names an answer counts, because reasoning
-revises itself. Where a text declares none, each kind has its own next best place.
+`####`, and behind words such as "the answer is" (`moe2.coordinator.answers.declarations`). The last declaration that
+names an answer counts, because reasoning revises itself. Where a text declares none, each kind has its own next best
+place.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
@@ -16,56 +18,52 @@ from typing import Any
 
 import msgspec
 
+from moe2.coordinator.answers.declarations import DECLARING, MAX_SEGMENT, NAMING, affirmed, declared, sentence_of
 from moe2.coordinator.answers.form import AnswerForm, AnswerKind, telling_field
-from moe2.coordinator.answers.normal_form import first_number, last_number, normalised, number_key, without_latex
+from moe2.coordinator.answers.normal_form import narrow, normalised
+from moe2.coordinator.answers.numerals import last_number, number_in_words, number_key, numbers_in, without_latex
 
 MAX_CHARACTERS = 20_000
 """Of a longer text only so many characters at its end are read: an answer stands there, and time is bounded."""
 MAX_SHORT_WORDS = 12
 """A text of more words is no short answer."""
-MAX_SEGMENT = 300
-MAX_DECLARATIONS = 50
-_BOXED = re.compile(r"\\boxed\s*\{")
-_TAGGED = re.compile(r"<answer>(.{1,2000}?)</answer>", re.IGNORECASE | re.DOTALL)
-_HASHES = re.compile(r"^####[ \t]*(\S.{0,300})$", re.MULTILINE)
-_DECLARING = re.compile(
-    r"\banswer\b(?![^\S\n]+(?:the|this|that|your|these|any)\b)"
-    r"(?:[^\n.:=]{0,60}?(?:\bis\b|\bare\b|\bbe\b|[:=]))?[*_\s:=]*",
-    re.IGNORECASE,
+MAX_REPEATED_WORDS = 4
+MAX_DOCUMENTS = 50
+_LEAD = (
+    r"[\s*_\"'`$]*(?:(?:the|la|le|el|die|der|das|de|het)\s+)?"
+    r"(?:(?:option|choice|letter|opción|opção|opzione|optie|lettre|letra|lettera|buchstabe|вариант)\s+)?[*_\"'`$]*"
 )
-_NAMING = re.compile(
-    r"\b(?:option|choice|must be|it is|it's|choose|pick|select|go(?:ing)? with)\b"
-    r"(?:[^\n.:=]{0,30}?(?:\bis\b|[:=]))?[*_\s:=]*",
-    re.IGNORECASE,
-)
-_SENTENCE_END = re.compile(
-    r"(?<![A-Z0-9])[.!?](?=\s|$)|(?<=[0-9])[.!?](?=\s|$)|(?<=\b[A-Z])[.](?=\s+[A-Z][a-z]|\s*$)|\n"
-)
-_BRACKETED = re.compile(
-    r"[\s*_\"'`$]*(?:(?:option|choice|letter)\s+)?[*_\"'`$]*[(\[{]\s*\**([A-Za-z])\**\s*[)\]}]", re.IGNORECASE
-)
-_BARE = re.compile(r"[\s*_\"'`$]*(?:(?:option|choice|letter)\s+)?[*_\"'`$]*([A-Z])(?![A-Za-z0-9'’])", re.IGNORECASE)
+_BRACKETED = re.compile(_LEAD + r"[(\[{]\s*\**([A-Za-z])\**\s*[)\]}]", re.IGNORECASE)
+_BARE = re.compile(_LEAD + r"([A-Z])(?![A-Za-z0-9'’])", re.IGNORECASE)
 _SMALL_AT_END = re.compile(r"[\s*_\"'`$]*([a-z])\W*$")
 _ANY_BRACKETED = re.compile(r"(?<!\bnot )(?<!\bnor )\(([A-Z])\)")
 _OPENING = re.compile(r"^[\s*_(]*([A-Z])(?:[\s*_).:,]|$)")
 _ANOTHER = re.compile(r"[*_)\s\].}]*(?:\bor\b|\band\b|/|&|,)\s*[*_(\[]*\s*([A-Z])(?![A-Za-z0-9'’])")
-_NEGATED = re.compile(r"[\s*_]*(?:not|neither|n't|never)\b", re.IGNORECASE)
-_YES_NO = re.compile(r"^\W*(yes|no|true|false)(?=\s*(?:[,.:;!)\n–—-]|$))", re.IGNORECASE)
+_CONCLUDING = re.compile(
+    r"(?:^|(?<=[\s.,;:]))(?:(?i:so|therefore|thus|hence)\b|[→➡✅]\ufe0f?|[=-]>)[\s,:]*[*_(\[]*([A-Z])[)\]*_]*\W*$"
+)
+_LISTING = re.compile(r"^[\s*_(]*A[*_]*[).:].*?(?:\s|^)[*_(]*B[*_]*[).:]", re.DOTALL)
+_YES_NO = re.compile(
+    r"^\W*(yes|no|true|false|ja|nein|nee|oui|non|sí|sì|sim|não|да|нет)(?=\s*(?:[,.:;!)\n–—-]|$))", re.IGNORECASE
+)
+_UNKNOWING = re.compile(
+    r"^\W*(?:sorry\W+)?i(?: do not|['’ ]?(?:m| am) not| don['’]?t) (?:know|sure|certain)\b", re.IGNORECASE
+)
+"""What is said by who has no answer."""
 _ASIDE = re.compile(
     r"\s*(?:,\s*(?=(?:the|a|an|which|who|as|because|since|so|and)\b)|;|\bbecause\b|\bsince\b|(?<=\s)\()", re.IGNORECASE
 )
 _IN_BRACKETS = re.compile(r"[\s*_\"'`]*\(\s*([^()]*\w[^()]*?)\s*\)")
-_QUANTITY = re.compile(
-    r"^[^\w\s.−-]{0,3}\s*([-−]?[\d.,/]*\d(?:[eE][-+]?\d+)?)\s*(?:%|°\w?|[^\W\d]\S{0,15})?(?:\s[^\W\d]\S{0,15})?$"
-)
+_UNIT = re.compile(r"\s*(?:%|°\w?|[^\W\d]\S{0,15})?(?:\s[^\W\d]\S{0,15})?$")
+_BEFORE_QUANTITY = re.compile(r"[^\w\s.−-]{0,3}\s*")
+_BOLD = re.compile(r"\*\*([^*\n]{1,60})\*\*")
+_EXPLAINED = re.compile(r"\([^()]*\)")
+_OR_ANOTHER = re.compile(r"\s*(?:or|to|through|oder|bis|ou|o|–|-)\s*[-−]?\d", re.IGNORECASE)
+_BETWEEN = re.compile(r"\b(?:between|zwischen|entre)\s+\S{0,20}$", re.IGNORECASE)
+_COPULA_BEHIND = re.compile(r"(?<=\w)\s*(?:です|でした|である|입니다|이다)$")
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL | re.IGNORECASE)
-_WORDS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
-)
 _IS = frozenset(("is", "are", "was", "were"))
-_LARGER = re.compile(r"\b(?:(?:thir|for|fif|six|seven|eigh|nine)ty|hundreds?|thousands?|millions?|billions?|dozens?)\b")
-"""Words that make another number of the one beside them."""
+_ALTERNATIVES = (["or"], ["oder"], ["ou"], ["o"])
 _AMBIGUOUS = object()
 
 
@@ -84,10 +82,10 @@ def extract(text: str, form: AnswerForm, *, is_complete: bool = True) -> Answer 
     is_complete: False of a text that was cut off, whose last words are reasoning that has not arrived: a number or a
     short text then counts only where it is declared.
     """
-    text = text[-MAX_CHARACTERS:]
+    text = narrow(text[-MAX_CHARACTERS:])
     match form.kind:
         case AnswerKind.CHOICE:
-            found = _choice(text, form)
+            found = _choice(text, form, is_complete=is_complete)
             return None if found is None else Answer(AnswerKind.CHOICE, found)
         case AnswerKind.NUMBER:
             number = _number(text, is_complete=is_complete)
@@ -103,61 +101,42 @@ def extract(text: str, form: AnswerForm, *, is_complete: bool = True) -> Answer 
             return None if short is None else _text_answer(short, form, as_number=True)
 
 
-# --- Where answers are declared ---------------------------------------------------------------------------------------
-
-
-def _declared(text: str, pattern: re.Pattern[str] = _DECLARING) -> Iterator[str]:
-    """The texts that are declared to be the answer, the last one first: what follows each declaration."""
-    marked = [(found.start(), found[1]) for found in (*_TAGGED.finditer(text), *_HASHES.finditer(text))]
-    marked += [(found.start(), _braced(text, found.end())) for found in _BOXED.finditer(text)]
-    yield from (without_latex(segment) for _, segment in sorted(marked, reverse=True)[:MAX_DECLARATIONS])
-    for found in list(pattern.finditer(text))[: -MAX_DECLARATIONS - 1 : -1]:
-        yield text[found.end() : found.end() + MAX_SEGMENT]
-
-
-def _braced(text: str, start: int) -> str:
-    """The text up to the brace that closes the one before `start`."""
-    depth = 1
-    for place in range(start, min(len(text), start + MAX_SEGMENT)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return text[start:place]
-    return ""
-
-
-def _sentence(segment: str) -> str:
-    """The segment up to the end of its first sentence or line."""
-    segment = segment.lstrip()
-    end = _SENTENCE_END.search(segment)
-    return segment[: end.start()] if end else segment
-
-
 # --- Choices ----------------------------------------------------------------------------------------------------------
 
 
-def _choice(text: str, form: AnswerForm) -> str | None:
+def _choice(text: str, form: AnswerForm, *, is_complete: bool) -> str | None:
     """The key of the option that a text names."""
     whole = _named_alone(text, form)
     if whole is not None:
         return whole
-    for pattern in (_DECLARING, _NAMING):
-        for segment in _declared(text, pattern):
+    for pattern in (DECLARING, NAMING):
+        for segment in declared(text, pattern):
             found = _named_first(segment, form)
             if found is _AMBIGUOUS:
                 return None
             if isinstance(found, str):
                 return found
-    return _undeclared(text, form)
+    return _undeclared(text, form, is_complete=is_complete)
 
 
-def _undeclared(text: str, form: AnswerForm) -> str | None:
-    """The option that a text without a declaration names: it opens with it, closes with it, or brackets no other."""
+def _undeclared(text: str, form: AnswerForm, *, is_complete: bool) -> str | None:
+    """The option that a text without a declaration names: it closes or opens with it, or brackets no other."""
+    concluding = _CONCLUDING.search(text.rstrip()[-MAX_SEGMENT:]) if is_complete else None
+    if concluding and concluding[1] in form.letters:
+        return concluding[1]
     opening = _OPENING.match(text)
-    # "A dog barks" opens with an article, not with an option.
-    if opening and opening[1] in form.letters and not re.match(r"[\s*_(]*[AI]\s+[a-z]", text):
+    # "A dog barks" opens with an article, and "A: …, B: …" with a list; neither with an option.
+    if (
+        opening
+        and opening[1] in form.letters
+        and not re.match(r"[\s*_(]*[AI]\s+[a-z]", text)
+        and not _LISTING.match(text)
+    ):
         return None if _ANOTHER.match(text, opening.end(1)) else opening[1]
     last = text.rstrip().rsplit("\n", 1)[-1]
     if last != text and (found := _named_alone(last, form)) is not None:
+        return found
+    if (said := _YES_NO.match(text)) and (found := _named_alone(said[1], form)) is not None:
         return found
     enclosed = {found for found in _ANY_BRACKETED.findall(text) if found in form.letters}
     if enclosed:
@@ -172,7 +151,7 @@ def _named_alone(text: str, form: AnswerForm) -> str | None:
     same = [place for place, choice in enumerate(form.choices) if _plain(choice) == said]
     if len(same) != 1:
         # Options that differ in form alone, such as "+" and "-", or "US" and "us".
-        same = [place for place, choice in enumerate(form.choices) if choice.strip() == text.strip()]
+        same = [place for place, choice in enumerate(form.choices) if narrow(choice).strip() == text.strip()]
     if len(same) == 1:
         return _key(same[0], form)
     letter = text.strip().strip("()[]{}*_.:\"'` \t").upper()
@@ -181,16 +160,21 @@ def _named_alone(text: str, form: AnswerForm) -> str | None:
 
 def _named_first(segment: str, form: AnswerForm) -> str | object | None:
     """The option that a declaration names; `_AMBIGUOUS` where it names several, None where it names none."""
-    if _NEGATED.match(segment):
+    affirmative = affirmed(segment)
+    if affirmative is None:
         return None
-    sentence = _sentence(segment)
+    segment, sentence = affirmative, sentence_of(affirmative)
     if (bracketed := _BRACKETED.match(segment)) and bracketed[1].upper() in form.letters:
         return _AMBIGUOUS if _ANOTHER.match(segment, bracketed.end()) else bracketed[1].upper()
     if (alone := _named_alone(sentence, form)) is not None:
         return alone
     mentions = list(_mentions(sentence, form))
     if mentions and mentions[0][0] == 0:
-        return _AMBIGUOUS if mentions[1:] and mentions[1][0] == 0 else _key(mentions[0][1], form)
+        first = mentions[0][1]
+        behind = len(_plain(form.choices[first]).split())
+        is_alternative = _plain(sentence).split()[behind : behind + 1] in _ALTERNATIVES
+        others = {0, behind + 1} if is_alternative else {0}
+        return _AMBIGUOUS if any(at in others for at, _ in mentions[1:]) else _key(first, form)
     for pattern in (_BARE, _SMALL_AT_END):
         bare = pattern.match(segment if pattern is _BARE else sentence)
         if bare and bare[1].upper() in form.letters and (bare[1].isupper() or pattern is _SMALL_AT_END):
@@ -238,52 +222,66 @@ def _key(place: int, form: AnswerForm) -> str:
 
 
 def _number(text: str, *, is_complete: bool) -> Fraction | None:
-    """The number that a text declares, else the last one of a complete text."""
-    for segment in _declared(text):
-        sentence = without_latex(_sentence(segment))
-        if not sentence or _NEGATED.match(sentence):
-            continue
-        result = sentence.rsplit("=", 1)[-1]
-        found = first_number(result)
-        if found is None:
-            found = _in_words(result)
+    """The number that a text declares, else the last one of a complete text; None where it declares several."""
+    for segment in declared(text):
+        affirmative = affirmed(segment)
+        result = without_latex(sentence_of(affirmative or "")).rsplit("=", 1)[-1]
+        found = next(numbers_in(result), None)
         if found is not None:
-            return found
+            _, end, value = found
+            is_one = not (_OR_ANOTHER.match(result, end) or _BETWEEN.search(result[:end]))
+            return value if is_one else None
+        if (value_in_words := number_in_words(result)) is not None:
+            return value_in_words
     if not is_complete:
         return None
-    plain = without_latex(text)
-    found = last_number(plain)
-    return _in_words(plain) if found is None else found
+    plain = without_latex(text).rstrip()
+    bold = [amount for part in _BOLD.findall(plain.rsplit("\n", 1)[-1]) if (amount := _quantity(part)) is not None]
+    if bold:
+        return bold[-1]
+    # What stands in brackets explains the number before it.
+    for part in (_EXPLAINED.sub(" ", plain), plain):
+        if (last := last_number(part)) is not None:
+            return last
+    return number_in_words(plain)
 
 
-def _in_words(text: str) -> Fraction | None:
-    """The number that a short text names in a word, such as "seven apples"; None for any other."""
-    words = normalised(text[:MAX_SEGMENT]).split()
-    named = [word for word in words if word in _WORDS]
-    if _LARGER.search(" ".join(words)):
-        return None
-    return Fraction(_WORDS.index(named[0])) if len(named) == 1 and len(words) <= MAX_SHORT_WORDS else None
+def _quantity(text: str) -> Fraction | None:
+    """The number that a text consists of, a unit or a sign of money aside; None of any other text."""
+    plain = without_latex(text).strip().strip("*_$\"'`").strip()
+    begin = _BEFORE_QUANTITY.match(plain)
+    start = begin.end() if begin else 0
+    for found_at, end, value in numbers_in(plain):
+        return value if found_at == start and _UNIT.match(plain, end) else None
+    return None
 
 
 def _short(text: str, *, is_complete: bool) -> str | None:
     """The short answer that a text declares, or that a complete text consists of; None where there is neither."""
-    for segment in _declared(text):
-        sentence = _without_aside(_sentence(segment))
-        if not _NEGATED.match(sentence) and _is_short(sentence):
+    for segment in declared(text):
+        affirmative = affirmed(segment)
+        sentence = _without_aside(_COPULA_BEHIND.sub("", sentence_of(affirmative or "")))
+        if _is_short(sentence):
             return sentence
     if found := _YES_NO.match(text):
         return found[1]
     if not is_complete:
         return None
     whole = text.strip()
-    sentence = _sentence(whole)
-    rest = whole[len(sentence) :].strip(" .!?\n")
-    if rest:
+    sentence = sentence_of(whole)
+    rest = whole[len(sentence) :].strip(" .!?。\n")
+    if rest and not _explains(rest, sentence):
         return None
     sentence = _without_aside(sentence)
-    declaring = _DECLARING.search(sentence)
+    declaring = DECLARING.search(sentence)
     declares_nothing = declaring is not None and not normalised(sentence[declaring.end() :])
     return sentence if _is_short(sentence) and not declares_nothing else None
+
+
+def _explains(rest: str, sentence: str) -> bool:
+    """True where what follows a few words repeats them in its first sentence, as an explanation of an answer does."""
+    words = normalised(sentence).split()
+    return 0 < len(words) <= MAX_REPEATED_WORDS and set(words) <= set(normalised(sentence_of(rest)).split())
 
 
 def _without_aside(sentence: str) -> str:
@@ -295,16 +293,14 @@ def _without_aside(sentence: str) -> str:
 
 
 def _is_short(text: str) -> bool:
-    return 0 < len(normalised(text).split()) <= MAX_SHORT_WORDS
+    return 0 < len(normalised(text).split()) <= MAX_SHORT_WORDS and not _UNKNOWING.match(text)
 
 
 def _text_answer(short: str, form: AnswerForm, *, as_number: bool) -> Answer | None:
     if as_number:
-        plain = without_latex(short).strip().strip("*_$\"'`")
-        quantity = _QUANTITY.match(plain.strip())
-        number = first_number(quantity[1]) if quantity else None
-        if number is None and normalised(short) in _WORDS:
-            number = Fraction(_WORDS.index(normalised(short)))
+        number = _quantity(short)
+        if number is None and len(normalised(short).split()) == 1:
+            number = number_in_words(short)
         if number is not None:
             return Answer(AnswerKind.NUMBER, number_key(number))
     key = _without_question(_plain(short).split(), form.asked)
@@ -346,20 +342,29 @@ def _json_key(text: str, field: str | None) -> str | None:
 
 
 def _document(text: str) -> Any:
-    """The JSON document in a text: the text itself, or what stands in a fence or between the outermost brackets."""
-    fenced = _FENCE.search(text)
-    tries = [text, fenced[1] if fenced else "", *(_between(text, *pair) for pair in ("{}", "[]"))]
-    for attempt in tries:
+    """The last JSON document in a text: the text itself, or what stands in a fence or in brackets."""
+    for attempt in (text, *reversed(_FENCE.findall(text))):
         try:
             return msgspec.json.decode(attempt.strip())
         except (msgspec.DecodeError, RecursionError, UnicodeEncodeError, ValueError):
             continue
+    return _last_bracketed(text)
+
+
+def _last_bracketed(text: str) -> Any:
+    """The last object, or else list, that stands among other words; None where there is none."""
+    decoder = json.JSONDecoder()
+    for opening in ("{", "["):
+        document, at, failures = None, text.find(opening), 0
+        while at >= 0 and failures < MAX_DOCUMENTS:
+            try:
+                document, end = decoder.raw_decode(text, at)
+            except (RecursionError, ValueError):
+                end, failures = at + 1, failures + 1
+            at = text.find(opening, end)
+        if document is not None:
+            return document
     return None
-
-
-def _between(text: str, opening: str, closing: str) -> str:
-    start, end = text.find(opening), text.rfind(closing)
-    return text[start : end + 1] if 0 <= start < end else ""
 
 
 def _value_key(value: Any) -> str | None:
@@ -370,7 +375,7 @@ def _value_key(value: Any) -> str | None:
         case bool():
             return "true" if value else "false"
         case int() | float():
-            number = first_number(repr(value))
+            number = last_number(repr(value))
             return repr(value) if number is None else number_key(number)
         case str():
             return normalised(value) or value.strip() or None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moe2.coordinator.answers.extraction import MAX_CHARACTERS, extract
 from moe2.coordinator.answers.form import OPEN, AnswerForm, AnswerKind, form_of
-from moe2.coordinator.answers.normal_form import number_key
+from moe2.coordinator.answers.numerals import number_key
 
 PLACES = ("New York", "New York City", "York", "none of these")
 FOUR = AnswerForm(AnswerKind.CHOICE, PLACES, is_lettered=True)
@@ -95,8 +95,8 @@ def test_choices_of_punctuation_are_told_apart() -> None:
         ("The answer is 2 + 2 = 4", "4"),
         ("The final answer: **50%**", "50"),
         ("answer: seven apples", "7"),
-        ("one thousand", None),
-        ("The answer is twenty five thousand.", None),
+        ("one thousand", "1000"),
+        ("The answer is twenty five thousand.", "25000"),
         ("It weighs 5.972 × 10^24 kg", "5972000000000000000000000"),
         (r"\boxed{2.5 \times 10^{-3}}", "0.0025"),
         ("The answer is 10^3", "1000"),
