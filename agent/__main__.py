@@ -209,20 +209,23 @@ def _remove(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    settings = _settings_to_examine(arguments)
+    # All kinds of sensors where there is no configuration to read.
+    sensors = SensorSettings() if settings is None else replace(sensors_wanted(settings.sensors), simulated=None)
     return run_doctor(
-        _sensors_to_examine(arguments),
+        replace(sensors, root=arguments.root),
         as_json=arguments.json,
         own_rights=arguments.own_rights,
         config=arguments.config,
+        state_dir=None if settings is None else settings.agent.state_dir,
     )
 
 
-def _sensors_to_examine(arguments: argparse.Namespace) -> SensorSettings:
-    """The sensors that the configuration names, its plugs among them; all kinds where there is none to read."""
+def _settings_to_examine(arguments: argparse.Namespace) -> AgentSettings | None:
+    """The configuration that is named, or the installed one; None where that cannot be read."""
     if arguments.config is None and not os.access(DEFAULT_CONFIG_PATH, os.R_OK):
-        return SensorSettings(root=arguments.root)
-    arguments = argparse.Namespace(**{**vars(arguments), "config": arguments.config or DEFAULT_CONFIG_PATH})
-    return replace(sensors_wanted(_load(arguments).sensors), root=arguments.root, simulated=None)
+        return None
+    return _load(argparse.Namespace(config=arguments.config or DEFAULT_CONFIG_PATH))
 
 
 if __name__ == "__main__":

@@ -65,11 +65,12 @@ from moe2.agent.link.links import Links
 from moe2.agent.link.reporting import Reporter
 from moe2.agent.models.files import ChecksumStore, ModelFiles
 from moe2.agent.models.spec import MEASURING_LOCK, spec_of
-from moe2.agent.observing.health import agent_warnings, gravest_first, link_warnings
+from moe2.agent.observing.health import WRONG_CLOCK_EFFECTS, agent_warnings, gravest_first, link_warnings
 from moe2.agent.observing.host import detect_host
 from moe2.agent.observing.joblog import log_job
 from moe2.agent.observing.local_api import listening, local_app, metrics_app
 from moe2.agent.observing.metrics import AgentMetrics
+from moe2.agent.observing.state_disk import StateDisk
 from moe2.agent.presence import Presence
 from moe2.agent.settings import AgentSettings, ModelSection, sensors_wanted
 from moe2.agent.settlement import Settlement
@@ -144,6 +145,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._idle = asyncio.Event()
         self._alarm = Alarm(lambda: self._dispatch(TimePassed()))
         self._identity = load_identity(settings.agent.state_dir)
+        self._state_disk = StateDisk(settings.agent.state_dir)
         self._agent_id = self._identity.agent_id
         self._name = settings.agent.name or socket.gethostname()
         self._sensor_settings = sensors or sensors_wanted(settings.sensors)
@@ -241,6 +243,7 @@ class AgentDaemon(Daemon[AgentSettings]):
                     self._presence.run(self._link),
                     self._settlement.run(self._watch_standing),
                     self._reporter.run(),
+                    self._state_disk.run(),
                     self._notifier.feed_watchdog(),
                 )
             ]
@@ -267,7 +270,8 @@ class AgentDaemon(Daemon[AgentSettings]):
             *(warning for other in self._link.status if other.url != link.url for warning in link_warnings(other)),
             *self._monitor.warnings(),
             *self._copy_warnings,
-            *clock_warnings(time.time()),
+            *clock_warnings(time.time(), effects=WRONG_CLOCK_EFFECTS),
+            *self._state_disk.warnings(),
             *self._reload.warnings(),
             *self._supply.warnings(),
         )

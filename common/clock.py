@@ -41,17 +41,15 @@ def require_right_clock(now_unix_s: float) -> None:
         )
 
 
-def clock_warnings(now_unix_s: float) -> tuple[HealthWarning, ...]:
-    """Returns the warning that this host's clock is wrong, where it must be."""
+def clock_warnings(now_unix_s: float, *, effects: str) -> tuple[HealthWarning, ...]:
+    """Returns the warning that this host's clock is wrong, where it must be. effects: what that has, in a sentence."""
     if not is_clock_wrong(now_unix_s):
         return ()
     return (
         HealthWarning(
             code="clock_wrong",
             severity=Severity.DEGRADED,
-            message=f"This host's clock says {moment(now_unix_s)}, which cannot be. API keys and "
-            "enrolment tokens that expire are refused, certificates look as if they were not valid, and the ledger "
-            "forgets nothing.",
+            message=f"This host's clock says {moment(now_unix_s)}, which cannot be. {effects}",
             remedy=_SET_IT,
         ),
     )

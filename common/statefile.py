@@ -23,6 +23,8 @@ import msgspec
 T = TypeVar("T")
 
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
+_TRIED_BYTES = 16_384
+"""What fits nowhere but in a block of its own."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,23 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     with _draft(path, content, mode) as draft:
         os.replace(draft, path)
         _sync_folder(path.parent)
+
+
+def write_fault(folder: Path) -> OSError | None:
+    """Returns why no file can be written into the folder now; None where one can. What is tried does not stay.
+
+    It is not synchronized: the disk need not be woken to know that it is full.
+    """
+    draft = folder / f".tried.{secrets.token_hex(6)}.draft"
+    try:
+        try:
+            with draft.open("xb") as file:
+                file.write(bytes(_TRIED_BYTES))
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        return error
+    return None
 
 
 def create_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:

@@ -59,9 +59,9 @@ from moe2.coordinator.keys.store import KeyFile, KeyRing
 from moe2.coordinator.ledger.accounts import Accounts, day_of
 from moe2.coordinator.ledger.standing import StandingBook
 from moe2.coordinator.ledger.store import Ledger
+from moe2.coordinator.observing import health
 from moe2.coordinator.observing.accuracy import CalibrationWindow
 from moe2.coordinator.observing.fleet_metrics import LedgerCollector
-from moe2.coordinator.observing.health import average_warnings, cap_warnings, dispatch_warnings, fleet_warnings
 from moe2.coordinator.observing.history import RecentPast
 from moe2.coordinator.observing.metrics import CoordinatorMetrics
 from moe2.coordinator.observing.traffic import asked_of, asked_since
@@ -330,21 +330,21 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             model_orders=self._orders.rows(),
             pushes=self._pushes.rows(),
             warnings=(
-                *dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
-                *fleet_warnings(
+                *health.dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
+                *health.fleet_warnings(
                     rows,
                     n_choosable=len(choosable),
                     stale_s=self._settings.agents.stale_s,
                 ),
-                *cap_warnings(rows, self._settings.selection.fleet_watts_cap_w),
-                *average_warnings(averages),
+                *health.cap_warnings(rows, self._settings.selection.fleet_watts_cap_w),
+                *health.average_warnings(averages),
                 *self._price_file.warnings(),
                 *self._keeper.warnings(),
                 *self._selector.scorer.warnings(choosable),
                 *self._reload.warnings(),
                 *self._doorkeeper.warnings(),
                 *self._hub.warnings(),
-                *clock_warnings(time()),
+                *clock_warnings(time(), effects=health.WRONG_CLOCK_EFFECTS),
                 *self._tls.warnings(time()),
                 *self._ledger.warnings(),
                 *(self._pair.warnings() if self._pair else ()),

@@ -24,10 +24,13 @@ from moe2.agent.engine.gpu.fault import cuda_text, gpu_fault
 from moe2.agent.engine.gpu.look import look
 from moe2.agent.engine.gpu.trial import EngineTrial, try_engine
 from moe2.agent.observing.host import detect_host
+from moe2.agent.observing.state_disk import state_fault_warning
 from moe2.common.energy import Scope
 from moe2.common.errors import Moe2Error
+from moe2.common.health import HealthWarning
 from moe2.common.link.reports import HostFacts, SensorReport
 from moe2.common.placement import GpuFault
+from moe2.common.statefile import write_fault
 from moe2.common.terminal.figures import printable_lines
 from moe2.common.terminal.output import say_json, tell
 from moe2.common.terminal.screen import table_console
@@ -48,7 +51,8 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     """What the doctor found.
 
     sampled: the sensors that the agent would use. gpu, engine, gpu_fault: the GPU, llama.cpp's view of it, and why it
-    cannot be used. gpu_usable: None where the host has none. user: whose rights it was probed with. as_service: with
+    cannot be used. gpu_usable: None where the host has none. state_fault: why the agent's state cannot be written; None
+    where it can, or where nobody knows. user: whose rights it was probed with. as_service: with
     those of the installed unit. healthy: nothing was refused or broken.
     """
 
@@ -59,16 +63,18 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineTrial | None
     gpu_fault: GpuFault | None
     gpu_usable: bool | None
+    state_fault: HealthWarning | None = None
     user: str
     as_service: bool
     healthy: bool
 
 
-def diagnose(settings: SensorSettings, *, as_service: bool = False) -> Diagnosis:
+def diagnose(settings: SensorSettings, *, as_service: bool = False, state_dir: Path | None = None) -> Diagnosis:
     """Probe everything with this process's rights. Blocking, bounded by the settings' deadline and the driver's.
 
-    as_service: this process has the unit's rights.
+    as_service: this process has the unit's rights. state_dir: where the agent keeps its state, if that is known.
     """
+    state_fault = None if state_dir is None else _state_fault(state_dir, as_service=as_service)
     results = discover(settings)
     chosen = choose(results)
     gpu, engine, fault = _examine_gpu(settings.root)
@@ -84,14 +90,23 @@ def diagnose(settings: SensorSettings, *, as_service: bool = False) -> Diagnosis
             engine=engine,
             gpu_fault=fault,
             gpu_usable=None if gpu.kind is None else fault is None,
+            state_fault=state_fault,
             user=_user(),
             as_service=as_service,
-            healthy=fault is None and all(state in _GOOD for state in states.values()),
+            healthy=fault is None and state_fault is None and all(state in _GOOD for state in states.values()),
         )
     finally:
         for sensor in chosen:
             with suppress(TimeoutError):
                 within(sensor.close, settings.deadline_s)
+
+
+def _state_fault(folder: Path, *, as_service: bool) -> HealthWarning | None:
+    """Return why the agent cannot write its state. What another user may not, or is not there yet, says nothing."""
+    fault = write_fault(folder)
+    if fault is None or (isinstance(fault, PermissionError | FileNotFoundError) and not as_service):
+        return None
+    return state_fault_warning(folder, fault)
 
 
 def _host(settings: SensorSettings) -> HostFacts:
@@ -109,14 +124,15 @@ def run_doctor(
     as_json: bool,
     own_rights: bool = False,
     config: Path | None = None,
+    state_dir: Path | None = None,
     console: Console | None = None,
 ) -> int:
     """Print the diagnosis; 0 if energy can be measured, a GPU used and nothing is wrong, otherwise 1.
 
     Root asks as the installed service would, with its `config` where another one is given. own_rights: ask with this
-    process's rights whoever it is.
+    process's rights whoever it is. state_dir: where the agent keeps its state, if that is known.
     """
-    found = _diagnosis(settings, own_rights=own_rights, config=config)
+    found = _diagnosis(settings, own_rights=own_rights, config=config, state_dir=state_dir)
     console = console or table_console()
     if as_json:
         say_json(found, file=console.file, indent=2)
@@ -125,16 +141,16 @@ def run_doctor(
     return 0 if found.healthy and found.sampled else 1
 
 
-def _diagnosis(settings: SensorSettings, *, own_rights: bool, config: Path | None) -> Diagnosis:
+def _diagnosis(settings: SensorSettings, *, own_rights: bool, config: Path | None, state_dir: Path | None) -> Diagnosis:
     if own_rights or os.geteuid() != 0 or settings.root != Path("/"):
-        return diagnose(settings, as_service=os.environ.get(_AS_SERVICE) == "1")
+        return diagnose(settings, as_service=os.environ.get(_AS_SERVICE) == "1", state_dir=state_dir)
     try:
         options = () if config is None else ("--config", str(config.absolute()))
         told = run_as_service(("doctor", "--own-rights", "--json", *options), variables={_AS_SERVICE: "1"})
         return msgspec.json.decode(told, type=Diagnosis)
     except (NoServiceError, msgspec.MsgspecError) as error:
         tell(f"This is what root may do, not what the agent may: it cannot be asked as its service: {error}")
-        return diagnose(settings)
+        return diagnose(settings, state_dir=state_dir)
 
 
 def _examine_gpu(root: Path) -> tuple[HostGpu, EngineTrial | None, GpuFault | None]:
@@ -198,6 +214,9 @@ def _print(found: Diagnosis, console: Console) -> None:
     whose = "the rights of the service" if found.as_service else "its own rights"
     console.print(_line((f"Probed as {found.user}, with {whose}.", "dim")))
     _print_gpu(found, console)
+    if found.state_fault is not None:
+        console.print(_line(("State", "bold"), " ", ("not written", "red"), f": {found.state_fault.message}"))
+        console.print(_line(("State", "bold"), f": {found.state_fault.remedy}"))
     table = Table(box=None, pad_edge=False)
     for heading in ("SENSOR", "STATE", "POWER", "FOUND"):
         table.add_column(heading, overflow="fold")

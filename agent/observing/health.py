@@ -14,6 +14,11 @@ from moe2.common.standby import Standby
 from moe2.common.status import LinkState, LinkStatus
 from moe2.common.tls.fault import TlsFault
 
+WRONG_CLOCK_EFFECTS = (
+    "Certificates look as if they were not valid, so that an encrypted link to the coordinator may not come about; "
+    "times in the log are wrong, and nothing that was measured earlier counts as too old."
+)
+
 
 def agent_warnings(
     link: LinkStatus,

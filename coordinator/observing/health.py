@@ -10,6 +10,11 @@ from moe2.common.status import AgentRow, AverageRow, DispatchStatus
 SAME_AVERAGE = 0.02
 """Share by which a mean may exceed its target without being worth a word."""
 
+WRONG_CLOCK_EFFECTS = (
+    "API keys and enrolment tokens that expire are refused, certificates look as if they were not valid, and the "
+    "ledger forgets nothing."
+)
+
 
 def dispatch_warnings(
     dispatch: DispatchStatus, rows: tuple[AgentRow, ...], *, max_queued: int

@@ -20,10 +20,11 @@ from moe2.common.errors import Moe2Error
 
 def test_a_clock_in_1970_is_a_named_warning() -> None:
     """It says what the clock says."""
-    [warning] = clock_warnings(60.0)
+    [warning] = clock_warnings(60.0, effects="Keys are refused.")
     assert warning.code == "clock_wrong"
     assert "1970-01-01T00:01:00Z" in warning.message
-    assert clock_warnings(EARLIEST_UNIX_S) == ()
+    assert warning.message.endswith("Keys are refused.")
+    assert clock_warnings(EARLIEST_UNIX_S, effects="Keys are refused.") == ()
 
 
 def test_a_moment_that_was_written_down_has_passed() -> None:
@@ -42,10 +43,10 @@ def test_nothing_that_expires_is_made_by_a_wrong_clock() -> None:
 
 def test_a_clock_beyond_every_release_is_a_named_warning() -> None:
     """A battery that has died may leave any year."""
-    [warning] = clock_warnings(4_070_908_800.0)
+    [warning] = clock_warnings(4_070_908_800.0, effects="Keys are refused.")
     assert warning.code == "clock_wrong"
     assert "2099-01-01" in warning.message
-    assert clock_warnings(LATEST_UNIX_S - 1) == ()
+    assert clock_warnings(LATEST_UNIX_S - 1, effects="Keys are refused.") == ()
 
 
 NOW_UNIX_S = EARLIEST_UNIX_S + 1e7

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from moe2.common.statefile import append_line, create_file, locked, read_plain, replace_file, stamp_of
+from moe2.common.statefile import append_line, create_file, locked, read_plain, replace_file, stamp_of, write_fault
 from tests.fakes.fulldisk import room_for_bytes
 
 Write = Callable[[Path, bytes], None]
@@ -422,3 +422,25 @@ def test_nobody_else_replaces_or_locks_files() -> None:
         and (node.value.id, node.attr) in _OWN_WAYS
     ]
     assert found == []
+
+
+def test_a_folder_that_can_be_written_has_no_fault_and_stays_empty(tmp_path: Path) -> None:
+    """What was tried is gone."""
+    assert write_fault(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_is_the_folders_fault(tmp_path: Path) -> None:
+    """A file can be made there still; nothing of it stays."""
+    with room_for_bytes(1000):
+        fault = write_fault(tmp_path)
+    assert fault is not None
+    assert fault.errno == errno.EFBIG
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_gone_has_a_fault(tmp_path: Path) -> None:
+    """It is not made: it would belong to whoever asks."""
+    fault = write_fault(tmp_path / "none")
+    assert fault is not None
+    assert fault.errno == errno.ENOENT

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,3 +22,17 @@ async def small_disk(path: Path, size: str) -> AsyncIterator[Path]:
         yield path
     finally:
         await (await asyncio.create_subprocess_exec("umount", str(path))).wait()
+
+
+@contextmanager
+def filled(disk: Path) -> Iterator[None]:
+    """Within the block not a byte is free."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        # Others write meanwhile: whatever they have left is taken.
+        while file.write(bytes(4096)):
+            pass
+    try:
+        yield
+    finally:
+        filler.unlink()

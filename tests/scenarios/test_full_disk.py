@@ -4,34 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import structlog
 
-from tests.fakes.disk import small_disk
+from moe2.agent.observing import state_disk
+from moe2.common.health import Severity
+from tests.fakes.disk import filled, small_disk
 from tests.fakes.fleet import Fleet, fleet
 from tests.scenarios.test_feedback import asked, scored
 from tests.scenarios.test_ledger import PROFILE, kept
 from tests.scenarios.test_supply import TAKES, order, served, stock, stocked
 
 pytestmark = pytest.mark.slow
-
-
-@contextmanager
-def filled(disk: Path) -> Iterator[None]:
-    """Within the block not a byte is free."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        # Others write meanwhile: whatever they have left is taken.
-        while file.write(bytes(4096)):
-            pass
-    try:
-        yield
-    finally:
-        filler.unlink()
 
 
 @asynccontextmanager
@@ -75,6 +63,25 @@ async def test_requests_go_on_while_the_disk_is_full(tmp_path: Path) -> None:
             assert (added.state, served(running)) == ("done", {"fake": 4, "new": 2})
         assert {first, second, *asked_then} <= kept(disk).keys()
         assert files_of(disk)
+
+
+async def test_an_agent_whose_disk_is_full_says_so_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its own status, and in the coordinator's, which the page shows; degraded, with the place and what to do."""
+    monkeypatch.setattr(state_disk, "CHECK_S", 0.1)
+    async with small_disk(tmp_path / "disk", "16m") as disk, fleet_on(disk) as running:
+        agent = running.agents["one"]
+        assert "state_not_written" not in {warning.code for warning in agent.status().warnings}
+        with filled(disk):
+            await running.until_status(lambda _: "state_not_written" in codes(running))
+            [warning] = [one for one in agent.status().warnings if one.code == "state_not_written"]
+            assert warning.severity is Severity.DEGRADED
+            assert str(disk) in warning.message
+            assert "No space left" in warning.message
+            assert "Make room" in warning.remedy
+        await running.until_status(lambda _: "state_not_written" not in codes(running))
+        assert not list(disk.rglob("*.draft"))
 
 
 async def test_daemons_that_end_on_a_full_disk_come_back(tmp_path: Path) -> None:

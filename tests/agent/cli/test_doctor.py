@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from moe2.agent.energy.sensor import Reading
 from moe2.agent.energy.wall import Plug
 from moe2.agent.observing import host
 from tests.fakes import sysfs
+from tests.fakes.disk import filled, small_disk
 from tests.fakes.plug import plugged_in
 from tests.fakes.sensors import HangingSensor
 
@@ -198,3 +200,41 @@ def test_a_driver_that_hangs_does_not_keep_the_doctor_from_its_report(
     release.set()
     assert "Orin NX" in output.getvalue()
     assert "late" not in output.getvalue()
+
+
+# --- The agent's state ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a disk")
+async def test_a_full_disk_below_the_state_is_told(tmp_path: Path) -> None:
+    """With its place and what to do; exit code 1 while it is full, 0 when there is room again."""
+    sysfs.intel_host(tmp_path)
+    settings = SensorSettings(root=tmp_path, families=("rapl",))
+    async with small_disk(tmp_path / "disk", "64k") as disk:
+
+        def told() -> tuple[int, str]:
+            output = io.StringIO()
+            code = run_doctor(settings, as_json=False, state_dir=disk, console=Console(file=output, width=400))
+            return code, output.getvalue()
+
+        assert told()[0] == 0
+        with filled(disk):
+            code, text = told()
+        assert code == 1
+        assert "State not written" in text
+        assert "No space left on device" in text
+        assert "Make room on the disk." in text
+        assert told()[0] == 0
+        assert not list(disk.iterdir())
+
+
+def test_a_folder_of_state_that_only_the_agent_may_write_is_no_fault(tmp_path: Path) -> None:
+    """One that is not there yet neither; asked with the service's rights both are."""
+    sysfs.intel_host(tmp_path)
+    settings = SensorSettings(root=tmp_path, families=("rapl",))
+    missing = tmp_path / "none"
+    assert doctor.diagnose(settings, state_dir=missing).state_fault is None
+    found = doctor.diagnose(settings, state_dir=missing, as_service=True)
+    assert found.state_fault is not None
+    assert not found.healthy
+    assert f"Make {missing} again" in found.state_fault.remedy
