@@ -137,11 +137,11 @@ class Client:
             way=way,
             budget=budget.key,
             question=question.id,
-            score=score(question.metric, text, question.gold, question.choices),
+            score=score(question.metric, text, question.gold, question.choices, asked=question.asked),
             joules=receipt["energy"]["joules"],
             seconds=receipt["seconds"]["total"],
             quality=receipt["energy"]["quality"],
-            said=said(question.metric, text, question.choices),
+            said=said(question.metric, text, question.choices, asked=question.asked),
         )
 
     def _body(self, question: Question, model: str, wishes: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -147,13 +147,13 @@ class Asker:
         return Answered(
             model=expert.column,
             file_sha256=expert.file_sha256,
-            score=score(question.metric, text, question.gold, question.choices),
+            score=score(question.metric, text, question.gold, question.choices, asked=question.asked),
             chars=len(text),
             tokens=tokens,
             seconds=receipt["seconds"]["total"],
             joules=receipt["energy"]["joules"],
             energy_quality=receipt["energy"]["quality"],
-            answer=said(question.metric, text, question.choices),
+            answer=said(question.metric, text, question.choices, asked=question.asked),
             by_scoring=await self._scored(question, expert) if question.metric is Metric.CHOICE else None,
         )
 

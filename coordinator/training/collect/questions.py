@@ -1,8 +1,8 @@
 """Question sets: questions with their right answers, read from JSON lines or Parquet and checked.
 
-Columns: `id` (unique), `prompt`, `gold`, `metric` (exact_match, choice or numeric), `choices` (a list of options, for
-choice), and the labels of an outcomes file: `split`, `source`, `benchmark`, `domain`, each optional. The gold of a
-choice is its letter or its text.
+Columns: `id` (unique), `prompt`, `gold`, `metric` (a `Metric`), `choices` (a list of options, for choice), and the
+labels of an outcomes file: `split`, `source`, `benchmark`, `domain`, each optional. The gold of a choice is its letter
+or its text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.answers.form import LETTERS
 from moe2.coordinator.answers.numerals import last_number
-from moe2.coordinator.training.collect.scoring import Metric
+from moe2.coordinator.training.collect.scoring import Metric, said
 from moe2.coordinator.training.outcomes import LABEL_COLUMNS, SPLITS, read_columns
 
 REQUIRED = ("id", "prompt", "gold", "metric")
@@ -123,6 +123,8 @@ class _Row:
             raise self._fault("gold", "it is empty" if value in (None, "") else f"{value!r} is not text")
         if metric is Metric.NUMERIC and last_number(value) is None:
             raise self._fault("gold", f"{value!r} holds no number")
+        if metric is Metric.SHORT_TEXT and said(metric, value) is None:
+            raise self._fault("gold", f"{value!r} holds no short answer")
         if metric is not Metric.CHOICE:
             return value
         letters = LETTERS[: len(choices)]

@@ -81,6 +81,25 @@ def test_an_exact_match_ignores_only_form(answer: str, gold: str, right: float) 
     assert score(Metric.EXACT_MATCH, answer, gold) == right
 
 
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("Tokyo", 1.0),
+        ("The capital of Japan is Tokyo.", 1.0),
+        ("**Answer:** Tokyo, the largest city.", 1.0),
+        ("Tokyo is the capital of Japan.", 1.0),
+        ("The capital of Japan is Kyoto.", 0.0),
+        ("The capital of Japan is not Tokyo.", 0.0),
+        ("Tokyo or Kyoto", 0.0),
+        ("Japan has many cities. Tokyo is one of them. Others are Osaka and Kyoto.", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_a_short_text_may_stand_in_a_sentence(answer: str, right: float) -> None:
+    """What a vote would count as the answer is compared, so that a model's manner costs it nothing."""
+    assert score(Metric.SHORT_TEXT, answer, "tokyo", asked="What is the capital of Japan?") == right
+
+
 def test_numbers_match_by_value() -> None:
     """Numbers match by value, so that 1,000.0 is 1000; an answer without a number is wrong."""
     assert score(Metric.NUMERIC, "It is 1,000.0 km", "1000") == 1.0
@@ -91,7 +110,7 @@ def test_numbers_match_by_value() -> None:
 @given(st.text(), st.sampled_from(list(Metric)))
 def test_no_answer_breaks_scoring(answer: str, metric: Metric) -> None:
     """Any text that a model writes is scored as right or wrong."""
-    gold = {"choice": "A", "numeric": "7", "exact_match": "x"}[metric]
+    gold = {"choice": "A", "numeric": "7", "exact_match": "x", "short_text": "x"}[metric]
     assert score(metric, answer, gold, PETS) in (0.0, 1.0)
 
 

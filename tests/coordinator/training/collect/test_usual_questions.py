@@ -62,9 +62,9 @@ def test_most_numbers_are_computed() -> None:
 def test_the_right_answer_scores_and_another_does_not(question: Any) -> None:
     """The gold as an expert would write it scores 1, something else and nothing score 0."""
     wrong = "Q" if question.metric is not Metric.NUMERIC else "-987654"
-    assert score(question.metric, question.gold, question.gold, question.choices) == 1.0
-    assert score(question.metric, wrong, question.gold, question.choices) == 0.0
-    assert score(question.metric, "", question.gold, question.choices) == 0.0
+    assert score(question.metric, question.gold, question.gold, question.choices, asked=question.asked) == 1.0
+    assert score(question.metric, wrong, question.gold, question.choices, asked=question.asked) == 0.0
+    assert score(question.metric, "", question.gold, question.choices, asked=question.asked) == 0.0
 
 
 def test_an_exact_answer_is_more_than_an_article() -> None:
