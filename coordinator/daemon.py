@@ -142,11 +142,15 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 on_lease=lambda: self._service.fleet_changed(),
             )
             self._pair.membership.gate_sha256 = checkpoint_sha256(settings.gate_path)
+        self._clock = self._pair.membership.unix_s if self._pair else time
         self._ledger = Ledger(
-            settings.ledger_path, retention_days=settings.ledger.retention_days, is_journal=url is not None
+            settings.ledger_path,
+            retention_days=settings.ledger.retention_days,
+            is_journal=url is not None,
+            clock=self._clock,
         )
         self._standing = StandingBook(time())
-        collector = LedgerCollector(self._accounts, self._ledger, lambda: day_of(time()))
+        collector = LedgerCollector(self._accounts, self._ledger, lambda: day_of(self._clock()))
         self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s, others=(collector,))
         self._traces = None
         if settings.traces.endpoint:
@@ -166,7 +170,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             bookkeeper=Bookkeeper(
                 self._accounts,
                 self._ledger,
-                clock=time,
+                clock=self._clock,
                 prices=self._prices,
                 lender=self._pair.lender if self._pair else None,
             ),
@@ -174,7 +178,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             settings=settings.dispatch,
         )
         register = self._pair.register if self._pair else RegisterFile(settings.coordinator.state_dir)
-        self._doorkeeper = Doorkeeper(register, agents.token_file)
+        self._doorkeeper = Doorkeeper(register, agents.token_file, clock=self._clock)
         self._tls = ListenerTls(settings)
         self._api_connections = OpenConnections(settings.api.max_connections_per_address)
         self._agents_connections = OpenConnections(agents.max_connections_per_address)
@@ -232,7 +236,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         self._answering = Answering(self._service, self._table, settings.api)
         keys = self._pair.keys if self._pair else KeyFile(settings.coordinator.state_dir)
-        self._keys = KeyRing(keys) if settings.api.keys == "required" else None
+        self._keys = KeyRing(keys, clock=self._clock) if settings.api.keys == "required" else None
         self._browsers = Browsers(settings.api)
         self._fleet = FleetRoutes(
             self.status, self._why_not_ready, lambda: self._pair is None or self._pair.does_chores
@@ -245,7 +249,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             # The socket first: a second coordinator ends there, and does not take this one's requests for interrupted.
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
             await stack.enter_async_context(self._ledger.running())
-            self._accounts.restore(day_of(time()), self._ledger.today)
+            self._accounts.restore(day_of(self._clock()), self._ledger.days)
             if self._pair:
                 await stack.enter_async_context(self._pair.running())
             self._standing.restore(self._ledger.booked_counters)
@@ -410,7 +414,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         LedgerRoute(
             self._ledger.path,
             self._accounts,
-            clock=time,
+            clock=self._clock,
             shared=self._pair.books if self._pair else None,
             limits_of=self._pair.keys.limits_of if self._pair else None,
         ).add_to(app)

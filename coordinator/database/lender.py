@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from time import monotonic, time
+from time import monotonic
 from typing import ParamSpec, TypeVar
 
 import structlog
@@ -74,7 +74,7 @@ class Lender:
     """Holds this coordinator's leases. One writer: the event loop; the database is asked in a thread.
 
     name: this coordinator's. accounts: what this coordinator has spent and reserved. on_news: called when waiting
-    requests may look again.
+    requests may look again. wall_clock: seconds since the epoch that all coordinators agree on.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Lender:
         n_coordinators: int,
         on_news: Callable[[], None],
         clock: Callable[[], float] = monotonic,
-        wall_clock: Callable[[], float] = time,
+        wall_clock: Callable[[], float],
     ) -> None:
         self._wall_clock = wall_clock
         self._session = session
@@ -149,12 +149,14 @@ class Lender:
 
     async def run(self) -> None:
         """Gives back what was drawn before the start, then renews leases, until it is cancelled."""
-        is_released = False
+        # The day is that of the first moments, and another one once a clock that was wrong has been set.
+        released_day = ""
         while True:
-            if not is_released:
+            day = day_of(self._wall_clock())
+            if day != released_day:
                 with suppress(DatabaseError):
-                    await self._in_thread(self._release_all, self._held())
-                    is_released = True
+                    await self._in_thread(self._release_all, day, self._held(day))
+                    released_day = day
             await asyncio.sleep(RENEW_EVERY_S)
             self._renew(self._budgets.values())
 
@@ -173,15 +175,15 @@ class Lender:
         self._budgets.clear()
         try:
             async with asyncio.timeout(CLOSE_S):
-                await self._in_thread(self._release_all, frozenset())
+                await self._in_thread(self._release_all, day_of(self._wall_clock()), frozenset())
         except (DatabaseError, TimeoutError) as error:
             log.warning("leases_not_returned", reason=str(error) or "the database does not answer")
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._session.close()
 
-    def _held(self) -> frozenset[str]:
-        """Returns the keys of which something has been drawn since the start."""
-        return frozenset(budget.principal.key_id or "" for budget in self._budgets.values())
+    def _held(self, day: str) -> frozenset[str]:
+        """Returns the keys of which something has been drawn of a day since the start."""
+        return frozenset(budget.principal.key_id or "" for budget in self._budgets.values() if budget.day == day)
 
     # --- Draws --------------------------------------------------------------------------------------------------------
 
@@ -298,9 +300,8 @@ class Lender:
 
     # --- The thread ---------------------------------------------------------------------------------------------------
 
-    def _release_all(self, but: frozenset[str]) -> None:
-        """Gives back what this coordinator has drawn and not used today, except of some keys."""
-        day = day_of(self._wall_clock())
+    def _release_all(self, day: str, but: frozenset[str]) -> None:
+        """Gives back what this coordinator has drawn and not used of a day, except of some keys."""
         with self._session.transaction() as cursor:
             cursor.execute(_HELD, [day, self._name])
             held = [(key_id, Resource(resource)) for key_id, resource in cursor.fetchall() if key_id not in but]

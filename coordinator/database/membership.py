@@ -10,12 +10,13 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic, sleep, time
 from typing import Any
 
 import structlog
 
+from moe2.common.clock import is_clock_wrong
 from moe2.common.health import HealthWarning, Severity
 from moe2.coordinator.database.postgresql import (
     Cursor,
@@ -69,6 +70,8 @@ class Standing:
     polled_s: float | None = None
     """When the last good poll began, monotonic; None before the first one."""
     clock_offset_s: float | None = None
+    database_ahead_s: float | None = None
+    """The database's time less the monotonic clock; None where unknown, or where that cannot be the time."""
     holds_chores: bool = False
     peers: tuple[Peer, ...] = ()
 
@@ -166,6 +169,15 @@ class Membership:
         polled_s = self.standing.polled_s
         return float("inf") if polled_s is None else monotonic() - polled_s
 
+    def unix_s(self) -> float:
+        """Returns the time by which days begin and keys expire at all coordinators: the database's.
+
+        It goes on by the monotonic clock between polls, so that this host's may jump. It is this host's where the
+        database's is not known, or cannot be right.
+        """
+        ahead_s = self.standing.database_ahead_s
+        return self._clock() if ahead_s is None else monotonic() + ahead_s
+
     def warnings(self) -> tuple[HealthWarning, ...]:
         """Returns warnings about the database, its clock, and other coordinators' clocks."""
         standing, found = self.standing, []
@@ -224,7 +236,7 @@ class Membership:
         former = self.standing
         if former.error is None or str(former.error) != str(error):
             log.error("database_failed", error=str(error))
-        self.standing = Standing(error, former.polled_s, former.clock_offset_s, peers=former.peers)
+        self.standing = replace(former, error=error, holds_chores=False)
 
     def _poll(self) -> Standing:
         began_s, began_unix_s = monotonic(), self._clock()
@@ -232,9 +244,10 @@ class Membership:
             if self._locks.of_opening != self.session.n_opened:
                 self._join(cursor)
             cursor.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
-            [database_unix_s] = _one(cursor)
+            database_unix_s = float(_one(cursor)[0])
             # The question took its time, half of it on the way there.
-            offset_s = (began_unix_s + self._clock()) / 2 - float(database_unix_s)
+            offset_s = (began_unix_s + self._clock()) / 2 - database_unix_s
+            ahead_s = None if is_clock_wrong(database_unix_s) else database_unix_s - (began_s + monotonic()) / 2
             if not self._locks.chores:
                 cursor.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", [_CHORES_LOCK, self._cell])
                 [self._locks.chores] = _one(cursor)
@@ -247,7 +260,7 @@ class Membership:
         self._seen |= seen
         if self.standing.error is not None:
             log.info("database_reached", name=self.name)
-        return Standing(None, began_s, offset_s, self._locks.chores, peers)
+        return Standing(None, began_s, offset_s, ahead_s, self._locks.chores, peers)
 
     def _join(self, cursor: Cursor) -> None:
         """Takes the name on a new connection, and listens."""
@@ -308,9 +321,9 @@ def _clock_differs(who: str, offset_s: float) -> HealthWarning:
     return HealthWarning(
         code="database_clock_differs",
         severity=Severity.DEGRADED,
-        message=f"The clock of the coordinator {who} is {abs(offset_s):.0f} s {way} the database's: days of limits "
-        "begin at different moments.",
-        remedy="Have both hosts' clocks set by NTP.",
+        message=f"The clock of the coordinator {who} is {abs(offset_s):.0f} s {way} the database's. "
+        "Limits and keys go by the database's; certificates and logs do not.",
+        remedy="Have all hosts' clocks set by NTP, the database's first if several differ from it.",
     )
 
 
@@ -332,5 +345,5 @@ _SEEN = """
 """
 _PEERS = """
     SELECT name, clock_offset_s, gate_sha256, cell FROM coordinators
-    WHERE name <> %s AND seen_at > now() - make_interval(secs => %s) ORDER BY name
+    WHERE name <> %s AND abs(extract(epoch FROM now() - seen_at)) < %s ORDER BY name
 """

@@ -84,7 +84,12 @@ class Pair:
             on_news=self._on_loop(self._heard),
         )
         self.lender = Lender(
-            of_lender, self.name, accounts=accounts, n_coordinators=section.coordinators, on_news=on_lease
+            of_lender,
+            self.name,
+            accounts=accounts,
+            n_coordinators=section.coordinators,
+            on_news=on_lease,
+            wall_clock=self.membership.unix_s,
         )
         self.rates = SharedRates(of_rates, prices, n_coordinators=section.coordinators)
         self.answers = SharedAnswers(of_answers, self.bulletin)

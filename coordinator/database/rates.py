@@ -197,12 +197,14 @@ class SharedRates:
         return after
 
 
+# Statements overtake each other by moments; a clock that was further ahead would leave a bucket unfilled for years.
 _TAKE = """
     UPDATE rates SET
         granted = least(%(want)s::int, floor(filled.n)::int),
         available = filled.n - least(%(want)s::int, floor(filled.n)::int),
         per_minute = %(rate)s,
-        at = greatest(at, statement_timestamp())
+        at = CASE WHEN at < statement_timestamp() + interval '1 minute' THEN greatest(at, statement_timestamp())
+            ELSE statement_timestamp() END
     FROM (
         SELECT least(%(capacity)s::float8, available + %(back)s::int
             + %(rate)s::float8 / 60 * greatest(0, extract(epoch FROM statement_timestamp() - at)::float8)) AS n

@@ -10,7 +10,7 @@ the day's sum is a lower bound; `n_unmeasured` says for how many requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -100,9 +100,24 @@ class Accounts:
     def __init__(self) -> None:
         self._accounts: dict[str | None, _Account] = {}
 
-    def restore(self, day: str, sums: Iterable[DaySum]) -> None:
-        """Begins with what the ledger knows of the day."""
-        self._accounts = {known.key_id: _Account(day, known) for known in sums}
+    def restore(self, day: str, sums: Mapping[str, Iterable[DaySum]]) -> None:
+        """Begins with what the ledger knows of the day, and of others, as the clock may be wrong at the start.
+
+        sums: by their day.
+        """
+        self._accounts = {}
+        # Up to the day in order, so that an account begins at the last one; days after it may never come.
+        for of_day in sorted(sums, key=lambda of_day: (of_day <= day, of_day)):
+            for one in sums[of_day]:
+                former = self._accounts[one.key_id].former if one.key_id in self._accounts else {}
+                account = _Account(day, DaySum(one.key_id, one.key_name), former=former | {of_day: one})
+                if of_day <= day:
+                    account = replace(account, day=of_day, spent=one)
+                self._accounts[one.key_id] = account
+
+    def day(self, principal: Principal, day: str) -> str:
+        """Returns the day that a request of the key is charged to: the one after `day` where a clock was set back."""
+        return self._read(principal, day).day
 
     def left(self, principal: Principal, day: str, *, besides: str | None = None) -> Remaining:
         """Returns what the key has neither spent nor reserved; reading changes nothing.
@@ -168,7 +183,11 @@ class Accounts:
 
     def statements(self, day: str) -> tuple[Statement, ...]:
         """Returns the statements of every key that was used today, sorted by name."""
-        current = (account for account in self._accounts.values() if account.day >= day)
+        current = (
+            account
+            for account in self._accounts.values()
+            if account.day >= day and (account.spent.n_requests or account.reserved)
+        )
         return tuple(sorted(map(_statement, current), key=lambda statement: statement.spent.key_name))
 
     def _open(self, principal: Principal, day: str) -> _Account:
@@ -189,7 +208,9 @@ class Accounts:
         if day == account.day or (day < account.day and day_after(day) >= _midnight(account.day)):
             return replace(account, limits=principal.daily)
         spent = account.former.get(day, nothing)
-        former = {account.day: account.spent, **account.former}
+        former = {account.day: account.spent} | {
+            other: known for other, known in account.former.items() if other not in (day, account.day)
+        }
         return _Account(
             day,
             spent if day > account.day else _sum(spent, account.spent),

@@ -360,6 +360,13 @@ def standing_report(hosts: tuple[StandingRow, ...], ledgers: Sequence[Answered])
     )
 
 
+def last_days(connection: sqlite3.Connection) -> frozenset[str]:
+    """Returns the day that was written last and the newest one: others, where a clock has jumped."""
+    written = connection.execute("SELECT day FROM requests ORDER BY rowid DESC LIMIT 1").fetchall()
+    newest = connection.execute("SELECT day FROM requests ORDER BY day DESC LIMIT 1").fetchall()
+    return frozenset(day for (day,) in written + newest)
+
+
 def first_written_unix_s(connection: sqlite3.Connection, first_day: str, last_day: str) -> float | None:
     """Returns the moment of a request of the first of these days that has any; None where none has."""
     statement = "SELECT at_unix_s FROM requests WHERE day BETWEEN ? AND ? ORDER BY day LIMIT 1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from moe2.common.clock import MAX_AWAY_S, SteadyClock
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.standby import StandingEnergy
 from moe2.coordinator.ledger.accounts import DaySum, day_of
-from moe2.coordinator.ledger.report import booked_counters, day_sums, first_written_unix_s
+from moe2.coordinator.ledger.report import booked_counters, day_sums, first_written_unix_s, last_days
 from moe2.coordinator.ledger.schema import open_beside, open_for_writing, unusable
 from moe2.coordinator.ledger.writer import MAX_KEPT, Batch, Entry, LedgerWriter, Progress, Prune, Stop
 
@@ -36,11 +36,14 @@ class Ledger:
     """The ledger's database, written while `running()` is entered.
 
     retention_days: whole days that are kept besides today. is_journal: whether entries are noted for shipping to a
-    database that coordinators share (`moe2.coordinator.ledger.journal`).
+    database that coordinators share (`moe2.coordinator.ledger.journal`). clock: seconds since the epoch.
     """
 
-    def __init__(self, path: Path, *, retention_days: int, is_journal: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, retention_days: int, is_journal: bool = False, clock: Callable[[], float] = time
+    ) -> None:
         self.path = path
+        self._clock = clock
         self._is_journal = is_journal
         self._retention_days = retention_days
         self._writer: LedgerWriter | None = None
@@ -50,23 +53,24 @@ class Ledger:
         self._n_turned_away = 0
         self._gathered: list[Entry] = []
         self._is_stalled = False
-        self.today: tuple[DaySum, ...] = ()
+        self.days: dict[str, tuple[DaySum, ...]] = {}
         self.booked_counters: dict[str, StandingEnergy] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Opens the database for the length of the context. Raises LedgerError.
 
-        `today` then has the sums so far, and `booked_counters` the agents' counters of joules that are in them.
+        `days` then has the sums of today and of the days that were written last, `booked_counters` the agents' counters
+        of joules that are in the ledger.
         """
         connection = open_for_writing(self.path, is_journal=self._is_journal)
         try:
-            self.today = day_sums(connection, day_of(time()))
             self.booked_counters = booked_counters(connection)
             checkpointer = open_beside(self.path)
-            now_unix_s = time()
-            days = day_of(max(0.0, now_unix_s - MAX_AWAY_S)), day_of(now_unix_s)
-            clock = SteadyClock(first_written_unix_s(connection, *days))
+            now_unix_s = self._clock()
+            today = day_of(now_unix_s)
+            self.days = {day: day_sums(connection, day) for day in {today, *last_days(connection)}}
+            clock = SteadyClock(first_written_unix_s(connection, day_of(max(0.0, now_unix_s - MAX_AWAY_S)), today))
         except sqlite3.Error as error:
             connection.close()
             raise unusable(self.path, error) from error
@@ -177,7 +181,7 @@ class Ledger:
     async def _keep_pruning(self, writer: LedgerWriter, clock: SteadyClock) -> None:
         """Has too old entries deleted, while the clock can be trusted to say which these are."""
         while True:
-            now_unix_s = time()
+            now_unix_s = self._clock()
             if clock.is_trusted(now_unix_s, monotonic()):
                 oldest = datetime.fromtimestamp(now_unix_s, UTC).date() - timedelta(days=self._retention_days)
                 writer.put(Prune(oldest.isoformat()))

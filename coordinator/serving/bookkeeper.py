@@ -134,7 +134,7 @@ class Bookkeeper:
         """What is left of a key's daily limit; None where it has none."""
         if principal.daily.energy_j is None:
             return None
-        return self._left(principal, day_of(now_unix_s), besides=None).energy_j
+        return self._left(principal, self.accounts.day(principal, day_of(now_unix_s)), besides=None).energy_j
 
     def _left(self, principal: Principal, day: str, *, besides: str | None) -> Remaining:
         if self._lender is None:
@@ -152,7 +152,7 @@ class Bookkeeper:
         is_plan: bool = False,
     ) -> Selection | NoExpert:
         now_unix_s = self._clock()
-        today = day_of(now_unix_s)
+        today = self.accounts.day(principal, day_of(now_unix_s))
         statement = self.accounts.statement(principal, today)
         if self._lender is not None:
             statement = with_elsewhere(statement, self._lender.elsewhere(principal, today))

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from random import Random
-from time import monotonic
+from time import monotonic, time
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from moe2.coordinator.database.lender import Lender, write_off
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.shipper import write_requests
 from moe2.coordinator.keys.keys import DailyLimits, Principal
-from moe2.coordinator.ledger.accounts import Accounts, Amount
+from moe2.coordinator.ledger.accounts import Accounts, Amount, DaySum
 from moe2.coordinator.ledger.journal import REQUEST_COLUMNS
 from moe2.coordinator.ledger.leases import FRESH_S, Ask, Resource, lend
 from tests.coordinator.ledger.entries import request_entry
@@ -25,6 +26,7 @@ from tests.fakes.postgres import Postgres, needs_postgres
 
 pytestmark = needs_postgres
 DAY = "2026-11-28"
+NOW_UNIX_S = 1795824000.0
 POLL_S = 0.002
 
 
@@ -46,8 +48,9 @@ class Coordinator:
             accounts=self.accounts,
             n_coordinators=2,
             on_news=self.news.set,
-            wall_clock=lambda: 1795824000.0,
+            wall_clock=lambda: self.now_unix_s,
         )
+        self.now_unix_s = NOW_UNIX_S
         self.n_asked = 0
 
     async def request(self, need: Amount) -> str | NoExpert:
@@ -119,7 +122,8 @@ def test_the_update_computes_what_the_pure_core_says(url: str, session: Session)
     """Two hundred random questions of three coordinators get the answers of `lend`, and leave the same row."""
     random, limit = Random(7), 1000
     accounts = Accounts()
-    lenders = {name: Lender(session, name, accounts=accounts, n_coordinators=3, on_news=lambda: None) for name in "abc"}
+    options: dict[str, Any] = {"accounts": accounts, "n_coordinators": 3, "on_news": lambda: None, "wall_clock": time}
+    lenders = {name: Lender(session, name, **options) for name in "abc"}
     expected: dict[str, int] = {}
     for _ in range(200):
         name = random.choice("abc")
@@ -224,6 +228,36 @@ async def test_a_coordinator_that_crashed_gives_back_what_it_had_drawn(url: str,
     again.accounts.reserve(principal, DAY, "interrupted", Amount(tokens=50))
     again.settle("interrupted", Amount(None, 50))
     running = asyncio.create_task(again.lender.run())
+    await until(lambda: drawn(session) == {"a": 50})
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    await again.lender.close()
+
+
+async def test_what_was_drawn_before_a_start_with_a_wrong_clock_is_given_back_once_it_is_right(
+    url: str, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that starts in 1970 gives back the present day's when its clock has been set, less what it used."""
+    principal = limited(tokens=10_000)
+    dead = Coordinator(url, "a", principal)
+    assert isinstance(await dead.request(Amount(tokens=50)), str)
+    dead.session.close()
+    again = Coordinator(url, "a", principal)
+    again.now_unix_s = 100_000.0
+    again.accounts.restore("1970-01-02", {DAY: [DaySum("k1", "app", tokens=50, n_requests=1)]})
+    released: list[str] = []
+    release_all = again.lender._release_all
+
+    def release(day: str, but: frozenset[str]) -> None:
+        release_all(day, but)
+        released.append(day)
+
+    monkeypatch.setattr(again.lender, "_release_all", release)
+    running = asyncio.create_task(again.lender.run())
+    await until(lambda: released == ["1970-01-02"])
+    assert drawn(session)["a"] > 50
+    again.now_unix_s = NOW_UNIX_S
     await until(lambda: drawn(session) == {"a": 50})
     running.cancel()
     with suppress(asyncio.CancelledError):

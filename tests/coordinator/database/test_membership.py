@@ -88,6 +88,30 @@ def test_a_clock_that_differs_is_told_by_both(url: str) -> None:
             assert "coordinator ahead is 120 s ahead" in other.warnings()[0].message
 
 
+async def test_all_go_by_the_databases_time_whatever_their_own_clocks_say(server: Postgres, url: str) -> None:
+    """Its time goes on without it; a coordinator's own counts before it was reached, and where it cannot be right."""
+    said = [time() + 40 * 86_400]
+    with member(url, "a", clock=lambda: said[0]) as one:
+        assert abs(one.unix_s() - time()) < 600
+        said[0] = 100_000.0
+        assert abs(one.unix_s() - time()) < 600
+        await asyncio.to_thread(server.kill)
+        try:
+            await until(lambda: codes(one)[:1] == ["database_unreachable"])
+            assert abs(one.unix_s() - time()) < 600
+        finally:
+            await asyncio.to_thread(server.start)
+    assert Membership(Session("postgresql:///x?host=/nowhere", name="b"), "b", clock=lambda: 7.0).unix_s() == 7.0
+
+
+def test_a_database_in_1970_is_not_believed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time cannot be right: this coordinator's own counts, and the difference is told."""
+    monkeypatch.setattr(module, "is_clock_wrong", lambda now_unix_s: True)
+    with member(url, "a", clock=lambda: 7.0) as one:
+        assert one.unix_s() == 7.0
+        assert codes(one) == ["database_clock_differs"]
+
+
 async def test_a_change_is_seen_at_once_by_all(url: str, session: Session) -> None:
     """What another session writes into a copied table is read again, by its notification."""
     with session.transaction() as cursor:

@@ -57,6 +57,18 @@ async def test_a_rate_below_one_a_minute_lets_one_pass(url: str) -> None:
     assert 100 < wait_s <= 120
 
 
+async def test_a_database_whose_clock_was_a_year_ahead_refuses_nobody_for_a_year(url: str, session: Session) -> None:
+    """A bucket that was emptied at a time to come is filled again from the next draw on."""
+    principal = Principal(key_id="k1", requests_per_minute=60.0)
+    async with rates(url, "a") as ((one, _),):
+        assert await one.take(principal) == 0.0
+        with session.transaction() as cursor:
+            cursor.execute("UPDATE rates SET available = 0, at = now() + interval '1 year'")
+        async with asyncio.timeout(60):
+            while await one.take(principal) != 0.0:
+                await asyncio.sleep(0.05)
+
+
 async def test_a_rate_that_cannot_be_asked_for_is_none() -> None:
     """Where the database is away nobody can say how long to wait; keys without a rate go on."""
     async with rates("postgresql:///x?host=/nowhere", "a") as ((one, _),):

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from moe2.coordinator.keys.keys import DailyLimits, Principal
-from moe2.coordinator.ledger.accounts import Accounts, Amount, DaySum, Remaining, charge, day_after, day_of
+from moe2.coordinator.ledger.accounts import (
+    MAX_FORMER_DAYS,
+    Accounts,
+    Amount,
+    DaySum,
+    Remaining,
+    charge,
+    day_after,
+    day_of,
+)
 
 MONDAY, TUESDAY = "2026-11-23", "2026-11-24"
 KEY = Principal(key_id="k1", name="app", daily=DailyLimits(energy_j=100.0, tokens=1000))
@@ -238,8 +247,50 @@ def test_a_request_that_ends_days_later_does_not_turn_the_day_back() -> None:
 def test_the_books_go_on_where_the_ledger_left_them() -> None:
     """After a restart the accounts go on where the ledger left them."""
     accounts = Accounts()
-    accounts.restore(MONDAY, [DaySum("k1", "app", energy_j=95.0, tokens=10, n_requests=3)])
+    accounts.restore(MONDAY, {MONDAY: [DaySum("k1", "app", energy_j=95.0, tokens=10, n_requests=3)]})
     assert accounts.left(KEY, MONDAY) == Remaining(5.0, 990)
+    assert [statement.left for statement in accounts.statements(MONDAY)] == [Remaining(None, None)]
+
+
+@pytest.mark.parametrize("started", ["1970-01-02", "2099-01-01", TUESDAY])
+def test_a_start_with_a_wrong_clock_forgives_nothing(started: str) -> None:
+    """What the ledger has of another day counts once the clock says that day, and shows on no statement before."""
+    accounts = Accounts()
+    known = DaySum("k1", "app", energy_j=95.0, tokens=10, n_requests=3)
+    accounts.restore(started, {started: [], MONDAY: [known]})
+    assert accounts.left(KEY, started) == Remaining(100.0, 1000)
+    assert accounts.statements(started) == ()
+    assert accounts.left(KEY, MONDAY) == Remaining(5.0, 990)
+    spend(accounts, MONDAY, "r1", Amount(1.0, 1))
+    assert accounts.statement(KEY, MONDAY).spent.n_requests == 4
+
+
+def test_days_that_a_wrong_clock_has_written_are_not_charged_to_today() -> None:
+    """After a start with the clock right again, today's limit is whole, whatever was spent in 2099."""
+    accounts = Accounts()
+    accounts.restore(TUESDAY, {MONDAY: [], "2099-01-01": [DaySum("k1", "app", 95.0, 0.0, 10, 3)]})
+    assert accounts.left(KEY, TUESDAY) == Remaining(100.0, 1000)
+    assert accounts.left(KEY, "2099-01-01") == Remaining(5.0, 990)
+
+
+def test_the_day_that_a_request_is_charged_to_is_told() -> None:
+    """It is the present one, and stays the next one where the clock was set back from there."""
+    accounts = Accounts()
+    assert accounts.day(KEY, MONDAY) == MONDAY
+    spend(accounts, TUESDAY, "r1", Amount(1.0, 1))
+    assert accounts.day(KEY, MONDAY) == TUESDAY
+    assert accounts.day(KEY, "2026-11-20") == "2026-11-20"
+
+
+@given(st.lists(st.tuples(st.integers(0, MAX_FORMER_DAYS), st.integers(1, 9)), max_size=12))
+def test_no_day_is_forgotten_on_a_walk_of_the_clock(walk: list[tuple[int, int]]) -> None:
+    """Wherever a clock jumps between a few days, what was spent while it said a day still counts on that day."""
+    accounts, spent = Accounts(), dict.fromkeys(range(MAX_FORMER_DAYS + 1), 0)
+    for number, (day, tokens) in enumerate(walk):
+        said = day_of(day * 10 * 86_400)
+        assert 1000 - (accounts.left(KEY, said).tokens or 0) >= spent[day]
+        spend(accounts, said, f"r{number}", Amount(0.0, tokens))
+        spent[day] += tokens
 
 
 def test_a_key_counts_its_requests_that_engines_died_with() -> None:

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from time import time
 
 import pytest
 import structlog
@@ -25,8 +26,10 @@ POLL_S = 0.002
 
 
 @asynccontextmanager
-async def running(path: Path, *, retention_days: int = 36_500) -> AsyncIterator[Ledger]:
-    ledger = Ledger(path, retention_days=retention_days)
+async def running(
+    path: Path, *, retention_days: int = 36_500, clock: Callable[[], float] = time
+) -> AsyncIterator[Ledger]:
+    ledger = Ledger(path, retention_days=retention_days, clock=clock)
     async with ledger.running():
         yield ledger
 
@@ -126,16 +129,16 @@ async def test_the_end_of_a_request_ends_its_reservation(tmp_path: Path) -> None
         assert connection.execute("SELECT count(*) FROM reservations").fetchone() == (0,)
 
 
-async def test_todays_sums_are_there_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Today's sums are there after a restart, by key, with unknown ones counted."""
-    monkeypatch.setattr(ledger_module, "time", lambda: 2000.0)
+async def test_todays_sums_are_there_after_a_restart(tmp_path: Path) -> None:
+    """Today's sums are there after a restart, by key, with unknown ones counted; so are those written last."""
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
         ledger.record(request_entry("req-1"))
         ledger.record(request_entry("req-2", joules=None, charged_j=8.0, outcome="failed", code="crash_suspected"))
         await ledger.record(request_entry("req-3", day="1970-01-02"))
-    async with running(path) as ledger:
-        [today] = ledger.today
+    async with running(path, clock=lambda: 2000.0) as ledger:
+        [today] = ledger.days["1970-01-01"]
+        assert [one.n_requests for one in ledger.days["1970-01-02"]] == [1]
     assert (today.key_id, today.energy_j, today.held_j) == ("k1", 13.0, 8.0)
     assert (today.tokens, today.n_requests, today.n_unmeasured, today.n_crash_suspected) == (34, 2, 1, 1)
 
@@ -145,6 +148,11 @@ JANUARY_UNIX_S = 1_767_225_600.0
 """2026-01-01."""
 
 
+def tenth() -> float:
+    """The noon of the tenth of January 2026."""
+    return JANUARY_UNIX_S + 9.5 * DAY_S
+
+
 def entry_of(name: str, day: int) -> RequestEntry:
     """An entry of a day of January 2026."""
     return request_entry(name, day=f"2026-01-{day:02}", at_unix_s=JANUARY_UNIX_S + (day - 1) * DAY_S)
@@ -152,14 +160,13 @@ def entry_of(name: str, day: int) -> RequestEntry:
 
 async def test_old_days_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old days are forgotten with their attempts; a kept day stays whole."""
-    monkeypatch.setattr(ledger_module, "time", lambda: JANUARY_UNIX_S + 9.5 * DAY_S)
     monkeypatch.setattr(writer_module, "PRUNED_AT_ONCE", 2)
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
         for number in range(5):
             ledger.record(entry_of(f"old-{number}", 7))
         await ledger.record(entry_of("new", 8))
-    async with running(path, retention_days=2):
+    async with running(path, retention_days=2, clock=tenth):
         await until(lambda: kept(path) == ["new"])
     with reading(path) as connection:
         assert connection.execute("SELECT count(*) FROM attempts").fetchone() == (1,)
@@ -174,11 +181,10 @@ async def test_what_was_written_while_the_clock_said_1970_is_as_old_as_what_came
         for entry in (entry_of("old", 1), request_entry("lost-1"), entry_of("next", 2), request_entry("lost-2")):
             await ledger.record(entry)
         await ledger.record(entry_of("new", 8))
-    monkeypatch.setattr(ledger_module, "time", lambda: JANUARY_UNIX_S + 9.5 * DAY_S)
-    async with running(path, retention_days=8):
+    async with running(path, retention_days=8, clock=tenth):
         await until(lambda: "old" not in kept(path))
     assert sorted(kept(path)) == ["lost-1", "lost-2", "new", "next"]
-    async with running(path, retention_days=7):
+    async with running(path, retention_days=7, clock=tenth):
         await until(lambda: "next" not in kept(path))
     assert sorted(kept(path)) == ["lost-2", "new"]
 
@@ -190,10 +196,9 @@ async def test_a_clock_that_is_wrong_forgets_nothing(
     """Neither at the start nor later: the log says why nothing was deleted."""
     monkeypatch.setattr(ledger_module, "PRUNE_EVERY_S", POLL_S)
     now_unix_s = [JANUARY_UNIX_S]
-    monkeypatch.setattr(ledger_module, "time", lambda: now_unix_s[0])
     path = tmp_path / "ledger.sqlite"
     for _ in range(2):
-        async with running(path, retention_days=2) as ledger:
+        async with running(path, retention_days=2, clock=lambda: now_unix_s[0]) as ledger:
             await ledger.record(entry_of("today", 1))
             with structlog.testing.capture_logs() as logged:
                 now_unix_s[0] = JANUARY_UNIX_S + years * 365 * DAY_S
