@@ -51,7 +51,7 @@ class Presence:
         self._changed = changed
         self._link: Links | None = None
         self._unsaid: list[CommandAnswer] = []
-        self._followed: list[tuple[ExpertState, bool]] = []
+        self._followed: list[tuple[ExpertState, bool]] | None = None
         self._keeper = StandbyKeeper(
             settings.state_dir,
             Allowed(unload=settings.allow_unload, suspend=settings.allow_suspend, asleep_w=settings.asleep_w),
@@ -70,7 +70,7 @@ class Presence:
     async def look(self, monitor: HostMonitor) -> None:
         """Begins with this monitor, with what an earlier run has measured, and with the host's addresses."""
         self._monitor = monitor
-        self._followed = []
+        self._followed = None
         self._keeper.restore()
         self._keeper.wake_addresses = await asyncio.to_thread(wake_addresses)
         self.models_changed()
@@ -112,6 +112,8 @@ class Presence:
         if states == self._followed and not self._keeper.is_changing:
             return
         self._followed = states
+        away = (ExpertState.COLD, ExpertState.FAILED)
+        self._monitor.boards_used(any(state not in away or stopping for state, stopping in states))
         self._keeper.follow(*self._residency(), self._monitor.account)
 
     def models_changed(self) -> None:

@@ -179,7 +179,7 @@ def _finders(settings: SensorSettings) -> list[tuple[str, Finder]]:
         "nvml": lambda in_use: [
             sensor
             for index in range(max(1, len(board_names())))
-            if (sensor := NvmlSensor(index, on_jetson=on_jetson)).name not in in_use
+            if (sensor := NvmlSensor(index, root=root, on_jetson=on_jetson)).name not in in_use
         ],
         "rapl": lambda _: [RaplSensor(root)],
     }

@@ -23,6 +23,9 @@ _SILENT_S = 2.0
 _POWER_WINDOW_S = 1.0
 _MAX_MISSED = 3
 """So many samples in a row may be missed: the track bridges them, and nobody needs to know."""
+_MAX_WAKING_S = 10.0
+"""A sensor that was at rest is looked for anew, and its driver may need seconds for that."""
+_RESTS = "not asked while no model is in memory, so that it can sleep"
 _GENERIC_REMEDY = "The agent looks for it again by itself; energy is reported as unmeasured meanwhile."
 
 
@@ -39,6 +42,8 @@ class SensorChannel:
         self._fault: SensorFault | None = None
         self._hung_since_s: float | None = None
         self._heard_s = opened_s
+        self.is_resting = False
+        """It is not read: its device may sleep."""
 
     @property
     def suspicion(self) -> str | None:
@@ -46,6 +51,13 @@ class SensorChannel:
         if self._counter.is_standing:
             return "its energy counter stands still while it draws power; joules are integrated from its power"
         return self._crosscheck.suspicion
+
+    def rests(self, is_resting: bool, now_s: float) -> None:
+        """Take in that the sensor is not read from now on, or is again."""
+        self._fault = None
+        self._hung_since_s = None
+        self._heard_s = now_s + _MAX_WAKING_S
+        self.is_resting = is_resting
 
     def found_anew(self, facts: SensorFacts) -> None:
         """Go on with a sensor that was lost and is there again, maybe with other facts."""
@@ -114,8 +126,8 @@ class SensorChannel:
             return SensorReport(
                 name=self.facts.name,
                 state="present",
-                detail=self.suspicion,
-                power_w=self.power_w(now_s),
+                detail=_RESTS if self.is_resting else self.suspicion,
+                power_w=None if self.is_resting else self.power_w(now_s),
                 simulated=self.facts.simulated,
             )
         state = "denied" if isinstance(self._fault, SensorDeniedError) else "broken"
@@ -146,6 +158,8 @@ class SensorChannel:
         return ()
 
     def _trouble(self, now_s: float) -> HealthWarning | None:
+        if self.is_resting:
+            return None
         name = self.facts.name
         if self._hung_since_s is not None:
             return _degraded(

@@ -26,7 +26,7 @@ from moe2.agent.energy.comparison import (
     power_asleep,
 )
 from moe2.agent.energy.conditions import ConditionLog, Conditions, read_conditions
-from moe2.agent.energy.nvml import NvmlSensor, processes_by_board
+from moe2.agent.energy.nvml import BoardUse, NvmlSensor, use_by_board
 from moe2.agent.energy.ownership import DeviceLocks
 from moe2.agent.energy.processes import strangers
 from moe2.agent.energy.profiles import Profile
@@ -161,6 +161,10 @@ class HostMonitor:
         self._models = models
         self._tell_condition()
 
+    def boards_used(self, are_used: bool) -> None:
+        """Take in whether a model is in memory, or on its way there or out: else cards that may sleep are not asked."""
+        self.sampler.rest(not are_used)
+
     def settle(self) -> dict[str, Energy]:
         """Return the ended requests whose energy became final, by job id, each once. Call it a few times a second."""
         now_s = self._clock()
@@ -247,7 +251,8 @@ class HostMonitor:
                 severity=Severity.NOTICE,
                 message=f"Other programs are on {device}: {names}. Joules of requests are called partial meanwhile, "
                 "because theirs are among them.",
-                remedy="Run them elsewhere, or measure other boards only ([sensors] devices).",
+                remedy="Run them elsewhere, measure other boards only ([sensors] devices), or switch MIG off where it "
+                "divides the board.",
             )
             for device, names in self._strangers.items()
         )
@@ -259,7 +264,7 @@ class HostMonitor:
             await asyncio.sleep(_CONDITIONS_EVERY_S)
 
     def _look(self) -> tuple[Conditions, str | None]:
-        boards = [sensor for sensor in self._sensors if isinstance(sensor, NvmlSensor)]
+        boards = [] if self._is_board_resting() else self._boards()
         reasons = [reason for board in boards if (reason := board.throttling())]
         return read_conditions(self._root), ", ".join(reasons) or None
 
@@ -269,6 +274,9 @@ class HostMonitor:
         while True:
             await asyncio.sleep(pause_s)
             in_use = [sensor.name for sensor in self._sensors]
+            if self._is_board_resting():
+                # To count the boards would wake them.
+                in_use.append("nvml")
             results = await in_daemon_thread(partial(search.look, in_use))
             before = {result.name: result.state for result in self._results}
             self._take_in(results)
@@ -295,9 +303,19 @@ class HostMonitor:
 
     async def _watch_boards(self) -> None:
         while True:
-            if any(isinstance(sensor, NvmlSensor) for sensor in self._sensors):
+            if self._is_board_resting():
+                self._boards_seen(_BoardLook())
+            elif self._boards():
                 self._boards_seen(await in_daemon_thread(partial(_look_at_boards, dict(self._engine_pids()))))
             await asyncio.sleep(_PROCESSES_EVERY_S)
+
+    def _boards(self) -> list[NvmlSensor]:
+        return [sensor for sensor in self._sensors if isinstance(sensor, NvmlSensor)]
+
+    def _is_board_resting(self) -> bool:
+        """Return whether a board is left alone: the driver starts all of them together, so that none may be asked."""
+        names = {sensor.name for sensor in self._boards()}
+        return any(channel.is_resting and channel.facts.name in names for channel in self.sampler.channels)
 
     def _boards_seen(self, seen: _BoardLook) -> None:
         self.account.placement = seen.placement
@@ -332,12 +350,18 @@ def _owned(result: ProbeResult, owner: str) -> ProbeResult:
     )
 
 
+def _others(use: BoardUse) -> tuple[str, ...]:
+    """Return who else is, or may be, on a board, in words."""
+    seen = strangers(use.processes)
+    return (*seen, f"whoever uses its {use.mig_instances} MIG instances") if use.is_shared_by_mig else seen
+
+
 def _look_at_boards(engine_pids: Mapping[str, int | None]) -> _BoardLook:
     """Look at the processes on all boards. Blocking."""
-    boards = processes_by_board()
-    found = {device: strangers(process_ids) for device, process_ids in boards.items()}
+    boards = use_by_board()
+    found = {device: _others(use) for device, use in boards.items()}
     placement = {
-        model: frozenset(device for device, process_ids in boards.items() if pid in process_ids)
+        model: frozenset(device for device, use in boards.items() if pid in use.processes)
         for model, pid in engine_pids.items()
         if pid is not None
     }

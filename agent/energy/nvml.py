@@ -13,7 +13,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from time import monotonic
 from types import ModuleType
 from typing import Any, NoReturn, TypeVar
@@ -28,6 +30,7 @@ from moe2.agent.energy.sensor import (
     SensorFacts,
     SensorMissedError,
 )
+from moe2.agent.energy.sysfs import text_or_none
 from moe2.common.energy import Scope
 
 _LIMITS = Limits(min_power_w=1.0, max_power_w=1500.0, stuck_after_s=20.0)
@@ -57,18 +60,40 @@ class Method(Enum):
     AVERAGE = "nvml.power_average"
 
 
+@dataclass(frozen=True, slots=True)
+class BoardUse:
+    """Who is on a board. mig_instances: into how many MIG has divided it; None where it is whole."""
+
+    processes: frozenset[int] = frozenset()
+    mig_instances: int | None = None
+
+    @property
+    def is_shared_by_mig(self) -> bool:
+        """Whether others may compute on the board unseen: its joules are told for all instances together."""
+        return self.mig_instances not in (None, 1)
+
+
 class NvmlSensor:
     """One board, by its NVML index.
 
-    on_jetson: a GPU that is part of the chip then belongs to the device "module", which the board's own monitor
-    measures better.
+    root: of the file system that tells whether the kernel may put the board to sleep. on_jetson: a GPU that is part of
+    the chip then belongs to the device "module", which the board's own monitor measures better.
     """
 
-    def __init__(self, index: int = 0, clock: Callable[[], float] = monotonic, *, on_jetson: bool = False) -> None:
+    def __init__(
+        self,
+        index: int = 0,
+        clock: Callable[[], float] = monotonic,
+        *,
+        root: Path = Path("/"),
+        on_jetson: bool = False,
+    ) -> None:
         self.name = f"nvml:{index}"
         self.uuid: str | None = None
         """The board's own name for itself, the same in every process; None before `probe`, or where it has none."""
         self._index = index
+        self._root = root
+        self._may_sleep = False
         self._on_jetson = on_jetson
         self._is_integrated = False
         self._clock = clock
@@ -91,6 +116,7 @@ class NvmlSensor:
             limits=_LIMITS,
             power_source=self._power_source.value,
             hardware=self.uuid,
+            may_sleep=self._may_sleep,
         )
 
     def probe(self) -> str:
@@ -98,9 +124,13 @@ class NvmlSensor:
         with _faults(library, "the board"):
             name = library.nvmlDeviceGetName(self._handle)
             self.uuid = _supported(library, lambda: str(library.nvmlDeviceGetUUID(self._handle)))
+            pci = _supported(library, lambda: library.nvmlDeviceGetPciInfo(self._handle))
+            instances = _supported(library, lambda: _mig_instances(library, self._handle))
+        self._may_sleep = pci is not None and _may_sleep(self._root, pci.busId)
         self._is_integrated = self._on_jetson and _INTEGRATED.search(str(name)) is not None
         self._method = self._best_method(library)
-        return f"{name}, {self._method.value}"
+        divided = "" if instances is None else f"; MIG has divided it into {len(instances)}, whose joules it sums up"
+        return f"{name}, {self._method.value}{divided}"
 
     def read(self) -> Reading:
         if self._method is None:
@@ -199,15 +229,51 @@ def board_names() -> tuple[str, ...]:
     return tuple(_of_each_board(lambda library, board: str(library.nvmlDeviceGetName(board))).values())
 
 
-def processes_by_board() -> dict[str, frozenset[int]]:
-    """Return the processes that compute or draw on each board, by its device's name, such as "gpu0"."""
+def use_by_board() -> dict[str, BoardUse]:
+    """Return who computes or draws on each board, by its device's name, such as "gpu0"."""
 
-    def running(library: ModuleType, board: Any) -> frozenset[int]:
-        computing = _supported(library, lambda: library.nvmlDeviceGetComputeRunningProcesses(board)) or ()
-        drawing = _supported(library, lambda: library.nvmlDeviceGetGraphicsRunningProcesses(board)) or ()
-        return frozenset(int(process.pid) for process in (*computing, *drawing))
+    def use(library: ModuleType, board: Any) -> BoardUse:
+        instances = _supported(library, lambda: _mig_instances(library, board))
+        if instances is None:
+            return BoardUse(_processes(library, board))
+        processes: set[int] = set()
+        for one in (board, *instances):
+            # Only root may ask a divided board for the processes of all its instances.
+            with suppress(library.NVMLError):
+                processes |= _processes(library, one)
+        return BoardUse(frozenset(processes), len(instances))
 
-    return _of_each_board(running)
+    return _of_each_board(use)
+
+
+def _processes(library: ModuleType, board: Any) -> frozenset[int]:
+    computing = _supported(library, lambda: library.nvmlDeviceGetComputeRunningProcesses(board)) or ()
+    drawing = _supported(library, lambda: library.nvmlDeviceGetGraphicsRunningProcesses(board)) or ()
+    return frozenset(int(process.pid) for process in (*computing, *drawing))
+
+
+def _mig_instances(library: ModuleType, board: Any) -> list[Any] | None:
+    """Return the handles of a board's MIG instances; None where MIG is off."""
+    current, _ = library.nvmlDeviceGetMigMode(board)
+    if current != library.NVML_DEVICE_MIG_ENABLE:
+        return None
+    found = []
+    for index in range(int(library.nvmlDeviceGetMaxMigDeviceCount(board))):
+        # There may be fewer than there could be.
+        with suppress(library.NVMLError_NotFound, library.NVMLError_InvalidArgument):
+            found.append(library.nvmlDeviceGetMigDeviceHandleByIndex(board, index))
+    return found
+
+
+def _may_sleep(root: Path, bus_id: str | bytes) -> bool:
+    """Return whether the kernel may put the board at this PCI address to sleep, as laptops do. Asks no driver."""
+    # NVML writes the domain with eight digits, the kernel with four.
+    address = (bus_id.decode() if isinstance(bus_id, bytes) else bus_id).lower()[-12:]
+    if text_or_none(root / f"sys/bus/pci/devices/{address}/power/control") != "auto":
+        return False
+    told = text_or_none(root / f"proc/driver/nvidia/gpus/{address}/power") or ""
+    status = re.search(r"^Runtime D3 status:\s*(\w.*)$", told, re.MULTILINE)
+    return status is None or status[1].startswith("Enabled")
 
 
 def _of_each_board(ask: Callable[[ModuleType, Any], T]) -> dict[str, T]:

@@ -53,6 +53,7 @@ class _SensorThread:
         self._pace = pace
         self._wake = threading.Event()
         self._stopping = False
+        self._is_resting = False
         self._thread = threading.Thread(target=self._work, name=f"sensor-{sensor.name}", daemon=True)
         self._failures = 0
         self._is_lost = False
@@ -64,6 +65,11 @@ class _SensorThread:
 
     def stop(self) -> None:
         self._stopping = True
+        self._wake.set()
+
+    def rest(self, is_resting: bool) -> None:
+        """Leave the sensor alone, or read it again."""
+        self._is_resting = is_resting
         self._wake.set()
 
     def read_now(self) -> None:
@@ -83,6 +89,14 @@ class _SensorThread:
     def _work(self) -> None:
         due_s = self._clock()
         while not self._stopping:
+            if self._is_resting:
+                # Whoever holds the driver open keeps the device awake.
+                self._sensor.close()
+                self._is_lost = True
+                if self._pace(self._wake, _MAX_RETRY_S):
+                    self._wake.clear()
+                due_s = self._clock()
+                continue
             outcome = self._turn()
             self.outcomes.append(outcome)
             due_s = max(due_s + self.facts.interval_s, outcome.ended_s)
@@ -147,6 +161,7 @@ class EnergySampler:
         self._drain_s = drain_s
         self._interval_s = interval_s
         self._is_running = False
+        self._is_resting = False
         self._pairs: list[tuple[SensorChannel, _SensorThread]] = []
         for sensor in sensors:
             self.add(sensor)
@@ -161,6 +176,9 @@ class EnergySampler:
         thread = _SensorThread(sensor, self._interval_s, self._clock, self._pace)
         channel = SensorChannel(thread.facts, _track(thread.facts), opened_s=self._clock())
         self._pairs.append((channel, thread))
+        if self._is_resting and channel.facts.may_sleep:
+            thread.rest(True)
+            channel.rests(True, self._clock())
         if self._is_running:
             thread.start()
         return channel
@@ -197,6 +215,17 @@ class EnergySampler:
             since_s = thread.reading_since_s
             if since_s is not None and now_s - since_s > channel.facts.deadline_s:
                 channel.hung(since_s)
+
+    def rest(self, is_resting: bool) -> None:
+        """Leave the devices that may sleep alone, or read them again: nothing of ours uses them, or is about to."""
+        if is_resting == self._is_resting:
+            return
+        self.drain()
+        self._is_resting = is_resting
+        for channel, thread in self._pairs:
+            if channel.facts.may_sleep:
+                thread.rest(is_resting)
+                channel.rests(is_resting, self._clock())
 
     def read_now(self) -> None:
         """Have every sensor read once at once: a request has ended and its energy need not wait for the next turn."""

@@ -77,6 +77,7 @@ class SensorFacts:
     power_source: what the source is called where only `power_w` of the readings is used; None where that is the same.
     hardware: the device's own name for itself, such as a GPU's UUID; None where it has none.
     lag_s: how long before it is told a figure was measured, such as by a metered plug.
+    may_sleep: the kernel puts the device to sleep while nobody asks it, as a laptop's card; to ask it wakes it.
     """
 
     name: str
@@ -91,6 +92,7 @@ class SensorFacts:
     power_source: str | None = None
     lag_s: float = 0.0
     hardware: str | None = None
+    may_sleep: bool = False
 
 
 class Sensor(Protocol):

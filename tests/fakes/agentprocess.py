@@ -26,6 +26,7 @@ from tests.fakes.fleet import FAKE_EXPERT
 CLOCK_VARIABLE = "MOE2_TEST_CLOCK_AHEAD_S"
 SLOTS_VARIABLE = "MOE2_TEST_SLOTS"
 STUCK_VARIABLE = "MOE2_TEST_STUCK_S"
+UNLOADS_VARIABLE = "MOE2_TEST_UNLOADS"
 TAKES_VARIABLE = "MOE2_TEST_TAKES_MODELS"
 SLEEPS_VARIABLE = "MOE2_TEST_SLEEPS_UNTIL"
 
@@ -63,13 +64,14 @@ async def agent_process(
     slots: int = 1,
     stuck_s: float = 60.0,
     sleeps_until: Path | None = None,
+    unloads: bool = False,
     release: Path | None = None,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A running agent process; killed in the end, if it still lives.
 
     ahead_s: how far its host's wall clock is ahead of everybody's. slots: of its expert. stuck_s: its
-    `engine.stuck_s`. sleeps_until: the host may be suspended, and each byte more in this file wakes it. release: the
-    folder of another release's code; None for this one.
+    `engine.stuck_s`. sleeps_until: the host may be suspended, and each byte more in this file wakes it. unloads: its
+    expert may be unloaded. release: the folder of another release's code; None for this one.
     """
     (root / f"{name}.token").write_text(token)
     argv = (sys.executable, "-m", "tests.fakes.agentprocess", str(root), name, url, profile, *expert)
@@ -80,6 +82,8 @@ async def agent_process(
             | {CLOCK_VARIABLE: str(ahead_s), SLOTS_VARIABLE: str(slots)}
             | {STUCK_VARIABLE: str(stuck_s)}
         )
+        if unloads:
+            environment[UNLOADS_VARIABLE] = "1"
         if sleeps_until is not None:
             environment[SLEEPS_VARIABLE] = str(sleeps_until)
         process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log, env=environment)
@@ -112,6 +116,7 @@ def main() -> None:
                 "state_dir": state / name,
                 "socket": state / f"{name}.sock",
                 "drain_s": 5.0,
+                "allow_unload": bool(os.environ.get(UNLOADS_VARIABLE)),
                 "allow_suspend": woken is not None,
             },
             "measuring": {"enabled": False},

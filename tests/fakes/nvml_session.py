@@ -1,7 +1,8 @@
 """Runs an NvmlSensor in a process of its own, so that a fake NVML library never enters the test process.
 
 Each line of standard input is a JSON list: an operation ("probe", "read", "throttling", "names", "processes",
-"device") and the
+"instances",
+"may_sleep", "device") and the
 monotonic time at which it happens. Each is answered with one JSON line: {"ok": ...} or {"error": ...,
 "message": ..., "remedy": ...}.
 """
@@ -11,9 +12,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
-from moe2.agent.energy.nvml import NvmlSensor, board_names, processes_by_board
+from moe2.agent.energy.nvml import NvmlSensor, board_names, use_by_board
 from moe2.common.errors import Moe2Error
 from tests.fakes.clock import ManualClock
 
@@ -29,7 +31,11 @@ def _answer(sensor: NvmlSensor, operation: str) -> Any:
         case "names":
             return board_names()
         case "processes":
-            return {device: sorted(pids) for device, pids in processes_by_board().items()}
+            return {device: sorted(use.processes) for device, use in use_by_board().items()}
+        case "instances":
+            return {device: use.mig_instances for device, use in use_by_board().items()}
+        case "may_sleep":
+            return sensor.facts.may_sleep
         case "device":
             return [sensor.facts.device, sensor.facts.hardware]
     raise ValueError(operation)
@@ -37,7 +43,8 @@ def _answer(sensor: NvmlSensor, operation: str) -> Any:
 
 def main() -> None:
     clock = ManualClock()
-    sensor = NvmlSensor(0, clock, on_jetson="--on-jetson" in sys.argv)
+    roots = [option.removeprefix("--root=") for option in sys.argv if option.startswith("--root=")]
+    sensor = NvmlSensor(0, clock, root=Path(*roots or "/"), on_jetson="--on-jetson" in sys.argv)
     for line in sys.stdin:
         operation, clock.now_s = json.loads(line)
         try:

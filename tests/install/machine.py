@@ -196,7 +196,7 @@ class Machine:
     def shell(self, script: str) -> str:
         return self.output("bash", "-euc", script)
 
-    def wait_for(self, condition: str, *, within_s: int = 90) -> None:
+    def wait_for(self, condition: str, *, within_s: int = 600) -> None:
         """Until a shell condition inside holds. Raises `AssertionError` with the journal if it never does."""
         done = self.command("timeout", str(within_s), "bash", "-c", f"until {condition}; do sleep 0.2; done")
         assert done.returncode == 0, f"never: {condition}\n{self.output('journalctl', '-n', '60', '--no-pager')}"

@@ -157,7 +157,8 @@ def _add_source(target: Path) -> None:
 def _inside(tree: Path, script: str) -> None:
     run("mount", "--types", "proc", "proc", str(tree / "proc"))
     try:
-        run("chroot", str(tree), "bash", "-euxc", script)
+        # This machine's folder for temporary files is not in the tree.
+        run("env", "--unset=TMPDIR", "chroot", str(tree), "bash", "-euxc", script)
     finally:
         run("umount", str(tree / "proc"))
 

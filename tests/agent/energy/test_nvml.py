@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes import sysfs
 from tests.fakes.nvidialibrary import compile_nvml
 
 _REPOSITORY = Path(__file__).parents[3]
@@ -259,3 +260,46 @@ def test_a_lost_board_does_not_hide_who_is_on_the_others(board: BoardFactory) ->
 def test_without_a_driver_no_board_has_processes(board: BoardFactory) -> None:
     """Nothing to ask is nothing known, not an error."""
     assert board().do("processes") == {}
+
+
+# --- Divided boards, and boards that may sleep ------------------------------------------------------------------------
+
+
+def test_a_board_that_mig_divides_tells_the_processes_of_its_instances(board: BoardFactory) -> None:
+    """The board itself tells them to root alone; its joules are those of all instances, which the probe says."""
+    one = board(live_mw=100_000, mig=1, instances=2, computing_in_0=41, computing_in_1=42)
+    assert one.do("processes") == {"gpu0": [41, 42]}
+    assert one.do("instances") == {"gpu0": 2}
+    assert "MIG has divided it into 2" in one.do("probe")[0]
+
+
+@pytest.mark.parametrize(("driver", "values"), [("new", {"mig": 0}), ("new", {}), ("old", {})])
+def test_a_board_that_is_whole_has_no_instances(board: BoardFactory, driver: str, values: dict[str, int]) -> None:
+    """MIG is off, the board has none, or the driver does not know it."""
+    one = board(driver, power_mw=100_000, **values)
+    assert one.do("instances") == {"gpu0": None}
+    assert "MIG" not in one.do("probe")[0]
+
+
+@pytest.mark.parametrize(
+    ("control", "told", "may_sleep"),
+    [
+        ("auto", None, True),
+        ("auto", "Runtime D3 status:          Enabled (fine-grained)\nVideo Memory:               Off", True),
+        ("auto", "Runtime D3 status:          Not supported", False),
+        ("auto", "Runtime D3 status:          Disabled by default", False),
+        ("on", "Runtime D3 status:          Enabled (fine-grained)", False),
+        (None, None, False),
+    ],
+)
+def test_a_board_may_sleep_where_kernel_and_driver_let_it(
+    board: BoardFactory, tmp_path: Path, control: str | None, told: str | None, may_sleep: bool
+) -> None:
+    """As on a laptop; a card in a desktop is never at rest."""
+    if control is not None:
+        sysfs.write(tmp_path, "sys/bus/pci/devices/0000:01:00.0/power/control", control)
+    if told is not None:
+        sysfs.write(tmp_path, "proc/driver/nvidia/gpus/0000:01:00.0/power", told)
+    one = board("new", f"--root={tmp_path}", power_mw=100_000)
+    one.do("probe")
+    assert one.do("may_sleep") is may_sleep

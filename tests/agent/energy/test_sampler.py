@@ -262,3 +262,56 @@ async def test_a_sensor_may_be_added_while_others_are_sampled() -> None:
         sampler.add(ScriptedSensor("late", lambda: Reading(at_s=clock(), power_w=20.0 + clock() * 1e-3)))
         await _turns(turns, clock, 20, sampler.drain)
         assert sampler.power_w()["late"] == pytest.approx(21.0, abs=0.1)
+
+
+async def test_a_device_that_may_sleep_is_left_alone_until_it_is_used() -> None:
+    """Closed and not read; present, without watts and without a complaint; then looked for anew and read again."""
+    clock, turns = ManualClock(), Turns(2)
+    probes: list[float] = []
+
+    class Card(ScriptedSensor):
+        def probe(self) -> str:
+            probes.append(clock())
+            return "found"
+
+    card = Card("card", lambda: Reading(at_s=clock(), power_w=40.0 + clock() * 1e-3), device="gpu0")
+    card.facts = replace(card.facts, may_sleep=True)
+    other = ScriptedSensor("other", lambda: Reading(at_s=clock(), power_w=20.0 + clock() * 1e-3))
+    sampler = EnergySampler([card, other], clock=clock, pace=turns.pace)
+    async with _running(sampler, turns):
+        await _turns(turns, clock, 5, sampler.drain)
+        sampler.rest(True)
+        await _turns(turns, clock, 1, sampler.drain)
+        n_read = card.read_count
+        await _turns(turns, clock, 200, sampler.drain)
+        assert (card.read_count, card.closed) == (n_read, True)
+        assert other.read_count > 200
+        report = sampler.reports()[0]
+        assert (report.state, report.power_w) == ("present", None)
+        assert "can sleep" in (report.detail or "")
+        assert sampler.warnings() == ()
+        sampler.rest(False)
+        await _turns(turns, clock, 15, sampler.drain)
+        assert sampler.power_w()["card"] == pytest.approx(41.0, abs=0.2)
+        assert sampler.warnings() == ()
+    assert len(probes) == 1
+
+
+async def test_a_card_that_does_not_come_back_from_its_rest_is_told() -> None:
+    """Not at once: its driver may need seconds."""
+    clock, turns = ManualClock(), Turns(1)
+
+    def answer() -> Reading:
+        if sampler._is_resting or clock() < 1001.0:
+            return Reading(at_s=clock(), power_w=40.0 + clock() * 1e-3)
+        raise SensorAbsentError("gone.")
+
+    card = ScriptedSensor("card", answer)
+    card.facts = replace(card.facts, may_sleep=True)
+    sampler = EnergySampler([card], clock=clock, pace=turns.pace)
+    async with _running(sampler, turns):
+        sampler.rest(True)
+        await _turns(turns, clock, 20, sampler.drain)
+        sampler.rest(False)
+        await _turns(turns, clock, 3, sampler.drain)
+        assert [warning.code for warning in sampler.warnings()] == ["sensor_lost"]
