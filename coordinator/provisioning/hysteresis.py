@@ -51,6 +51,8 @@ class Activity:
     idle_since_s: float = -math.inf
     changed_s: tuple[float, ...] = ()
     """When it changed state, the oldest first."""
+    unloaded_s: float = -math.inf
+    """When another coordinator last had one of its models unloaded."""
     is_changing: bool = False
     """A change has been asked for and has not ended."""
 
@@ -61,7 +63,7 @@ class Activity:
     @property
     def last_s(self) -> float:
         """When it last changed state; -inf if it has not."""
-        return self.changed_s[-1] if self.changed_s else -math.inf
+        return max(self.unloaded_s, self.changed_s[-1] if self.changed_s else -math.inf)
 
 
 IDLE = Activity()

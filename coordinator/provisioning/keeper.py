@@ -19,10 +19,7 @@ from moe2.common.link.messages import (
     CommandOutcome,
     FromAgent,
     Job,
-    LoadModel,
-    Suspend,
     ToAgent,
-    UnloadModel,
 )
 from moe2.common.status import AgentRow, ProvisioningStatus
 from moe2.coordinator.choosing.forecast import Roster
@@ -44,8 +41,9 @@ from moe2.coordinator.provisioning.reading import (
     wakeable_of,
 )
 from moe2.coordinator.provisioning.settings import ProvisioningSection
+from moe2.coordinator.provisioning.shadow import Shadow
 from moe2.coordinator.provisioning.statement import status_of, unknown_pins, warnings_of
-from moe2.coordinator.provisioning.steering import Order, Shadow, Steering, Wishes
+from moe2.coordinator.provisioning.steering import CHANGE_S, Order, Steering, Wishes, command_of
 from moe2.coordinator.provisioning.traffic import Asked, Forecast, Traffic
 from moe2.coordinator.provisioning.trials import Circumstances
 from moe2.coordinator.provisioning.waking import Send, wake
@@ -104,14 +102,13 @@ class Keeper:
         self._history, self._price_per_j = history, price_per_j
         self._file = MemoryFile(state_dir)
         memory = self._file.read()
-        self._restored = memory.sleepers
         self._steering = Steering(
             max_changes_per_day=settings.max_changes_per_day, wishes=memory.wishes, run=f"slow-{uuid4().hex[:8]}"
         )
         self._shadow = Shadow(max_changes_per_day=settings.max_changes_per_day)
         self._steering.restore_not_woken(memory.not_woken)
         self._steering.restore_away(memory.away)
-        self._trials_kept = memory.trials
+        self._kept = memory
         self._outlook = Outlook(Tolerances(settings.quality_loss, settings.late_share), perf_counter)
         self._traffic = Traffic()
         self._may_plan_s = self._may_decide_s = -math.inf
@@ -126,6 +123,10 @@ class Keeper:
         self._would_try: Transition | None = None
         self._held = HeldJobs(on_message)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unix_ahead_s = 0.0
+        """The wall clock less the loop's, at the start, so that no clock that is set moves what is kept of times."""
+        self._others_until_s = -math.inf
+        """Until then changes can be those that another coordinator has ordered."""
         self._failure: str | None = None
 
     # --- What the daemon tells it -----------------------------------------------------------------------------------
@@ -251,10 +252,16 @@ class Keeper:
 
     async def run(self) -> None:
         """Watches and decides until it is cancelled."""
-        for sleeper in self._restored:
+        for sleeper in self._kept.sleepers:
             self._table.restore_sleeper(sleeper, self._now_s())
-        self._steering.trials.restore(self._trials_kept, self._now_s())
+        self._steering.trials.restore(self._kept.trials, self._now_s())
         now_unix_s = time()
+        self._unix_ahead_s = now_unix_s - self._now_s()
+        changed_s = {
+            key: tuple(at_unix_s - self._unix_ahead_s for at_unix_s in at)
+            for key, at in self._kept.changed_unix_s.items()
+        }
+        self._steering.restore_changes(changed_s, self._now_s())
         self._traffic.passed(now_unix_s - HISTORY_S)
         try:
             earlier = await asyncio.to_thread(self._history, now_unix_s - HISTORY_S)
@@ -311,7 +318,11 @@ class Keeper:
     def _see(self) -> None:
         rows = self._rows()
         fleet = fleet_of(rows, lambda _: {}, wakes_by_command=self._settings.wake_command is not None)
-        self._steering.seen(fleet, busy_of(rows), self._now_s())
+        now_s = self._now_s()
+        if not self._may_act():
+            self._others_until_s = now_s + CHANGE_S
+        others_act = self._settings.mode == "act" and now_s < self._others_until_s
+        self._steering.seen(fleet, busy_of(rows), now_s, others_act=others_act)
 
     async def _decide(self) -> None:
         """Decides who is to be awake, off the loop, and acts or remembers what it would have done."""
@@ -375,19 +386,12 @@ class Keeper:
         """Has a change made."""
         one = order.transition
         log.info("change_ordered", host=one.host, change=one.change.value, expert=one.expert, reason=one.reason)
-        model = (one.expert or "").partition("/")[2]
-        match one.change:
-            case Change.WAKE:
-                row = next((row for row in self._rows() if row.agent_id == one.host), None)
-                if row is not None:
-                    self._start(self._wake(row, order.order_id))
-                return
-            case Change.SUSPEND:
-                message: ToAgent = Suspend(command_id=order.order_id)
-            case Change.LOAD:
-                message = LoadModel(command_id=order.order_id, model=model)
-            case Change.UNLOAD:
-                message = UnloadModel(command_id=order.order_id, model=model)
+        message = command_of(order)
+        if message is None:
+            row = next((row for row in self._rows() if row.agent_id == one.host), None)
+            if row is not None:
+                self._start(self._wake(row, order.order_id))
+            return
         if one.change in (Change.SUSPEND, Change.UNLOAD):
             # Known before it goes, so that a coordinator that is killed meanwhile finds it again and brings it back.
             self._keep()
@@ -483,6 +487,10 @@ class Keeper:
                 trials=steering.trials.kept,
                 not_woken=steering.not_woken,
                 away=steering.away,
+                changed_unix_s={
+                    key: tuple(at_s + self._unix_ahead_s for at_s in changed_s)
+                    for key, changed_s in steering.changes.items()
+                },
             )
         )
 

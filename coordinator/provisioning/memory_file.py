@@ -25,6 +25,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """Names of hosts that could not be woken and were not seen since, by their keys."""
     away: tuple[Away, ...] = ()
     """What mode act has put to sleep or unloaded and not seen back."""
+    changed_unix_s: dict[str, tuple[float, ...]] = {}
+    """When each host has changed its state in the last day, by its key."""
 
 
 class MemoryFile:

@@ -9,7 +9,8 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.common.status import AgentRow, ChangeRow, ProvisioningStatus
 from moe2.coordinator.provisioning.decision import Decision
 from moe2.coordinator.provisioning.hysteresis import Transition
-from moe2.coordinator.provisioning.steering import Away, Shadow
+from moe2.coordinator.provisioning.shadow import Shadow
+from moe2.coordinator.provisioning.steering import Away
 from moe2.coordinator.provisioning.traffic import HOUR_S
 
 

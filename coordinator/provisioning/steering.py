@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
 
 from moe2.common.health import HealthWarning, Severity
+from moe2.common.link.messages import LoadModel, Suspend, UnloadModel
 from moe2.coordinator.fleet.table import MAX_UNMEASURED_WAKE_S
 from moe2.coordinator.provisioning.figures import ExpertFigures, Fleet, HostFigures, Readiness
 from moe2.coordinator.provisioning.hysteresis import DAY_S, IDLE, Activity, Change, Rules, Transition, transitions
-from moe2.coordinator.provisioning.trials import Circumstances, Trials
+from moe2.coordinator.provisioning.trials import Circumstances, Trials, is_unmeasured
 
 MAX_CHANGES_KEPT = 64
+CHANGE_S = 3600.0
+"""Running jobs are waited for, whatever they take, as long as this."""
 LEAST_TIMEOUT_S = 60.0
 TIMES_MEASURED = 3.0
 """A change may take this many times what it was measured to take before it counts as failed."""
@@ -60,6 +63,21 @@ class Order:
     transition: Transition
 
 
+def command_of(order: Order) -> Suspend | LoadModel | UnloadModel | None:
+    """What to tell the host's agent; None for a wake, as it sleeps."""
+    one = order.transition
+    model = (one.expert or "").partition("/")[2]
+    match one.change:
+        case Change.WAKE:
+            return None
+        case Change.SUSPEND:
+            return Suspend(command_id=order.order_id)
+        case Change.LOAD:
+            return LoadModel(command_id=order.order_id, model=model)
+        case Change.UNLOAD:
+            return UnloadModel(command_id=order.order_id, model=model)
+
+
 @dataclass(frozen=True)
 class _Pending:
     order: Order
@@ -72,7 +90,17 @@ class _Host:
     idle_since_s: float
     busy: int = 0
     changed_s: list[float] = field(default_factory=list)
+    unloaded_s: float = -math.inf
+    """When somebody else last had one of its experts unloaded."""
+    is_asleep: bool | None = None
+    """As it was last seen; None where it was not seen yet."""
+    in_memory: frozenset[str] = frozenset()
+    """Keys of the experts that were last seen ready."""
     pending: _Pending | None = None
+
+    def note_change(self, now_s: float) -> None:
+        """Counts a change of its state."""
+        self.changed_s = [*(at_s for at_s in self.changed_s if at_s > now_s - DAY_S), now_s][-MAX_CHANGES_KEPT:]
 
 
 class Steering:
@@ -120,6 +148,17 @@ class Steering:
         self._away.update(away)
 
     @property
+    def changes(self) -> dict[str, tuple[float, ...]]:
+        """When each host has changed its state in the last day; it outlives a restart."""
+        return {key: tuple(known.changed_s) for key, known in self._hosts.items() if known.changed_s}
+
+    def restore_changes(self, changes: Mapping[str, Collection[float]], now_s: float) -> None:
+        """Takes over when hosts have changed. A time to come, as after a clock was set back, counts as now."""
+        for key, changed_s in changes.items():
+            known = self._hosts.setdefault(key, _Host(idle_since_s=now_s))
+            known.changed_s = sorted(min(at_s, now_s) for at_s in changed_s if at_s > now_s - DAY_S)
+
+    @property
     def has_pending(self) -> bool:
         """Whether any change has been asked for and has not ended."""
         return any(known.pending for known in self._hosts.values())
@@ -143,8 +182,11 @@ class Steering:
         known = self._hosts.get(host)
         return bool(known and known.pending and known.pending.order.transition.change is Change.WAKE)
 
-    def seen(self, fleet: Fleet, busy: Mapping[str, int], now_s: float) -> None:
-        """Takes in what agents report now. busy: requests of each host's experts."""
+    def seen(self, fleet: Fleet, busy: Mapping[str, int], now_s: float, *, others_act: bool = False) -> None:
+        """Takes in what agents report now. busy: requests of each host's experts.
+
+        others_act: another coordinator puts hosts to sleep and unloads models, which this one may have to bring back.
+        """
         self._fleet = fleet
         for host in fleet.hosts:
             own = fleet.on(host.key)
@@ -153,6 +195,8 @@ class Steering:
             if known.busy:
                 known.idle_since_s = now_s
             is_awake = not own or any(one.readiness is not Readiness.ASLEEP for one in own)
+            if own:
+                self._see_changes(host, own, known, now_s, others_act=others_act)
             if is_awake:
                 self._unreachable.pop(host.key, None)
                 if (failed := self._failed.get(host.key)) is not None and failed.code == "wake_failed":
@@ -167,6 +211,33 @@ class Steering:
             pending = self._hosts[key].pending
             if pending is not None and now_s >= pending.until_s:
                 self._hosts[key].pending = None
+
+    def _see_changes(
+        self, host: HostFigures, own: tuple[ExpertFigures, ...], known: _Host, now_s: float, *, others_act: bool
+    ) -> None:
+        """Takes in what has changed on a host without an order from here: another coordinator's, or somebody's hand."""
+        is_asleep = all(one.readiness is Readiness.ASLEEP for one in own)
+        in_memory = frozenset(one.key for one in own if one.readiness is Readiness.READY)
+        cold = (one for one in own if one.readiness is Readiness.COLD and one.key in known.in_memory)
+        pending = known.pending.order.transition if known.pending else None
+        has_flipped = known.is_asleep is not None and known.is_asleep != is_asleep
+        if has_flipped and (pending is None or pending.change is not (Change.SUSPEND if is_asleep else Change.WAKE)):
+            known.note_change(now_s)
+            if is_asleep and others_act:
+                self._gone_elsewhere(Transition(Change.SUSPEND, host.key, None, ""), host.can_sleep, now_s)
+        for one in cold if others_act else ():
+            known.unloaded_s = now_s
+            is_measured = not is_unmeasured(host, one)
+            self._gone_elsewhere(Transition(Change.UNLOAD, host.key, one.key, ""), is_measured, now_s)
+        known.is_asleep, known.in_memory = is_asleep, in_memory
+
+    def _gone_elsewhere(self, one: Transition, is_measured: bool, now_s: float) -> None:
+        """Another coordinator has put something out of the way; what was not measured, it did to measure it."""
+        if one.host in self.wishes.kept_asleep:
+            return
+        self._away.add(Away(host=one.host, expert=one.expert))
+        if not is_measured:
+            self.trials.began(one, now_s)
 
     def overdue(self, now_s: float) -> tuple[Transition, ...]:
         """Gives up the changes that have not ended in their time, and returns them."""
@@ -274,6 +345,7 @@ class Steering:
                 busy=known.busy,
                 idle_since_s=known.idle_since_s,
                 changed_s=tuple(known.changed_s),
+                unloaded_s=known.unloaded_s,
                 is_changing=known.pending is not None,
             )
             for key, known in self._hosts.items()
@@ -297,7 +369,7 @@ class Steering:
         order = Order(f"{self._run}-{self._number}", transition)
         host = self._fleet.host(transition.host)
         known = self._hosts.setdefault(transition.host, _Host(idle_since_s=now_s))
-        known.changed_s = [*(at_s for at_s in known.changed_s if at_s > now_s - DAY_S), now_s][-MAX_CHANGES_KEPT:]
+        known.note_change(now_s)
         known.pending = _Pending(order, now_s, now_s + _timeout_s(transition, host, self._fleet.on(host.key)))
         return order
 
@@ -356,7 +428,7 @@ def _is_back(away: Away, fleet: Fleet) -> bool:
 
 
 def _timeout_s(transition: Transition, host: HostFigures, own: tuple[ExpertFigures, ...]) -> float:
-    """Seconds that a change may take. Running jobs are waited for, whatever they take, as long as an hour."""
+    """Seconds that a change may take."""
     match transition.change:
         case Change.WAKE:
             return MAX_UNMEASURED_WAKE_S if host.wake_s is None else max(LEAST_TIMEOUT_S, TIMES_MEASURED * host.wake_s)
@@ -364,7 +436,7 @@ def _timeout_s(transition: Transition, host: HostFigures, own: tuple[ExpertFigur
             load_s = max((one.load_s or 0.0 for one in own), default=0.0)
             return max(LEAST_TIMEOUT_S * 10, TIMES_MEASURED * load_s)
         case Change.SUSPEND | Change.UNLOAD:
-            return 3600.0
+            return CHANGE_S
 
 
 def _with(names: tuple[str, ...], name: str) -> tuple[str, ...]:
@@ -373,92 +445,3 @@ def _with(names: tuple[str, ...], name: str) -> tuple[str, ...]:
 
 def _without(names: tuple[str, ...], name: str) -> tuple[str, ...]:
     return tuple(other for other in names if other != name)
-
-
-class Shadow:
-    """What the slow level would have done, had it been allowed to, and what that would have saved.
-
-    Hosts that it would have sent to sleep are taken as asleep until it would have woken them, or until they answered a
-    request, which then would have waited for a wake.
-    """
-
-    def __init__(self, *, max_changes_per_day: int) -> None:
-        self._asleep: dict[str, frozenset[str]] = {}
-        """Hosts that would sleep, or have models unloaded: the experts that would be out of memory."""
-        self._steering = Steering(max_changes_per_day=max_changes_per_day, wishes=Wishes())
-        self._last_s: float | None = None
-        self._day: int | None = None
-        self.saved_j = 0.0
-        """Joules that would have been saved today, those of going and coming taken off."""
-        self.waited_j = 0.0
-        """Joules of waiting that the hosts which would have slept have drawn today."""
-        self.n_returns = 0
-        """Wakes and reloads that would have replaced them."""
-        self.names: set[str] = set()
-        """The experts that would have been out of memory today."""
-
-    def step(
-        self,
-        fleet: Fleet,
-        wanted: Collection[str],
-        busy: Mapping[str, int],
-        now_s: float,
-        day: int,
-        *,
-        wanted_again_s: Callable[[str], float],
-    ) -> tuple[Transition, ...]:
-        """Goes on to now; returns what would be done. day: the number of the day, with which the sums begin anew."""
-        if day != self._day:
-            self._day, self.saved_j, self.waited_j, self.n_returns = day, 0.0, 0.0, 0
-            self.names = {one for gone in self._asleep.values() for one in gone}
-        elapsed_s = 0.0 if self._last_s is None else max(0.0, min(now_s - self._last_s, 600.0))
-        self._last_s = now_s
-        for key in list(self._asleep):
-            if not fleet.has(key) or busy.get(key, 0):
-                self._return(fleet, key)
-                continue
-            watts = self._saves_w(fleet, key)
-            self.saved_j += watts * elapsed_s
-            self.waited_j += watts * elapsed_s
-        shadowed = replace(fleet, experts=tuple(self._shadowed(one, fleet) for one in fleet.experts))
-        self._steering.seen(shadowed, busy, now_s)
-        found = self._steering.next_orders(wanted, now_s, wanted_again_s=wanted_again_s)
-        for order in found:
-            self._would(fleet, order.transition)
-        # What would be done is taken as done at once.
-        again = replace(fleet, experts=tuple(self._shadowed(one, fleet) for one in fleet.experts))
-        self._steering.seen(again, busy, now_s)
-        return tuple(order.transition for order in found)
-
-    def _would(self, fleet: Fleet, one: Transition) -> None:
-        match one.change:
-            case Change.SUSPEND:
-                self._asleep[one.host] = frozenset(expert.key for expert in fleet.on(one.host))
-            case Change.UNLOAD:
-                self._asleep[one.host] = self._asleep.get(one.host, frozenset()) | {one.expert or ""}
-            case Change.WAKE | Change.LOAD:
-                self._return(fleet, one.host)
-                return
-        self.names |= self._asleep[one.host]
-        self.saved_j -= one.costs_j or 0.0
-
-    def _return(self, fleet: Fleet, key: str) -> None:
-        if self._asleep.pop(key, None) is not None:
-            self.n_returns += 1
-
-    def _shadowed(self, one: ExpertFigures, fleet: Fleet) -> ExpertFigures:
-        gone = self._asleep.get(one.host, frozenset())
-        if one.key not in gone or one.readiness not in (Readiness.READY, Readiness.COLD):
-            return one
-        whole = gone >= {other.key for other in fleet.on(one.host)} and fleet.host(one.host).can_sleep
-        return replace(one, readiness=Readiness.ASLEEP if whole else Readiness.COLD)
-
-    def _saves_w(self, fleet: Fleet, key: str) -> float:
-        """Watts that a host draws now and would not have drawn."""
-        gone, host = self._asleep[key], fleet.host(key)
-        awake = [one for one in fleet.on(key) if one.key in gone and one.readiness is Readiness.READY]
-        watts = sum(one.ready_w or 0.0 for one in awake)
-        whole = gone >= {one.key for one in fleet.on(key)} and host.can_sleep
-        if whole and any(one.readiness is not Readiness.ASLEEP for one in fleet.on(key)):
-            watts += (host.awake_w or 0.0) - (host.asleep_w or 0.0)
-        return watts

@@ -128,7 +128,7 @@ class Trials:
         if not host.may_unload or not self._is_new_day(host.key, Change.UNLOAD, now_s):
             return None
         for one in own:
-            if one.readiness is Readiness.READY and (one.ready_w is None or one.load_j is None):
+            if one.readiness is Readiness.READY and is_unmeasured(host, one):
                 reason = "what it draws and what a reload takes is unmeasured: for two minutes, to measure it"
                 return Transition(Change.UNLOAD, host.key, one.key, reason)
         return None
@@ -147,6 +147,11 @@ class Trials:
     def _is_new_day(self, host: str, change: Change, now_s: float) -> bool:
         former = self._begun.get((host, change))
         return now_s - (former.began_s if former else -math.inf) >= DAY_S
+
+
+def is_unmeasured(host: HostFigures, expert: ExpertFigures) -> bool:
+    """Whether unloading an expert can tell what is not known of it: not on a host whose watts nobody measures."""
+    return host.awake_w is not None and (expert.ready_w is None or expert.load_j is None)
 
 
 def _may_try_sleep(host: HostFigures) -> bool:

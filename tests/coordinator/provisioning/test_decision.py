@@ -23,8 +23,8 @@ from moe2.coordinator.provisioning.decision import (
 )
 from moe2.coordinator.provisioning.figures import Fleet, Readiness
 from moe2.coordinator.provisioning.problem import Limits, slow_problem
+from moe2.coordinator.provisioning.shadow import Shadow
 from moe2.coordinator.provisioning.statement import status_of
-from moe2.coordinator.provisioning.steering import Shadow
 from moe2.coordinator.provisioning.traffic import HOUR_S, Asked, Traffic
 
 from .fleets import big, expert, host, small, together, traffic

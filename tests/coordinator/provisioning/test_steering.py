@@ -8,7 +8,8 @@ import pytest
 
 from moe2.coordinator.provisioning.figures import Fleet, Readiness
 from moe2.coordinator.provisioning.hysteresis import Change
-from moe2.coordinator.provisioning.steering import Away, Order, Shadow, Steering, Wishes
+from moe2.coordinator.provisioning.shadow import Shadow
+from moe2.coordinator.provisioning.steering import Away, Order, Steering, Wishes
 
 from .fleets import big, small, together
 

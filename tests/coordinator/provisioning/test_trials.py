@@ -11,7 +11,14 @@ from moe2.coordinator.provisioning.figures import Fleet, Readiness
 from moe2.coordinator.provisioning.hysteresis import DAY_S, Change
 from moe2.coordinator.provisioning.problem import Limits
 from moe2.coordinator.provisioning.steering import Order, Steering, Wishes
-from moe2.coordinator.provisioning.trials import MAX_SLEEPS, TRIAL_AFTER_S, TRIAL_S, Circumstances, Trials
+from moe2.coordinator.provisioning.trials import (
+    MAX_SLEEPS,
+    TRIAL_AFTER_S,
+    TRIAL_S,
+    Circumstances,
+    Trials,
+    is_unmeasured,
+)
 
 from .fleets import big, expert, host, small, together, traffic
 
@@ -213,3 +220,10 @@ def test_hosts_are_spare_where_others_carry_the_traffic_and_the_models_asked_for
     assert decide(big(), traffic(5), Limits(least_awake=0), 0.0).spare == {"big"}
     asleep = together(big(), small(state=Readiness.ASLEEP))
     assert decide(asleep, traffic(5), Limits(), 0.0).spare == {"small"}
+
+
+def test_no_model_is_unloaded_where_nobody_measures_what_that_saves() -> None:
+    """On a host without a power sensor a trial would tell nothing, day after day."""
+    assert is_unmeasured(host(), expert(ready_w=None))
+    assert not is_unmeasured(host(awake_w=None), expert(ready_w=None, load_j=None))
+    assert not is_unmeasured(host(), expert())
