@@ -8,7 +8,6 @@ import os
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from functools import partial
 from time import monotonic, time
 
 import structlog
@@ -64,7 +63,7 @@ from moe2.coordinator.observing.accuracy import CalibrationWindow
 from moe2.coordinator.observing.fleet_metrics import LedgerCollector
 from moe2.coordinator.observing.history import RecentPast
 from moe2.coordinator.observing.metrics import CoordinatorMetrics
-from moe2.coordinator.observing.traffic import asked_of, asked_since
+from moe2.coordinator.observing.traffic import AskedEverywhere, asked_of
 from moe2.coordinator.provisioning.keeper import Keeper
 from moe2.coordinator.provisioning.price_book import FLEET, PriceBook
 from moe2.coordinator.provisioning.price_file import PriceFile
@@ -183,13 +182,15 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._api_connections = OpenConnections(settings.api.max_connections_per_address)
         self._agents_connections = OpenConnections(agents.max_connections_per_address)
         self._files_connections = OpenConnections(agents.max_connections_per_address)
+        asked = AskedEverywhere(settings.ledger_path, self._pair.books.lengths if self._pair else None)
         self._keeper = Keeper(
             settings.provisioning,
             table=self._table,
             scorer=self._selector.scorer.apart(),
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             on_message=self._service.agent_said,
-            history=partial(asked_since, settings.ledger_path),
+            earlier=asked.earlier,
+            elsewhere=asked.news,
             price_per_j=lambda: next((row.price_per_j for row in self._prices.rows() if row.scope == FLEET), 0.0),
             patience_s=settings.selection.patience_s,
             state_dir=settings.coordinator.state_dir,
@@ -311,8 +312,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         """The present state of the coordinator, its agents and its warnings."""
         now_s = asyncio.get_running_loop().time()
         rows, choosable = self._table.rows(now_s), self._table.choosable(now_s)
-        totals, dispatch = self._service.totals, self._service.status()
-        averages = self._prices.rows()
+        totals, dispatch, averages = self._service.totals, self._service.status(), self._prices.rows()
         return CoordinatorStatus(
             coordinator_id=self._id,
             version=__version__,
@@ -335,11 +335,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             pushes=self._pushes.rows(),
             warnings=(
                 *health.dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
-                *health.fleet_warnings(
-                    rows,
-                    n_choosable=len(choosable),
-                    stale_s=self._settings.agents.stale_s,
-                ),
+                *health.fleet_warnings(rows, n_choosable=len(choosable), stale_s=self._settings.agents.stale_s),
                 *health.cap_warnings(rows, self._settings.selection.fleet_watts_cap_w),
                 *health.average_warnings(averages),
                 *self._price_file.warnings(),

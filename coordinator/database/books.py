@@ -21,12 +21,14 @@ from moe2.coordinator.ledger.accounts import DaySum
 from moe2.coordinator.ledger.report import (
     Answered,
     By,
+    Lengths,
     RequestRow,
     Span,
     StandingRow,
     SumRow,
     answered_in,
     day_sums,
+    lengths,
     request_row,
     standing_hosts,
     sums_of,
@@ -81,6 +83,17 @@ class SharedBooks:
         except TimeoutError:
             raise DatabaseUnreachableError("The database does not answer.") from None
 
+    async def lengths(self, since_unix_s: float) -> list[Lengths]:
+        """Returns the lengths of what the others of this cell have answered since a time. Raises `DatabaseError`."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                return await loop.run_in_executor(
+                    self._thread, lengths_of_others, self._session, self.own, self.cell, since_unix_s
+                )
+        except TimeoutError:
+            raise DatabaseUnreachableError("The database does not answer.") from None
+
     def close(self) -> None:
         """Ends the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -123,11 +136,17 @@ def requests_of_others(session: Session, own: str, span: Span, most: int | None)
         )
 
 
-def _begun(cursor: Cursor, own: str) -> _OfOthers:
+def lengths_of_others(session: Session, own: str, cell: str, since_unix_s: float) -> list[Lengths]:
+    """Returns the lengths of what a cell's coordinators but `own` have answered. Blocks. Raises `DatabaseError`."""
+    with session.transaction() as cursor:
+        return list(lengths(_begun(cursor, own, cell), Span(since_unix_s)))
+
+
+def _begun(cursor: Cursor, own: str, cell: str | None = None) -> _OfOthers:
     # All statements see one state of the tables, so that their sums fit each other.
     cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
     check_version(cursor)
-    return _OfOthers(cursor, own)
+    return _OfOthers(cursor, own, cell)
 
 
 def _contributors(cursor: Cursor, own: str) -> tuple[Contributor, ...]:
@@ -152,14 +171,17 @@ class _Found:
 
 
 class _OfOthers:
-    """The tables `requests` and `attempts` without one coordinator's rows; a `Source` of reports."""
+    """The tables `requests` and `attempts` without one coordinator's rows; a `Source` of reports.
 
-    def __init__(self, cursor: Cursor, own: str) -> None:
+    cell: whose coordinators' requests are in them; None for those of all cells.
+    """
+
+    def __init__(self, cursor: Cursor, own: str, cell: str | None) -> None:
         self._cursor = cursor
-        self._own = own
+        self._own = own, cell, cell
 
     def execute(self, statement: str, values: Sequence[Any] = (), /) -> _Found:
-        self._cursor.execute(_WITHOUT_OWN + statement.replace("?", "%s"), [self._own, self._own, *values])
+        self._cursor.execute(_WITHOUT_OWN + statement.replace("?", "%s"), [*self._own, self._own[0], *values])
         rows = [tuple(map(_plain, row)) for row in self._cursor.fetchall()]
         return _Found(self._cursor.description, rows)
 
@@ -170,6 +192,9 @@ def _plain(value: Any) -> Any:
 
 
 _WITHOUT_OWN = """
-    WITH requests AS (SELECT * FROM moe2.requests WHERE coordinator <> %s),
+    WITH requests AS (
+             SELECT * FROM moe2.requests WHERE coordinator <> %s
+             AND (%s::text IS NULL OR coordinator IN (SELECT name FROM moe2.coordinators WHERE cell = %s))
+         ),
          attempts AS (SELECT * FROM moe2.attempts WHERE coordinator <> %s)
 """

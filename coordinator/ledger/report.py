@@ -249,17 +249,18 @@ def request_row(row: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -
     )
 
 
-def lengths(connection: sqlite3.Connection, span: Span) -> Iterator[tuple[float, str, str, int | None, int | None]]:
-    """Yields when each answered request came, its category, the model asked for, and tokens of prompt and answer.
+Lengths = tuple[float, str, str, int | None, int | None]
+"""When a request came, its category, the model asked for, and tokens of prompt and answer; None where unknown."""
 
-    Tokens are None where nobody knew them.
-    """
+
+def lengths(source: Source, span: Span) -> Iterator[Lengths]:
+    """Yields the lengths of every answered request, the oldest first."""
     where, values = span.where()
     statement = f"""
         SELECT at_unix_s, coalesce(category, ''), model, prompt_tokens, decoded_tokens
         FROM requests WHERE {where} AND outcome = 'completed' ORDER BY at_unix_s
     """  # noqa: S608
-    for at_unix_s, category, model, prompt_tokens, answer_tokens in connection.execute(statement, values):
+    for at_unix_s, category, model, prompt_tokens, answer_tokens in source.execute(statement, values):
         yield float(at_unix_s), str(category), str(model), _known_int(prompt_tokens), _known_int(answer_tokens)
 
 

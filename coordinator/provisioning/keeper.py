@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter, time
 from uuid import uuid4
@@ -73,10 +73,11 @@ def pause_s(since_news_s: float | None) -> float:
 class Keeper:
     """The slow level's shell.
 
-    table: read, and told who can be woken. send: hands a message to a connected agent. on_message: takes a word about a
-    job that an agent never got. history: reads earlier requests, blocking. price_per_j: what a joule of an answer is
-    worth now. may_act: whether this coordinator is the one that decides, of those that share the fleet. on_wishes: told
-    of an operator's wishes, for the others. One loop runs it; the searches run in a thread.
+    table: read, and told who can be woken. send: hands a message to a connected agent. on_message: takes a word about
+    a job that an agent never got. earlier: asks for the requests since a time. elsewhere: asks for those of other
+    coordinators that are new, given the time. price_per_j: what a joule of an answer is worth now. may_act: whether
+    this coordinator is the one that decides, of those that share the fleet. on_wishes: told of an operator's wishes,
+    for the others. One loop runs it; the searches run in a thread.
     """
 
     def __init__(
@@ -87,7 +88,8 @@ class Keeper:
         scorer: Scorer,
         send: Send,
         on_message: Callable[[str, FromAgent], None],
-        history: Callable[[float], Sequence[Asked]],
+        earlier: Callable[[float], Awaitable[Sequence[Asked]]],
+        elsewhere: Callable[[float], Awaitable[Sequence[Asked]]],
         price_per_j: Callable[[], float],
         patience_s: Mapping[str, float],
         state_dir: Path,
@@ -99,7 +101,7 @@ class Keeper:
         self._settings = settings
         self._patience_s = dict(patience_s)
         self._table, self._send = table, send
-        self._history, self._price_per_j = history, price_per_j
+        self._earlier, self._elsewhere, self._price_per_j = earlier, elsewhere, price_per_j
         self._file = MemoryFile(state_dir)
         memory = self._file.read()
         self._steering = Steering(
@@ -262,14 +264,10 @@ class Keeper:
             for key, at in self._kept.changed_unix_s.items()
         }
         self._steering.restore_changes(changed_s, self._now_s())
-        self._traffic.passed(now_unix_s - HISTORY_S)
-        try:
-            earlier = await asyncio.to_thread(self._history, now_unix_s - HISTORY_S)
-        except Moe2Error as error:
-            log.warning("traffic_not_read", reason=error.message)
-            earlier = ()
+        earlier = await self._earlier(now_unix_s - HISTORY_S)
         self._traffic = Traffic()
         self._traffic.note_all(earlier)
+        heard_s = self._now_s()
         decided_s = -DECIDE_EVERY_S
         try:
             while True:
@@ -277,6 +275,9 @@ class Keeper:
                     self._watch()
                 self._table.may_wake(self._wakeable())
                 self._keep()
+                if self._settings.mode != "off" and self._now_s() >= heard_s + DECIDE_EVERY_S:
+                    heard_s = self._now_s()
+                    self._traffic.note_all(await self._elsewhere(time()))
                 since_news_s = None if self._news_s is None else self._now_s() - self._news_s
                 due_s = max(decided_s + pause_s(since_news_s), self._may_decide_s)
                 if self._settings.mode != "off" and self._may_act() and self._now_s() >= due_s:

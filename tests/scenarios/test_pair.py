@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import time
@@ -20,6 +20,7 @@ from moe2.coordinator.database.shared_register import SharedRegister
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, mint
 from moe2.coordinator.ledger.schema import reading
 from moe2.coordinator.provisioning import keeper
+from moe2.coordinator.provisioning.traffic import Asked
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import Fleet, fleet
 from tests.fakes.postgres import Postgres, needs_postgres, postgres
@@ -292,3 +293,38 @@ async def test_only_one_coordinator_does_the_chores(tmp_path: Path, url: str, mo
         host.wake(3600.0)
         async with await asking as answer:
             assert answer.status == 200
+
+
+async def test_who_decides_knows_what_both_are_asked(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests to the coordinator that does no chores count at the one that does, each of them once."""
+    monkeypatch.setattr(keeper, "WATCH_EVERY_S", 0.02)
+    monkeypatch.setattr(keeper, "DECIDE_EVERY_S", 0.1)
+
+    def counted(running: Fleet) -> float:
+        return sum(sum(kind.counts) for kind in running.coordinator._keeper._traffic._classes.values())
+
+    async with one_fleet(tmp_path, url) as (one, two):
+        for running in (two, two, two, one):
+            async with await running.chat("a b c") as answer:
+                assert answer.status == 200
+        for running in (one, two):
+            async with asyncio.timeout(60):
+                while counted(running) < 4:
+                    await asyncio.sleep(POLL_S)
+            polled: list[float] = []
+            monkeypatch.setattr(running.coordinator._keeper, "_elsewhere", _noted(running, polled))
+            async with asyncio.timeout(60):
+                while len(polled) < 4:
+                    await asyncio.sleep(POLL_S)
+            assert counted(running) == 4
+
+
+def _noted(running: Fleet, polled: list[float]) -> Callable[[float], Awaitable[Sequence[Asked]]]:
+    """The same question, which notes when it was asked."""
+    real = running.coordinator._keeper._elsewhere
+
+    async def asked(now_unix_s: float) -> Sequence[Asked]:
+        polled.append(now_unix_s)
+        return await real(now_unix_s)
+
+    return asked
