@@ -39,6 +39,8 @@ but longer tokens begin so."""
 _FIRST_LENGTH_GROUND = 5
 _LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24)
 """Tokens that were the same before the guess: one ground each, from that many on."""
+LONGEST_COPY = _LENGTHS[-1]
+"""Copied tokens from which on a longer copy is no surer."""
 DRAFTED = _FIRST_LENGTH_GROUND + len(_LENGTHS)
 """The ground of all that a draft model guesses, beside those by how sure it is."""
 _SURENESS = (0.4, 0.6, 0.8, 0.95)
@@ -112,6 +114,8 @@ class TokenHistory:
         self._before: list[int] = []
         """For each token, where the one stands that followed on the same n-gram the time before; 0 for nowhere."""
         self._course: _Course | None = None
+        self.n_copies = 0
+        """How many copies were begun: one that goes on elsewhere than the one under way is another."""
         self._left: tuple[_Course, tuple[int, ...]] | None = None
         """The copy that was left, and what was written in place of it since."""
         self._replaced: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -125,7 +129,9 @@ class TokenHistory:
         left, self._left = self._left, None
         if course is not None:
             self._follow(course, token)
-        if left is not None and self._left is None:
+        if left is not None and (self._left is None or self._left[0].length < left[0].length):
+            # One that went on elsewhere for a few tokens is no reason to give up the longer one.
+            self._left = None
             self._come_back(*left, token)
         self._add(token)
 
@@ -238,8 +244,14 @@ class TokenHistory:
         Beyond the end come those that were copied first, so that what repeats goes on. What the answer has replaced
         before is replaced.
         """
+        if self._course is None or self._course.place != place:
+            self.n_copies += 1
         self._course = _Course(place, length)
         return self._foreseen(self._course, most)
+
+    def forget_replaced(self) -> None:
+        """Forget what the answer writes in place of what it would copy."""
+        self._replaced.clear()
 
     def go_on(self, most: int) -> tuple[list[int], list[int]]:
         """The same for the copy under way, of which there is one."""

@@ -23,6 +23,7 @@ from moe2.agent.engine.speculation.lengths import (
 from moe2.agent.engine.speculation.ngrams import (
     DRAFTED,
     FORCED,
+    LONGEST_COPY,
     SHARED,
     SPELLED,
     SUBSTITUTED,
@@ -40,6 +41,8 @@ _MAX_STEPS_UNSEEN = 32
 """After so many measured steps the one without guesses is measured again."""
 _MIN_STEPS_BETWEEN = 16
 """Steps between two that are made without guesses to be measured."""
+_MAX_REHEARSED = 256
+"""Tokens at a prompt's end by which an answer's guesses are judged before it begins: about 12 microseconds each."""
 _HELD_UP = 1.3
 """A step that is further off than by this factor was held up by something else: it costs its guesses no more."""
 
@@ -96,26 +99,27 @@ class Speculator:
         known without trials.
         """
         history = self._known()
-        place, length = history.longest()
-        goes_on = history.copied_length > length
-        behind = history.substituted()
-        rates = self._rates
-        by_length = rates.of(ground_of_copy(max(length, history.copied_length))) if length or goes_on else 0.0
-        by_substitution = 0.0 if behind is None else rates.of(SUBSTITUTED)
-        found: tuple[list[int], list[int]] = [], []
-        if rates.of(SHARED) > max(by_length, by_substitution) and (
+        guess = self._from_itself(history, most)
+        if (guess is None or self._rates.of(guess.grounds[0]) < self._rates.of(SHARED)) and (
             shared := self._shared.following(history.tokens, most)
         ):
-            found = shared, [SHARED] * len(shared)
-        elif behind is not None and by_substitution > by_length:
+            guess = Guess(shared, [SHARED] * len(shared))
+        self._pending = [] if guess is None else [_Pending(guess, self._before())]
+        return guess
+
+    def _from_itself(self, history: TokenHistory, most: int) -> Guess | None:
+        """What the prompt and the answer so far suggest; None for nothing."""
+        place, length = history.longest()
+        goes_on = history.copied_length > length
+        by_length = self._rates.of(ground_of_copy(max(length, history.copied_length))) if length or goes_on else 0.0
+        found: tuple[list[int], list[int]] = [], []
+        if history.substituted() is not None and self._rates.of(SUBSTITUTED) > by_length:
             found = history.resume(most)
         elif goes_on:
             found = history.go_on(most)
         elif length:
             found = history.copy(place, length, most)
-        guess = Guess(*found) if found[0] else None
-        self._pending = [] if guess is None else [_Pending(guess, self._before())]
-        return guess
+        return Guess(*found) if found[0] else None
 
     def suppose(self, coming: list[int], likely: list[int], most: int) -> Guess:
         """A guess of tokens that will come in any case, and of those that may follow on them: as in the text so far, or
@@ -179,8 +183,28 @@ class Speculator:
     def _known(self) -> TokenHistory:
         """The prompt and the answer so far. A prompt is looked through once, when its answer begins."""
         if self._history is None:
-            self._history = TokenHistory(self._prompt)
+            self._history = TokenHistory(self._prompt[:-_MAX_REHEARSED])
+            self._rehearse(self._history, self._prompt[-_MAX_REHEARSED:])
         return self._history
+
+    def _rehearse(self, history: TokenHistory, coming: Sequence[int]) -> None:
+        """Compare a prompt's last tokens with what the text before them suggests, as if they were drawn.
+
+        A copy that the prompt has begun, as in a file of which some lines are changed already, or in an earlier turn of
+        a chat, goes on in the answer with what was replaced in it. What was learned from another copy says nothing
+        about this one, and is forgotten.
+        """
+        for token in coming:
+            n_copies = history.n_copies
+            guess = self._from_itself(history, 1)
+            if history.n_copies > n_copies:
+                history.forget_replaced()
+                self._rates, self._places, self.account = Rates(self._model_rates.of), Places(), Account()
+            if guess is not None:
+                is_right = _Pending(guess, self._before()).compare(token, self._places, self._rates)
+                if not is_right or history.copied_length >= LONGEST_COPY:
+                    self.account.foresaw(is_right)
+            history.append(token)
 
 
 @dataclass(frozen=True, slots=True)

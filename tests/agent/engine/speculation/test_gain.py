@@ -23,6 +23,10 @@ ON_CPU, BETWEEN, ON_GPU = 0.55, 0.2, 0.02
 """What each further token of a batch takes beside the first: a small model on two cores, and what waits for memory."""
 
 
+_TWO_CORES = {1: 1.0, 2: 2.0, 3: 2.5, 4: 2.7, 6: 3.8, 8: 4.2, 12: 5.3, 16: 6.3, 24: 8.3, 32: 10.3}
+"""Steps' time of a 0.5B model there, by the tokens of a batch."""
+
+
 def _seconds(token_s: float) -> Callable[[int], float]:
     return lambda tokens: 0.01 * (1 + token_s * (tokens - 1))
 
@@ -65,6 +69,7 @@ def _took_s(
     assumed: float | None = None,
     noise: float = 0.0,
     seconds: Callable[[int], float] | None = None,
+    prompt: str = "abcdefghijklmabcdefghijklm",
 ) -> float:
     """Seconds of so many answers. assumed: what was measured at load, where that was something else than `token_s`.
     noise: standard deviation of the logarithm of a step's seconds. seconds: of a step by its tokens, in place of
@@ -75,7 +80,7 @@ def _took_s(
     costs = StepCosts(step_s=known(1), token_s=known(2) - known(1), measured_s=measured_s)
     engine = Engine(
         slots=jobs,
-        cells=400 * jobs,
+        cells=800 * jobs,
         batch_tokens=64,
         says=says,
         endless=True,
@@ -88,7 +93,7 @@ def _took_s(
                 request_id="r",
                 model="m",
                 job_id=str(at),
-                prompt=TextPrompt(text="abcdefghijklmabcdefghijklm"),
+                prompt=TextPrompt(text=prompt),
                 sampling=Sampling(temperature=0),
                 max_tokens=most,
             )
@@ -106,6 +111,18 @@ def test_guesses_that_do_not_hold_cost_at_most_three_percent(
     """Of answers of 200 tokens, whatever a guess costs and however many requests there are."""
     plain_s = _took_s(says, token_s, guesses=False, jobs=jobs, most=200)
     assert _took_s(says, token_s, guesses=True, jobs=jobs, most=200) <= 1.03 * plain_s
+
+
+@pytest.mark.parametrize("token_s", [ON_CPU, BETWEEN, ON_GPU])
+@pytest.mark.parametrize("says", [_never_holds, _breaks_off])
+def test_a_prompt_that_promises_a_copy_costs_at_most_three_percent(
+    says: Callable[[Sequence[int]], Logits], token_s: float
+) -> None:
+    """Its end is one long copy, by which guesses are let in before the answer has said anything."""
+    plain_s, took_s = (
+        _took_s(says, token_s, guesses=each, jobs=1, most=200, prompt="abcdefghijklm" * 12) for each in (False, True)
+    )
+    assert took_s <= 1.03 * plain_s
 
 
 @pytest.mark.parametrize(
@@ -142,7 +159,25 @@ def test_where_batches_are_cheaper_than_was_measured_guesses_gain(jobs: int, lea
 
 def test_a_copy_is_guessed_where_a_few_tokens_take_several_steps() -> None:
     """As with a 0.5B model on two cores: 2 tokens take 2 steps' time, 4 tokens 2.7 and 16 tokens 6.3."""
-    known = {1: 1.0, 2: 2.0, 3: 2.5, 4: 2.7, 6: 3.8, 8: 4.2, 12: 5.3, 16: 6.3, 24: 8.3, 32: 10.3}
-    seconds = _interpolated(known)
+    seconds = _interpolated(_TWO_CORES)
     took_s = [_took_s(_repeats, 0.0, guesses=each, jobs=1, most=96, seconds=seconds) for each in (False, True)]
     assert took_s[0] / took_s[1] >= 1.9
+
+
+def test_a_copy_that_the_prompt_has_begun_is_guessed_at_once() -> None:
+    """An edit of which some lines are given, at the same costs: every q becomes an r. Who learns from the answer alone
+    gains 2.3 times."""
+    random = Random(3)
+    text = "".join("".join(random.choices("abcdefghijklmnop", k=15)) + "q" for _ in range(10))
+    edited = text.replace("q", "r")
+    prompt = text + "z" + edited[:48]
+
+    def says(tokens: Sequence[int]) -> Logits:
+        return _chosen(ord(edited[len(tokens) - len(text) - 1]) - ord("a") + 1)
+
+    seconds = _interpolated(_TWO_CORES)
+    took_s = [
+        [_took_s(says, 0.0, guesses=each, jobs=1, most=most, seconds=seconds, prompt=prompt) for each in (False, True)]
+        for most in (1, 96)
+    ]
+    assert (took_s[1][0] - took_s[0][0]) / (took_s[1][1] - took_s[0][1]) >= 2.5

@@ -8,7 +8,7 @@ import pytest
 
 from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.lengths import Load
-from moe2.agent.engine.speculation.ngrams import FORCED, SPELLED
+from moe2.agent.engine.speculation.ngrams import FORCED, LONGEST_COPY, SPELLED
 from moe2.agent.engine.speculation.speculation import Speculation, Speculator, Step
 
 _TEXT = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12] * 4
@@ -135,3 +135,49 @@ def test_the_last_token_of_such_a_text_is_guessed_where_the_answer_says_nothing(
         speculator.drew(known)
         speculator.drew(8)
     assert speculator.offer(speculator.suppose([7], [9], 3), 1.0).likely[1] < trusted / 2
+
+
+_FILE = [100 + 7 * at % 90 if at % 12 else 5 for at in range(84)]
+"""A text in which every twelfth token is 5; what stands between is nowhere twice."""
+_EDITED = [6 if token == 5 else token for token in _FILE]
+
+
+def test_a_copy_that_the_prompt_has_begun_goes_on_in_the_answer_with_what_it_replaced() -> None:
+    """Before a token is drawn, all of the rest is suggested, and as sure as copies are that have held for long."""
+    speculator = _speculation().speculator([*_FILE, 1, *_EDITED[:50]])
+    guess = speculator.guess(31)
+    assert guess is not None
+    assert guess.tokens == _EDITED[50:81]
+    assert min(speculator.offer(guess, 1.0).likely) > 0.8
+
+
+def test_a_long_copy_in_the_prompt_lets_its_first_guess_take_more_steps() -> None:
+    """A short one does not: it may end with the prompt."""
+    allowed_s = []
+    for copied in (LONGEST_COPY // 2, LONGEST_COPY * 2):
+        speculator = _speculation().speculator([*_FILE, 1, *_FILE[:copied]])
+        guess = speculator.guess(8)
+        assert guess is not None
+        allowed_s.append(speculator.offer(guess, 1.0).allowance_s)
+    plain = _speculation().speculator(_FILE).account.allowance_s(1.0)
+    assert allowed_s[0] == plain
+    assert allowed_s[1] > 2 * plain
+
+
+def test_how_a_list_s_rows_differ_says_nothing_about_its_copy() -> None:
+    """Each row repeats the one before with other numbers; the copy at the prompt's end repeats the list, and has 9 in
+    place of 8."""
+    rows = [[20 + row, 1, 2, 3, 4, 5, 40 + row, 6, 7, 11, 12, 13, 60 + row, 14, 15, 16, 8] for row in range(8)]
+    text = [token for row in rows for token in row]
+    edited = [9 if token == 8 else token for token in text]
+    guess = _speculation().speculator([*text, 10, *edited[:54]]).guess(31)
+    assert guess is not None
+    assert guess.tokens == edited[54:85]
+
+
+def test_a_prompt_without_repetition_teaches_nothing() -> None:
+    """An answer to it begins with what the model's requests have in common."""
+    speculation = _speculation()
+    speculator = speculation.speculator(_FILE)
+    assert speculator.guess(8) is None
+    assert [speculator.rate(ground) for ground in range(5)] == [speculation.rates.of(ground) for ground in range(5)]
