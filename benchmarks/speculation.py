@@ -19,7 +19,10 @@ log-probabilities differ by more than `_NEAR_TIE`. Smaller differences are what 
 in `near_ties`.
 
 Joules per token are simulated: a step counts 1 and a guess 1/35 of it, the ratio of a prompt's token to a decoded one
-that was measured on an AGX Orin (`agent/energy/attribution.py`). The last line is one JSON object.
+that was measured on an AGX Orin (`agent/energy/attribution.py`).
+
+The last line is one JSON object with the figures that are compared between runs, null for what was not measured; the
+line before it has those of all tasks and levels.
 """
 
 from __future__ import annotations
@@ -57,6 +60,10 @@ _GREEDY = Sampling(temperature=0.0)
 _NEAR_TIE = 0.35
 """Natural logarithms: two tokens that differ by less may change places with the size of llama.cpp's batches. Log-
 probabilities of a 135M model in f16 moved by up to 0.17 each."""
+_COMPARED = (
+    *("edit_ratio_c1", "json_ratio_c1", "story_ratio_c1", "edit_ratio_c8", "story_ratio_c8"),
+    *("edit_vs_llama_server", "joules_per_token_ratio_edit", "mismatches"),
+)
 SERVER_OPTIONS = "--spec-type ngram-simple,ngram-mod --spec-ngram-simple-size-n 4 --spec-ngram-simple-size-m 16"
 
 _THINGS = (
@@ -304,7 +311,9 @@ def main() -> None:
             for task in (task for task in _TASKS if task.name in arguments.tasks):
                 for level in arguments.levels:
                     measurement.run(task, level, round_number)
-    print(json.dumps(measurement.figures() | {"joules": "simulated", "threads": arguments.threads}))
+    figures = measurement.figures() | {"joules": "simulated", "threads": arguments.threads}
+    print(json.dumps(figures))
+    print(json.dumps({name: figures.get(name) for name in _COMPARED}))
 
 
 class Measurement:
@@ -345,7 +354,7 @@ class Measurement:
         print(f"{where}: {', '.join(f'{name} {rate:.1f}' for name, rate in rates.items())} tokens/s", flush=True)
 
     def figures(self) -> dict[str, Any]:
-        """All figures, by name: medians over rounds; None for what was not measured."""
+        """All figures, by name: medians over rounds."""
         figures: dict[str, Any] = {name: round(statistics.median(values), 3) for name, values in self._ratios.items()}
         return {
             **figures,
