@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from random import Random
 
@@ -20,7 +19,7 @@ from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.common.generation import Sampling
 from moe2.common.link.messages import ScoreJob, Submit, Tokens
 from moe2.common.link.prompts import TextPrompt
-from tests.agent.engine.simulation import VOCABULARY_SIZE, Engine, SimulatedCache, logits_after
+from tests.agent.engine.simulation import Engine, SimulatedCache, logits_after
 
 LETTERS = st.text("abcd", min_size=1, max_size=24)
 
@@ -239,37 +238,3 @@ def test_scores_are_those_without_guesses() -> None:
         found.append([event.scores for event in engine.events if isinstance(event, Scored)])
     assert found[0] == found[1]
     assert not any(isinstance(event, JobFailed) for event in engine.events)
-
-
-@pytest.mark.slow
-def test_sampled_answers_have_the_model_s_distribution() -> None:
-    """Chi-square over the third token of 4000 answers, whose guesses are often right and often wrong."""
-
-    def says(tokens: Sequence[int]) -> Logits:
-        logits = np.full(VOCABULARY_SIZE, -30, np.float32)
-        logits[1:5] = np.array([1.0, 0.5, 0.0, -0.5], np.float32)
-        logits[tokens[-2]] += 1
-        return logits
-
-    speculation, seen, drafted, accepted = free_guesses(), Counter[str](), 0, 0
-    for seed in range(4000):
-        engine = Engine(cells=64, batch_tokens=32, says=says, new_draw=seeded, speculation=speculation)
-        answers(engine, [submit("j", "abcdabcdab", max_tokens=5, seed=seed)])
-        seen[engine.text("j")[:3]] += 1
-        of_this = counts(engine)
-        drafted, accepted = drafted + of_this[0], accepted + of_this[1]
-    assert 1000 < accepted < drafted - 1000
-    statistic = cells = 0.0
-    for first in range(1, 5):
-        for second in range(1, 5):
-            for third in range(1, 5):
-                chance, tokens = 1.0, [1, 2]
-                for token in (first, second, third):
-                    masses = np.exp(says(tokens).astype(float))
-                    chance *= masses[token] / masses.sum()
-                    tokens.append(token)
-                text = "".join(chr(ord("a") + token - 1) for token in (first, second, third))
-                statistic += (seen[text] - 4000 * chance) ** 2 / (4000 * chance)
-                cells += 1
-    # 63 degrees of freedom: 103.4 is exceeded once in a thousand times. Seeds are fixed, so it is always or never.
-    assert statistic < 103.4
