@@ -16,8 +16,7 @@ ensure_environment() {
   if ! compgen -G "$VENV/lib/python3*/site-packages/llama_cpp" >/dev/null; then
     say "llama.cpp is compiled unless pip has it already: 5 to 10 minutes on 2 cores."
   fi
-  # Without LLAVA_BUILD llama.cpp takes a third less time to compile; it is for images, which moe2 does not serve.
-  step "Installing moe2[$extras]" env CMAKE_ARGS="-DLLAVA_BUILD=OFF ${CMAKE_ARGS:-}" \
+  step "Installing moe2[$extras]" env CMAKE_ARGS="$(llama_base_flags) ${CMAKE_ARGS:-}" \
     "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
     --constraint constraints.txt --editable ".[$extras]"
   # Only the GGUF file in it is of interest, not the program that it is a plugin of.

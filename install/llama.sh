@@ -84,9 +84,8 @@ ensure_llama_wheel() {
   step "Removing the environment to build in" rm -rf "$LLAMA_DIR/.build"
 }
 
-# Without LLAVA_BUILD llama.cpp takes a third less time to compile; it is for images, which moe2 does not serve.
 llama_flags() {
-  printf -- '-DLLAVA_BUILD=OFF'
+  llama_base_flags
   if [[ $BACKEND != cpu ]]; then printf -- ' -DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=%s' "$CUDA_ARCHITECTURES"; fi
   if [[ $BACKEND == *-novmm ]]; then printf -- ' -DGGML_CUDA_NO_VMM=ON'; fi
   printf '%s' "${CMAKE_ARGS:+ $CMAKE_ARGS}"

@@ -267,6 +267,21 @@ def test_a_build_with_cuda_that_failed_is_tried_again_by_an_upgrade_only(host: F
     assert "CMAKE_ARGS: -DLLAVA_BUILD=OFF -DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=87" in host.calls()
 
 
+@pytest.mark.parametrize(
+    ("flags", "without"),
+    [
+        ("avx512_vnni amx_bf16 amx_tile amx_int8", " -DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8"),
+        ("avx2 avx512_vnni", ""),
+    ],
+)
+def test_llama_cpp_is_compiled_without_amx(host: FakeHost, flags: str, without: str) -> None:
+    """Its code for it crashes on Xeons that have it."""
+    (host.root / "proc").mkdir(exist_ok=True)
+    (host.root / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
+    host.install_agent()
+    assert f"CMAKE_ARGS: -DLLAVA_BUILD=OFF{without}" in host.calls()
+
+
 def test_a_failing_step_is_told_with_its_last_words(host: FakeHost) -> None:
     """Which step, what it said, where the whole log is."""
     host.fault("pip")
