@@ -29,7 +29,12 @@ smaller by as much: the price would follow lengths of answers instead of its tar
 DAY_STEP = 0.02
 """The step under a daily limit, which has only a day's requests to learn from and refuses the rest."""
 FIRST_STEP = 0.3
-"""The step of the first answer. The n-th takes an n-th of it, down to the usual step: at first nothing is known."""
+"""The step of the first answer where it is not known which price is enough. The n-th takes an n-th of it, down to the
+usual step."""
+FIRST_SHARE = 2.0
+"""The step of the first answer as a multiple of the price that is enough: one that is above the target by half of what
+it could have saved leads there."""
+MAX_FIRST_STEP = 1.0
 MAX_RELATIVE_PRICE = 10.0
 """Largest relative price: what an answer can save is then worth ten times the best score there is."""
 MAX_EXCESS = 4.0
@@ -186,7 +191,10 @@ def _moved(price: Price, step: float, change_j: float, target_j: float) -> Price
     """The price after a step for an answer that was `change_j` joules above its target."""
     saving_j = target_j if price.saving_j is None else min(max(price.saving_j, MIN_SAVING * target_j), target_j)
     measure_j = max(saving_j, MAX_NOISE * price.variance_j2 / saving_j)
-    change = max(step, FIRST_STEP / (price.n_answers + 1)) * change_j / measure_j
+    first = FIRST_STEP
+    if price.enough_per_j is not None:
+        first = min(FIRST_SHARE * price.enough_per_j * saving_j, MAX_FIRST_STEP)
+    change = max(step, first / (price.n_answers + 1)) * change_j / measure_j
     price_per_j = min(max(price.price_per_j * saving_j + change, 0.0), MAX_RELATIVE_PRICE) / saving_j
     if price.enough_per_j is not None:
         price_per_j = min(price_per_j, ENOUGH * price.enough_per_j)

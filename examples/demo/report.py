@@ -20,8 +20,11 @@ from examples.demo.tour import PROMPT, Averaged, Budgeted, Tour, joules
 from moe2.common.terminal import figures
 from moe2.common.terminal.figures import UNMEASURED, known, printable
 from moe2.coordinator.cli.fleet import told
+from moe2.coordinator.provisioning.pacer import PAY_BACK_ANSWERS
 
 ANSWER_CHARACTERS = 40
+NOTABLY = 1.1
+"""A mean that is above the average wanted by less counts as kept: twenty answers tell it no better."""
 
 
 def tour_report(seen: Tour) -> RenderableType:
@@ -108,6 +111,8 @@ def _averaged(averaged: Averaged) -> list[Text]:
             else UNMEASURED
         ),
     ]
+    if costs and sum(costs) / len(costs) > NOTABLY * averaged.target_j:
+        lines.append(_above(averaged))
     if averaged.row is not None:
         lines.append(
             Text(
@@ -116,6 +121,24 @@ def _averaged(averaged: Averaged) -> list[Text]:
             )
         )
     return lines
+
+
+def _above(averaged: Averaged) -> Text:
+    """Why the mean is above the average that was wanted: what answers took meanwhile, by who gave them."""
+    costs: dict[str, list[float]] = {}
+    for answer in averaged.answers:
+        if (cost := joules(answer)) is not None:
+            costs.setdefault(answer.receipt["experts"][0]["agent"], []).append(cost)
+    means = {agent: sum(own) / len(own) for agent, own in costs.items()}
+    took = " and ".join(f"{mean:.0f} J on {printable(agent)}" for agent, mean in sorted(means.items()))
+    if min(means.values()) > averaged.target_j:
+        end = "Nobody's answers kept below it."
+    else:
+        end = f"Each answer above it raises the price; {PAY_BACK_ANSWERS} more pay back what was too much."
+    return Text(
+        f"That is more than was wanted. Meanwhile an answer took {took} (the mean): the models run on this machine, whose "
+        f"other work moves their joules. {end}"
+    )
 
 
 def _sleepers(seen: Tour, names: dict[str, str]) -> list[Text]:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,26 @@ def test_the_report_names_offers_average_price_and_proof() -> None:
 async def forever() -> DemoError:
     await asyncio.Event().wait()
     raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("costs", "said"),
+    [
+        ({"demo-rtx-4090": 90.0, "demo-agx-orin-30w": 40.0}, None),
+        ({"demo-rtx-4090": 120.0, "demo-agx-orin-30w": 50.0}, "300 more pay back what was too much."),
+        ({"demo-rtx-4090": 120.0, "demo-agx-orin-30w": 70.0}, "Nobody's answers kept below it."),
+    ],
+)
+def test_an_average_that_did_not_hold_is_explained(costs: dict[str, float], said: str | None) -> None:
+    """Who answered took how much meanwhile, and whether any choice would have kept it."""
+    kept = seen()
+    answers = tuple(answered(cost, agent) for agent, cost in costs.items())
+    averaged = replace(kept.averaged, target_j=60.0, answers=answers)
+    words = printed(report.tour_report(replace(kept, averaged=averaged)))
+    assert ("That is more than was wanted." in words) == (said is not None)
+    if said is not None:
+        assert said in words
+        assert f"{costs['demo-agx-orin-30w']:.0f} J on demo-agx-orin-30w and 120 J on demo-rtx-4090" in words
 
 
 async def test_trouble_cancels_the_work() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe2.coordinator.choosing.fine_level import SAME_SCORE
 from moe2.coordinator.provisioning.pacer import (
     ENOUGH,
     MAX_RELATIVE_PRICE,
@@ -125,6 +126,17 @@ def test_a_price_that_a_few_dear_answers_led_to_is_soon_what_it_has_to_be() -> N
         price = settled(price, joules, 13.0, is_cheapest=is_cheapest, saving_j=18.0, enough_per_j=enough)
         assert price.price_per_j <= ENOUGH * enough
     assert spent_j / 50 == pytest.approx(13.0, rel=0.03)
+
+
+@pytest.mark.parametrize("ahead", [0.05, 0.13, 0.3, 0.5])
+def test_twenty_answers_are_enough_for_a_price(ahead: float) -> None:
+    """However far apart the scores of two experts are, twenty answers keep an average in the middle of their joules."""
+    price, joules = Price(), []
+    for _ in range(20):
+        is_cheapest = ahead - price.price_per_j * 40.0 <= SAME_SCORE
+        joules.append(20.0 if is_cheapest else 60.0)
+        price = settled(price, joules[-1], 40.0, is_cheapest=is_cheapest, saving_j=40.0, enough_per_j=ahead / 40.0)
+    assert sum(joules) / 20 == pytest.approx(40.0, rel=0.05)
 
 
 def test_a_first_request_that_seems_to_save_much_does_not_slow_the_price_down() -> None:
