@@ -136,8 +136,8 @@ def _above(averaged: Averaged) -> Text:
     else:
         end = f"Each answer above it raises the price; {PAY_BACK_ANSWERS} more pay back what was too much."
     return Text(
-        f"That is more than was wanted. Meanwhile an answer took {took} (the mean): the models run on this machine, whose "
-        f"other work moves their joules. {end}"
+        f"That is more than was wanted. Meanwhile an answer took {took} (the mean): the models run on this machine, "
+        f"whose other work moves their joules. {end}"
     )
 
 
