@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,7 @@ class Session:
 @contextmanager
 def _session(*, drafts: bool) -> Iterator[Session]:
     """A model that guesses nothing, or drafts for itself and believes that this takes no time: else it would
-    never be asked."""
+    never be asked. Its clocks hardly move, so that it learns nothing else, however busy this host is."""
     events: list[Event] = []
     spec = replace(_spec(smollm2_path(), smollm2_path() if drafts else None), speculation=drafts)
     with open_session(
@@ -80,50 +82,62 @@ def _session(*, drafts: bool) -> Iterator[Session]:
             decoder._guessing.speculation.costs = StepCosts(step_s=1.0, token_s=0.02)
             decoder._guessing.speculation.drafts.gained_s = 1e6
             drafter.costs = StepCosts(step_s=1e-9, token_s=1e-9)
+            decoder._work_clock = drafter._clock = lambda: 0.0
+            decoder._guessing._clock = map((1e-9).__mul__, count()).__next__
         events.clear()
         yield Session(decoder, events)
 
 
-def _plain(*jobs: Submit) -> list[tuple[str, Finished]]:
-    """What a model that guesses nothing answers. Its engine is gone before another comes: the process has one log."""
-    with _session(drafts=False) as session:
-        return session.run(*jobs)
+_CHANGES: dict[str, dict[str, object]] = {
+    "story": {"prompt": STORY},
+    "copy": {},
+    "stop": {"stop": (",",)},
+    "seed": {"sampling": Sampling(temperature=0.3, top_p=0.5, seed=7)},
+    "penalty": {"sampling": Sampling(temperature=0, frequency_penalty=0.05)},
+}
+_AFTER = [submit(str(at), prompt=STORY, max_tokens=20 + 10 * at) for at in range(3)]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"stop": (",",)},
-        {"sampling": Sampling(temperature=0.3, top_p=0.5, seed=7)},
-        {"sampling": Sampling(temperature=0, frequency_penalty=0.05)},
-        {"prompt": STORY, "sampling": Sampling(temperature=0)},
-    ],
-    ids=str,
-)
-def test_an_answer_is_that_without_a_draft_model(changes: dict[str, object]) -> None:
+@dataclass
+class Answers:
+    """What both sessions answered: each change on its own, and after a cancelled answer three at once."""
+
+    each: dict[str, tuple[str, Finished]]
+    after: list[tuple[str, Finished]]
+
+
+def _answers(*, drafts: bool) -> Answers:
+    with _session(drafts=drafts) as session:
+        each = {
+            name: session.run(submit(name, **{"max_tokens": 40, **changes}))[0] for name, changes in _CHANGES.items()
+        }
+        session.decoder.submit(submit("gone", prompt=STORY, max_tokens=800))
+        for _ in range(6):
+            session.decoder.step()
+        session.decoder.cancel("gone")
+        return Answers(each, session.run(*_AFTER))
+
+
+@pytest.fixture(scope="module")
+def both() -> tuple[Answers, Answers]:
+    """(without guesses, with a draft model). One engine is gone before the other comes: the process has one log."""
+    return _answers(drafts=False), _answers(drafts=True)
+
+
+@pytest.mark.parametrize("name", _CHANGES)
+def test_an_answer_is_that_without_a_draft_model(both: tuple[Answers, Answers], name: str) -> None:
     """Token for token, with limits, stop strings, seeds and penalties; the draft model was asked, and right."""
-    fields = {"max_tokens": 40} | changes
-    ((expected, _),) = _plain(submit("j", **fields))
-    with _session(drafts=True) as drafting:
-        ((found, end),) = drafting.run(submit("j", **fields))
+    (expected, _), (found, end) = (answers.each[name] for answers in both)
     assert found == expected
     assert end.decoded_tokens <= 40
-    if "prompt" in changes:
+    if name == "story":
         assert end.model_drafted_tokens
         assert (end.model_accepted_tokens or 0) > 0.5 * end.model_drafted_tokens
 
 
-def test_a_cancelled_answer_leaves_the_draft_model_in_step() -> None:
+def test_a_cancelled_answer_leaves_the_draft_model_in_step(both: tuple[Answers, Answers]) -> None:
     """The next answers begin with the same prompt, are right, and its guesses still hold."""
-    jobs = [submit(str(at), prompt=STORY, max_tokens=20 + 10 * at) for at in range(3)]
-    expected = _plain(*jobs)
-    with _session(drafts=True) as drafting:
-        drafting.decoder.submit(submit("gone", prompt=STORY, max_tokens=800))
-        for _ in range(6):
-            drafting.decoder.step()
-        drafting.decoder.cancel("gone")
-        found = drafting.run(*jobs)
+    expected, found = (answers.after for answers in both)
     assert [text[:24] for text, _ in found] == [text[:24] for text, _ in expected]
     drafted = sum(end.model_drafted_tokens or 0 for _, end in found)
     assert drafted > 0
@@ -140,14 +154,13 @@ def test_a_draft_model_as_slow_as_its_model_is_never_asked() -> None:
 
 
 def test_a_draft_model_that_cannot_guess_is_left_out_and_named(tmp_path: Path) -> None:
-    """Another vocabulary, a file that is missing, a model that is not served here: the model is served without."""
+    """Another vocabulary, a model that is not served here: the model is served without."""
     other = with_metadata(smollm2_path(), tmp_path / "other.gguf", "tokenizer.ggml.eot_token_id", 5)
     own, changed = vocabularies_of((smollm2_path(), other))
     assert own is not None
     assert changed not in (None, own)
     for draft, fault in (
         (DraftSpec(name="d", path=str(other)), "another vocabulary"),
-        (DraftSpec(name="d", path=str(tmp_path / "none.gguf")), "no model file"),
         (DraftSpec(name="d"), "not served on this host"),
     ):
         with Child() as child:
@@ -157,6 +170,16 @@ def test_a_draft_model_that_cannot_guess_is_left_out_and_named(tmp_path: Path) -
             assert loaded.draft_fault is not None
             assert fault in loaded.draft_fault
             assert run(child, submit("j", max_tokens=5))[0][1].decoded_tokens == 5
+
+
+def test_a_draft_model_whose_file_is_missing_is_named(tmp_path: Path) -> None:
+    """It is found out before anything is loaded."""
+    from moe2.agent.engine.llama.model import ModelError
+    from moe2.agent.engine.loading.companion import draft_spec
+
+    missing = DraftSpec(name="d", path=str(tmp_path / "none.gguf"))
+    with pytest.raises(ModelError, match="no model file"):
+        draft_spec(replace(_spec(smollm2_path(), None), draft=missing))
 
 
 def test_both_models_count_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
