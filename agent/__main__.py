@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "models",
         help="list the models that the running agent serves",
         description="List the models that the running agent serves, with their states, files and checksums.",
-        exits={0: "shown", 2: "not running, or wrong usage"},
+        exits={0: "shown", 1: "not understood, or it cannot be written", 2: "not running, or wrong usage"},
     )
     models.add_argument("--json", action="store_true", help="the models as one JSON list")
     add_socket(models, DEFAULT_SOCKET_PATH)

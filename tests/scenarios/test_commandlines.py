@@ -234,6 +234,18 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     one.end()
 
 
+OPTIONS = [
+    (walked, action)
+    for walked in COMMANDS
+    for action in walked.parser._actions
+    if action.option_strings
+    and not isinstance(action, argparse._HelpAction | argparse._VersionAction)
+    # That one ends by Ctrl-C only.
+    and action.dest not in ("config", "socket", "watch")
+    and not action.required
+]
+
+
 def _assert_is_told(walked: Walked, code: int, said: str) -> None:
     assert "Traceback" not in said
     assert "Exception ignored" not in said
@@ -244,6 +256,15 @@ def _assert_is_told(walked: Walked, code: int, said: str) -> None:
 def test_a_command_ends_without_a_traceback(host: Host, walked: Walked) -> None:
     """With a documented exit status, and with words where it failed."""
     code, said = host.run(walked, *host.arguments(walked))
+    _assert_is_told(walked, code, said)
+
+
+@pytest.mark.parametrize("host", [CONDITIONS[1], CONDITIONS[8]], ids=str, indirect=True)
+@pytest.mark.parametrize(("walked", "action"), OPTIONS, ids=lambda one: getattr(one, "dest", None) or str(one))
+def test_an_option_ends_without_a_traceback(host: Host, walked: Walked, action: argparse.Action) -> None:
+    """Every option that a command can do without, one at a time, with a value that may be of no use."""
+    value = [] if action.nargs == 0 else [host._value(action, walked)]
+    code, said = host.run(walked, *host.arguments(walked), action.option_strings[0], *value)
     _assert_is_told(walked, code, said)
 
 
