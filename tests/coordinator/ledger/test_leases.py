@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from moe2.coordinator.ledger.leases import LEASE_S, Answer, Ask, Lease, lend, limit_uj, microjoules
+from moe2.coordinator.ledger.leases import FRESH_S, LEASE_S, Answer, Ask, Lease, lend, limit_uj, microjoules
 
 NAMES = ("a", "b", "c")
 needs = st.integers(min_value=1, max_value=400)
@@ -149,6 +149,16 @@ def test_a_lease_ends_by_its_own_clock() -> None:
     assert lease.free(30, 5.0 + LEASE_S - 0.001) == 70
     assert lease.free(30, 5.0 + LEASE_S) == 0
     assert lease.renewal(30, 5.0 + LEASE_S, 2) == Ask(30)
+
+
+def test_what_others_hold_is_known_for_a_moment_after_the_answer() -> None:
+    """Before the first answer nothing is known, and `FRESH_S` after one no longer."""
+    lease = Lease(1000)
+    assert not lease.is_fresh(100.0)
+    lease = lease.took(Answer(10, 20), 100.0)
+    assert lease.is_fresh(100.0)
+    assert lease.is_fresh(100.0 + 0.9 * FRESH_S)
+    assert not lease.is_fresh(100.0 + FRESH_S)
 
 
 def test_a_lease_that_is_used_up_at_its_end_asks_for_nothing() -> None:

@@ -242,3 +242,21 @@ def test_a_search_without_time_says_what_it_has_proven() -> None:
     assert found.upper_bound is not None
     assert found.upper_bound >= found.value
     assert found.status is (Status.OPTIMAL if found.upper_bound <= found.value + 1e-9 else Status.BOUNDED)
+
+
+def test_a_search_for_few_watts_that_was_cut_claims_no_more_than_it_has_proven() -> None:
+    """Its `least_w` is below what any set draws, and below what its own draws where that was not proven."""
+    cut = 0
+    for seed in range(12):
+        problem = fleet(np.random.default_rng(seed), 12)
+        whole = least_standing(problem, 0.0)
+        for nodes in range(1, 8):
+            found = least_standing(problem, 0.0, effort=Effort(node_limit=nodes))
+            assert found.standing_w is None or found.status is not Status.OPTIMAL or found.least_w == found.standing_w
+            if found.status is Status.BOUNDED and found.standing_w is not None:
+                assert found.least_w is not None
+                assert whole.standing_w is not None
+                assert found.least_w <= whole.standing_w
+                assert found.least_w < found.standing_w
+                cut += 1
+    assert cut
