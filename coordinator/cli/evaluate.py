@@ -211,8 +211,9 @@ def _show_votes(report: VoteReport, console: Console) -> None:
         )
     far = [found for found in report.behind_best if found.behind_points > found.behind_se]
     for found in far:
+        within = "without a limit" if found.target_j is None else f"within {found.target_j:g} J"
         console.print(
-            f"{found.policy} is behind {found.best_policy} in pool {found.pool!r} within {found.target_j} J by "
+            f"{found.policy} is behind {found.best_policy} in pool {found.pool!r} {within} by "
             f"{found.behind_points:.2f} ± {found.behind_se:.2f} points."
         )
     if not far:

@@ -9,11 +9,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 
 from moe2.coordinator.cli import evaluate as command
 from moe2.coordinator.training.config import TrainingConfig
 from moe2.coordinator.training.evaluate.consensus import VoteEvaluationError, default_pools, evaluate_votes
-from moe2.coordinator.training.evaluate.vote_report import PolicyFigures, VoteReport
+from moe2.coordinator.training.evaluate.vote_report import BehindBest, PolicyFigures, VoteReport
 from moe2.coordinator.training.outcomes import Outcomes, read_outcomes
 from tests.coordinator.training.outcome_tables import synthetic_outcomes
 
@@ -123,6 +124,27 @@ def test_outcomes_without_answers_are_refused() -> None:
     """Scores alone say nothing of votes."""
     with pytest.raises(VoteEvaluationError, match="no answers"):
         evaluate_votes(synthetic_outcomes(), training=QUICK)
+
+
+def test_no_limit_is_told_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where joules have no limit, the sentence on a policy that is behind says so."""
+    behind = [
+        BehindBest(pool="p", target_j=target, policy="auto", best_policy="b", behind_points=2.0, behind_se=1.0)
+        for target in (250.0, None)
+    ]
+    told = VoteReport(
+        pools={},
+        rows={"reported": 9},
+        reported_on="x",
+        host_marks="",
+        consensus=(),
+        early_stop=(),
+        behind_best=(*behind,),
+    )
+    command._show_votes(told, Console(width=200))
+    out = capsys.readouterr().out
+    assert "in pool 'p' within 250 J by 2.00 ± 1.00 points" in out
+    assert "in pool 'p' without a limit by 2.00 ± 1.00 points" in out
 
 
 def test_the_command_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
