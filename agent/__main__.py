@@ -26,7 +26,7 @@ from moe2.agent.settings import (
     ModelSection,
     sensors_wanted,
 )
-from moe2.agent.supply.served import ServedFile, choices, lines, sections
+from moe2.agent.supply.served import ServedFile, choices, lines, uses
 from moe2.common.config import load_settings
 from moe2.common.errors import Moe2Error
 from moe2.common.logs import configure_logging
@@ -202,10 +202,7 @@ def _pull(arguments: argparse.Namespace) -> int:
 
 def _remove(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
-    said = ServedFile(settings.agent.state_dir).read()
-    return run_remove(
-        settings, arguments.name, serving=lambda: {one.name: one.path for one in sections(settings, said)}
-    )
+    return run_remove(settings, arguments.name, uses=uses(settings, ServedFile(settings.agent.state_dir).read()))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -102,7 +102,7 @@ from moe2.common.link.messages import (
 )
 from moe2.common.link.reports import HostFacts
 from moe2.common.link.session import JobMessage
-from moe2.common.link.supply import FetchModel, LendFile, ServeModel, Ticket, TicketWanted, WithdrawModel
+from moe2.common.link.supply import SupplyOrder, Ticket, TicketWanted
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
 from moe2.common.status import AgentStatus
@@ -357,7 +357,7 @@ class AgentDaemon(Daemon[AgentSettings]):
                 self._dispatch(CommandReceived(message))
             case WakeNeighbour():
                 self._presence.wake(message)
-            case ServeModel() | WithdrawModel() | FetchModel() | LendFile():
+            case _ if isinstance(message, SupplyOrder):
                 self._supply.order(message)
             case Ticket():
                 self._supply.fetcher.ticket(message)

@@ -16,6 +16,7 @@ from moe2.agent.energy.sensor import FAMILIES, Family
 from moe2.agent.energy.wall import Plug, PlugKind
 from moe2.common.config import LIVE, Port, Seconds, Settings
 from moe2.common.generation import MAX_TOP_K
+from moe2.common.modelsource import checked_beginning
 
 ENVIRONMENT_PREFIX = "MOE2_AGENT"
 DEFAULT_CONFIG_PATH = Path("/etc/moe2/agent.toml")
@@ -238,8 +239,15 @@ class ModelsFromSection(Settings):
     """The coordinator may send files to this host and say what it serves of them."""
     override: bool = False
     """What the coordinator says of a model wins over an entry of `[[models]]` with its name; else the entry wins."""
+    pull_from: Annotated[tuple[Annotated[str, AfterValidator(checked_beginning)], ...], Field(max_length=64)] = ()
+    """Beginnings of the sources that the coordinator may have this host pull from, such as `hf:`, `hf:ORG/` or
+    `https://models.example/llm/`; none if empty. An address that leads on to another one goes there only where that
+    one begins so, too."""
+    delete: bool = False
+    """The coordinator may delete models of the folder that are neither served nor named in `[[models]]`."""
     max_bytes: Annotated[int, Field(ge=0)] | None = None
-    """The most bytes that the folder may hold when the coordinator sends files; no limit if not set."""
+    """The most bytes that the folder may hold when the coordinator sends files or has them pulled; no limit if not
+    set."""
     folder: Path | None = None
     """Where pulled and pushed models are kept; `models` in `agent.state_dir` if not set."""
     hub_token_file: Path | None = None

@@ -97,6 +97,25 @@ class PushRow(msgspec.Struct, frozen=True, kw_only=True):
     source: str = "coordinator"
 
 
+class PullRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that one host pulls because an operator has said so.
+
+    source: without what may be secret in it. state: "waiting" for the host, "pulling", "done", "refused" or "failed";
+    message: why. done_bytes, size_bytes: as the host has told; None until then.
+    """
+
+    command_id: str
+    file: str
+    source: str
+    agent_id: str
+    host: str
+    state: str
+    given_unix_s: float
+    done_bytes: int | None = None
+    size_bytes: int | None = None
+    message: str | None = None
+
+
 class AgentRow(msgspec.Struct, frozen=True, kw_only=True):
     """One agent as the coordinator sees it."""
 
@@ -277,6 +296,8 @@ class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Average budgets with the price of a joule that each has learned."""
     pushes: tuple[PushRow, ...] = ()
     """Models that were sent to hosts of late, the newest last."""
+    pulls: tuple[PullRow, ...] = ()
+    """Models that hosts were told to pull of late, the newest last."""
     model_orders: tuple[ModelOrderRow, ...] = ()
     """Orders of late about which host serves what, the newest last."""
     provisioning: ProvisioningStatus | None = None

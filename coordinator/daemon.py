@@ -75,9 +75,8 @@ from moe2.coordinator.serving.receipt import Receipt
 from moe2.coordinator.serving.service import Service
 from moe2.coordinator.serving.waiting_room import MAX_AGENT_QUEUE_S
 from moe2.coordinator.settings import CoordinatorSettings
+from moe2.coordinator.supply.desk import SupplyDesk
 from moe2.coordinator.supply.listener import FileListener
-from moe2.coordinator.supply.orders import Orders
-from moe2.coordinator.supply.pushes import Pushes
 
 log = structlog.get_logger()
 
@@ -206,7 +205,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             on_lost=self._agent_lost,
             on_report=self._service.fleet_changed,
             on_answer=self._command_answered,
-            on_ticket_wanted=lambda agent_id, wanted: self._pushes.ticket_wanted(agent_id, wanted),
+            on_ticket_wanted=lambda agent_id, wanted: self._supply.pushes.ticket_wanted(agent_id, wanted),
         )
         self._chores = Chores(
             table=self._table,
@@ -221,20 +220,14 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             lengths=self._selector.lengths,
             lengths_file=lengths_file,
         )
-        self._pushes = Pushes(
+        self._supply = SupplyDesk(
+            settings.push,
             rows=lambda: self._table.rows(asyncio.get_running_loop().time()),
             send=self._hub.send,
-            max_hosts=settings.push.max_hosts,
-            tls=self._tls.agents is not None,
-            folder=settings.push.folder,
-        )
-        self._files = FileListener(self._pushes, self._doorkeeper, settings.push)
-        self._orders = Orders(
-            rows=lambda: self._table.rows(asyncio.get_running_loop().time()),
-            send=lambda agent_id, message: self._hub.send(agent_id, message),
             aliases=lambda: self._answering.settings.aliases,
-            clock=time,
+            tls=self._tls.agents is not None,
         )
+        self._files = FileListener(self._supply.pushes, self._doorkeeper, settings.push)
         self._answering = Answering(self._service, self._table, settings.api)
         keys = self._pair.keys if self._pair else KeyFile(settings.coordinator.state_dir)
         self._keys = KeyRing(keys, clock=self._clock) if settings.api.keys == "required" else None
@@ -273,7 +266,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             )
             push = self._settings.push
             if push.port is not None:
-                self._pushes.port = await listen(
+                self._supply.pushes.port = await listen(
                     stack,
                     self._files.app(),
                     Listening("push.", push.host, push.port, agents.handshake_s, self._tls.agents),
@@ -289,7 +282,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                     for work in (
                         self._chores.run(),
                         self._keeper.run(),
-                        self._pushes.run(),
+                        self._supply.run(),
                         self._notifier.feed_watchdog(),
                     )
                 ]
@@ -331,8 +324,9 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             energy=self._standing.balance(totals.finished),
             averages=averages,
             provisioning=self._keeper.status(),
-            model_orders=self._orders.rows(),
-            pushes=self._pushes.rows(),
+            model_orders=self._supply.orders.rows(),
+            pushes=self._supply.pushes.rows(),
+            pulls=self._supply.pulls.rows(),
             warnings=(
                 *health.dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
                 *health.fleet_warnings(rows, n_choosable=len(choosable), stale_s=self._settings.agents.stale_s),
@@ -418,7 +412,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         EventsRoute(self._past, status=self.status, power=self._table.fleet_power, lives=self._service.lives).add_to(
             app
         )
-        OrdersRoute(self._orders, self._pushes).add_to(app)
+        OrdersRoute(self._supply).add_to(app)
         PageRoute().add_to(app)
         OpenApiRoute().add_to(app)
         bodies.add_to(app)
@@ -431,19 +425,18 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._fleet.add_to_local(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
         WishRoute(self._keeper).add_to(app)
-        OrdersRoute(self._orders, self._pushes, is_local=True).add_to(app)
+        OrdersRoute(self._supply, is_local=True).add_to(app)
         CalibrationRoute(self._calibration).add_to(app)
         bodies.add_to(app)
         return app
 
     def _agent_lost(self, agent_id: str) -> None:
-        self._orders.agent_lost(agent_id)
-        self._pushes.agent_lost(agent_id)
+        self._supply.agent_lost(agent_id)
         self._service.agent_lost(agent_id)
         self._keeper.agent_lost(agent_id)
 
     def _command_answered(self, agent_id: str, answer: CommandAnswer) -> None:
-        if not (self._orders.answered(agent_id, answer) or self._pushes.answered(agent_id, answer)):
+        if not self._supply.answered(agent_id, answer):
             self._keeper.answered(agent_id, answer)
 
     def _scored(self, feedback: Feedback) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from moe2.agent.models.files import ChecksumStore
-from moe2.agent.models.library import Library, LibraryError
+from moe2.agent.models.library import Library
 from moe2.agent.models.pulling import Pull, supply_of
-from moe2.agent.models.source import HubSource, source_of
 from moe2.agent.settings import AgentSettings
+from moe2.common.modelsource import HubSource, source_of
 from moe2.common.secretfile import read_secret
 from moe2.common.terminal.figures import printable, size
 from moe2.common.terminal.output import Screen, say
@@ -37,7 +37,7 @@ def run_pull(settings: AgentSettings, text: str, *, token_file: Path | None, con
         TransferSpeedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=isinstance(source, HubSource) or not console.is_terminal,
+        disable=not console.is_terminal,
     )
     with bar:
         task = bar.add_task(printable(source.name), total=None)
@@ -55,22 +55,10 @@ def run_pull(settings: AgentSettings, text: str, *, token_file: Path | None, con
     return 0
 
 
-def run_remove(settings: AgentSettings, name: str, *, serving: Callable[[], dict[str, Path]]) -> int:
+def run_remove(settings: AgentSettings, name: str, *, uses: Mapping[str, Sequence[Path]]) -> int:
     """Delete a model of the folder; returns the exit code.
 
-    serving: the files in use by the models' names. Raises `Moe2Error` where it is served or not there.
+    uses: the files in use by the models' names. Raises `Moe2Error` where it is served or not there.
     """
-    library = library_of(settings)
-    path = library.path(name)
-    users = sorted(model for model, used in serving().items() if used == path)
-    if users:
-        raise LibraryError(
-            f"{name} is what {', '.join(users)} is served from.",
-            remedy="Stop serving it first: take it out of [[models]], or `moe2-coordinator models remove`.",
-        )
-    if library.find(name) is None and (n_bytes := library.drop_partial(name)):
-        say(f"What had come of {printable(name)} is removed: {size(n_bytes)} are free again.")
-        return 0
-    removed = library.remove(name)
-    say(f"{printable(removed.name)} is removed: {size(removed.size_bytes)} are free again.")
+    say(library_of(settings).discard(name, uses))
     return 0

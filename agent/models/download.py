@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from random import Random
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
@@ -28,6 +31,12 @@ MAX_PAUSE_S = 15.0
 UNTRUSTED_REMEDY = (
     "If it is your own, put the certificate of its authority into a file, and name that in SSL_CERT_FILE."
 )
+LOOK_S = 300.0
+"""How long the first bytes of a file may take."""
+MAX_DIGITS = 18
+"""Of the size of a file."""
+MAX_REDIRECTIONS = 6
+_REDIRECTIONS = (301, 302, 303, 307, 308)
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
@@ -39,11 +48,62 @@ class BrokenOffError(DownloadError):
     """The bytes have come to an end too early; another connection may bring the rest."""
 
 
-async def look(session: aiohttp.ClientSession, url: str, n_head: int) -> tuple[int, bytes]:
+def _anywhere(_: str) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a file's bytes are. name: for people. headers: for this very server. may_lead: whether another address may
+    be asked, to which this one leads."""
+
+    url: str
+    name: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    may_lead: Callable[[str], bool] = _anywhere
+
+
+@asynccontextmanager
+async def _answer(
+    session: aiohttp.ClientSession, place: Place, first: int, last: int | None = None
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """The answer of a place, or of where it leads to, to a request for these bytes. Raises `DownloadError`, and what
+    the HTTP library raises."""
+    url, headers = place.url, {**place.headers, "Range": f"bytes={first}-{'' if last is None else last}"}
+    for _ in range(MAX_REDIRECTIONS):
+        async with session.get(url, headers=headers, allow_redirects=False) as answer:
+            if answer.status not in _REDIRECTIONS or "Location" not in answer.headers:
+                _check_status(answer, place.name)
+                yield answer
+                return
+            former, url = url, _led(url, answer.headers["Location"], place.name)
+        scheme, server = urlsplit(url)[:2]
+        if not place.may_lead(url):
+            raise DownloadError(
+                f"{place.name} leads to {scheme}://{server.rpartition('@')[2]}/, which may not be asked.",
+                remedy="If that is meant, add it to models_from.pull_from of the agent's configuration there.",
+            )
+        if (scheme, server) != urlsplit(former)[:2]:
+            headers = {"Range": headers["Range"]}
+    raise DownloadError(f"{place.name} leads on and on.", remedy="Choose another source.")
+
+
+def _led(url: str, location: str, name: str) -> str:
+    """Where an answer leads to. Raises `DownloadError` for what is no address on the web."""
+    try:
+        led = urljoin(url, location)
+        parts = urlsplit(led)
+        if parts.scheme in ("http", "https") and parts.hostname and led.isascii() and led.isprintable():
+            return led
+    except ValueError:
+        pass
+    raise DownloadError(f"{name} leads to what is no address on the web.", remedy="Choose another source.")
+
+
+async def look(session: aiohttp.ClientSession, place: Place, n_head: int) -> tuple[int, bytes]:
     """(the file's size, its first bytes). Raises `DownloadError`."""
     try:
-        async with session.get(url, headers={"Range": f"bytes=0-{n_head - 1}"}) as answer:
-            _check_status(answer, url)
+        async with asyncio.timeout(LOOK_S), _answer(session, place, 0, n_head - 1) as answer:
             head = b""
             async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
                 head += chunk
@@ -53,9 +113,9 @@ async def look(session: aiohttp.ClientSession, url: str, n_head: int) -> tuple[i
                 "Content-Length", ""
             )
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise _broken(url, error) from error
-    if not whole.isdecimal():
-        raise DownloadError(f"{url} does not say how large it is.", remedy="Choose another source.")
+        raise _broken(place.name, error) from error
+    if not whole.isdecimal() or len(whole) > MAX_DIGITS:
+        raise DownloadError(f"{place.name} does not say how large it is.", remedy="Choose another source.")
     return int(whole), head[:n_head]
 
 
@@ -83,7 +143,7 @@ async def pieces(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 async def download(
     session: aiohttp.ClientSession,
-    url: str,
+    where: Callable[[], Awaitable[Place]],
     target: Path,
     size_bytes: int,
     *,
@@ -91,8 +151,9 @@ async def download(
 ) -> None:
     """Appends what the file at `target` lacks, by as many connections as that takes.
 
-    on_bytes: told how many have come, those that were there included. Raises `DownloadError` where connection after
-    connection brings nothing; what has come stays for the next attempt.
+    where: tells for each connection where the bytes are now. on_bytes: told how many have come, those that were there
+    included. Raises `DownloadError` where connection after connection brings nothing; what has come stays for the next
+    attempt.
     """
     backoff = Backoff(first_s=PAUSE_S, most_s=MAX_PAUSE_S, random=Random())
     fruitless = 0
@@ -101,7 +162,7 @@ async def download(
     while have < size_bytes:
         before = have
         try:
-            await _connection(session, url, target, have, size_bytes, on_bytes)
+            await _connection(session, await where(), target, have, size_bytes, on_bytes)
         except BrokenOffError:
             have = _begun(target, size_bytes)
             fruitless = fruitless + 1 if have <= before else 0
@@ -114,19 +175,23 @@ async def download(
 
 
 async def _connection(
-    session: aiohttp.ClientSession, url: str, target: Path, have: int, size_bytes: int, on_bytes: Callable[[int], None]
+    session: aiohttp.ClientSession,
+    place: Place,
+    target: Path,
+    have: int,
+    size_bytes: int,
+    on_bytes: Callable[[int], None],
 ) -> None:
     """Appends what one connection brings. Raises `BrokenOffError` where that is not the rest."""
     try:
-        async with session.get(url, headers={"Range": f"bytes={have}-"}) as answer:
-            _check_status(answer, url)
+        async with _answer(session, place, have) as answer:
             if answer.status != HTTPStatus.PARTIAL_CONTENT:
                 have = 0
             with target.open("r+b" if have else "wb") as file:
                 file.seek(have)
                 async for chunk in pieces(answer):
                     if have + len(chunk) > size_bytes:
-                        raise DownloadError(f"{url} sends more than it has said.", remedy="Pull again.")
+                        raise DownloadError(f"{place.name} sends more than it has said.", remedy="Pull again.")
                     file.write(chunk)
                     have += len(chunk)
                     on_bytes(have)
@@ -135,10 +200,10 @@ async def _connection(
             raise DownloadError(
                 f"{target} cannot be written: {error}.", remedy="Free space there, and pull again: it goes on there."
             ) from error
-        raise _broken(url, error) from error
+        raise _broken(place.name, error) from error
     if have < size_bytes:
         raise BrokenOffError(
-            f"{url} broke off after {have} of {size_bytes} bytes.", remedy="Pull again: it goes on there."
+            f"{place.name} broke off after {have} of {size_bytes} bytes.", remedy="Pull again: it goes on there."
         )
 
 
@@ -163,10 +228,10 @@ def session() -> aiohttp.ClientSession:
     )
 
 
-def _check_status(answer: aiohttp.ClientResponse, url: str) -> None:
+def _check_status(answer: aiohttp.ClientResponse, name: str) -> None:
     if answer.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
         return
-    told = f"{url} answers {answer.status} {answer.reason or ''}".rstrip() + "."
+    told = f"{name} answers {answer.status} {answer.reason or ''}".rstrip() + "."
     if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise BrokenOffError(told, remedy="Pull again later: it goes on where it was.")
     raise DownloadError(told, remedy="Check the address.")
@@ -180,7 +245,7 @@ def why_broken(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _broken(url: str, error: BaseException) -> DownloadError:
+def _broken(name: str, error: BaseException) -> DownloadError:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return DownloadError(f"The certificate of {url} is not trusted: {error}.", remedy=UNTRUSTED_REMEDY)
-    return BrokenOffError(f"{url} broke off: {why_broken(error)}.", remedy="Pull again: it goes on there.")
+        return DownloadError(f"The certificate of {name} is not trusted: {error}.", remedy=UNTRUSTED_REMEDY)
+    return BrokenOffError(f"{name} broke off: {why_broken(error)}.", remedy="Pull again: it goes on there.")

@@ -34,6 +34,16 @@ def check_architecture(header: GgufHeader, name: str, capacity: Capacity) -> Non
         )
 
 
+def check_limit(name: str, n_bytes: int, *, held_bytes: int, max_bytes: int | None) -> None:
+    """Raises `FitError` where the folder may not hold so many further bytes. max_bytes: None for no limit."""
+    if max_bytes is not None and held_bytes + n_bytes > max_bytes:
+        raise FitError(
+            f"{name} needs {size(n_bytes)}; with what is there that is more than models_from.max_bytes, "
+            f"{size(max_bytes)}.",
+            remedy="Remove models, or raise it.",
+        )
+
+
 def check_space(name: str, n_bytes: int, *, free_bytes: int, folder: str) -> None:
     """Raises `FitError` where the disk has no room for so many further bytes and the headroom."""
     if n_bytes + HEADROOM_BYTES > free_bytes:

@@ -1,15 +1,15 @@
 """A hub's files, through the library that the hub itself provides. The one door to huggingface_hub.
 
-It resumes what was cut off, shows its own progress, keeps to HF_ENDPOINT, HF_HUB_OFFLINE and the proxies of the
-environment, and fetches by chunks where the hub can (Xet).
+It keeps to HF_ENDPOINT, HF_HUB_OFFLINE and the proxies of the environment, and knows the hub's refusals. The bytes are
+fetched by `download.py` from where it leads to: releases of it from 2 on throw away what had come when their process
+ends, and none of them stops where the other side sends without an end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from moe2.agent.models.download import UNTRUSTED_REMEDY
@@ -30,11 +30,17 @@ class HubError(Moe2Error):
     """The hub does not give the file."""
 
 
+class HubAwayError(HubError):
+    """The hub cannot be reached now."""
+
+
 @dataclass(frozen=True)
 class HubFile:
-    """What the hub says of a file. sha256: None for small files, which the hub keeps no SHA-256 of."""
+    """What the hub says of a file. headers: what its server must be shown. sha256: None for small files, which the hub
+    keeps no SHA-256 of."""
 
     url: str
+    headers: Mapping[str, str]
     revision: str
     size_bytes: int
     sha256: str | None
@@ -49,29 +55,11 @@ def look(repo: str, file: str, revision: str | None, token: str | None) -> HubFi
     etag = (facts.etag or "").lower()
     is_sha256 = len(etag) == 64 and all(digit in "0123456789abcdef" for digit in etag)
     # What the hub redirects to; the address itself would show the redirection's own few bytes.
-    return HubFile(facts.location, facts.commit_hash, facts.size, etag if is_sha256 else None)
-
-
-def head(file: HubFile, n_bytes: int, token: str | None, *, name: str) -> bytes:
-    """The file's first bytes. Raises `HubError`."""
-    headers = {"Range": f"bytes=0-{n_bytes - 1}"}
+    url, headers = facts.location, {}
     # A redirection leads to where files are stored, which must not see the token.
-    if token and urlsplit(file.url).netloc == urlsplit(hub.constants.ENDPOINT).netloc:
+    if token and urlsplit(url)[:2] == urlsplit(hub.constants.ENDPOINT)[:2]:
         headers["Authorization"] = f"Bearer {token}"
-    with _explained(name), hub.get_session().stream("GET", file.url, headers=headers, follow_redirects=True) as answer:
-        answer.raise_for_status()
-        content = b""
-        for chunk in answer.iter_bytes():
-            content += chunk
-            if len(content) >= n_bytes:
-                break
-        return content[:n_bytes]
-
-
-def download(repo: str, file: str, revision: str, token: str | None, folder: Path) -> Path:
-    """Fetches a file into a folder, going on where an earlier attempt ended. Raises `HubError`."""
-    with _explained(f"{repo}/{file}"):
-        return Path(hub.hf_hub_download(repo, file, revision=revision, token=token or False, local_dir=folder))
+    return HubFile(url, headers, facts.commit_hash, facts.size, etag if is_sha256 else None)
 
 
 @contextmanager
@@ -101,28 +89,25 @@ def _explained(what: str) -> Iterator[None]:
         ) from error
     except hub_errors.HfHubHTTPError as error:
         raise HubError(f"The hub refuses {what}: {error}.", remedy="Check the token, or try again later.") from error
-    except (OSError, ValueError) as error:
-        raise _of_library(what, error) from error
+    except ValueError as error:
+        raise HubError(f"The hub's library does not take {what}: {error}") from error
     except Exception as error:
         # Whatever its HTTP library raises, which is another one in each of its releases.
-        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "requests", "urllib3"):
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in (
+            "httpx",
+            "httpx2",
+            "httpcore",
+            "requests",
+            "urllib3",
+        ):
             raise
         raise _of_connection(what, error) from error
-
-
-def _of_library(what: str, error: OSError | ValueError) -> HubError:
-    if isinstance(error, ValueError):
-        return HubError(f"The hub's library does not take {what}: {error}")
-    if error.errno is None:
-        # Its own word for an answer that said it was whole, and was too short.
-        return HubError(f"{what} broke off, and nothing says why.", remedy="Pull again.")
-    return HubError(f"{what} could not be written: {error}.", remedy="Free space, and pull again.")
 
 
 def _of_connection(what: str, error: Exception) -> HubError:
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return HubError(f"The hub's certificate is not trusted: {error}.", remedy=UNTRUSTED_REMEDY)
-    return HubError(
+    return HubAwayError(
         f"The hub could not be reached for {what}: {error or type(error).__name__}.",
         remedy=f"Pull again: it goes on where it was. {_NO_WAY_OUT}",
     )

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from moe2.agent.engine.llama.parts import parts_of
-from moe2.agent.models.source import checked_name
 from moe2.common.errors import Moe2Error, file_remedy
+from moe2.common.modelsource import checked_name
 from moe2.common.statefile import locked, replace_file
+from moe2.common.terminal.figures import size
 
 INDEX = "library.json"
 PARTIAL = ".partial"
 """Ends the name of a file that is not here whole."""
-HUB = ".hub"
-"""Ends the name of the folder, beside such a file, in which the hub's library keeps what has come."""
 
 
 class LibraryError(Moe2Error):
@@ -102,9 +102,48 @@ class Library:
         """Enters a model whose files are there. Raises `LibraryError`."""
         self._change(lambda known: {**known, file.name: file})
 
-    def remove(self, name: str) -> LibraryFile:
-        """Deletes a model's files and forgets it. Raises `LibraryError`."""
-        checked_name(name)
+    @contextmanager
+    def claimed(self, name: str) -> Iterator[None]:
+        """Within the block nobody else fetches or deletes the model. Raises `LibraryError` where somebody does so."""
+        mark = self.ready() / f".{checked_name(name)}{PARTIAL}"
+        try:
+            with locked(mark, waits=False):
+                try:
+                    yield
+                finally:
+                    mark.with_name(f".{mark.name}.lock").unlink(missing_ok=True)
+        except BlockingIOError as error:
+            raise LibraryError(f"{name} is on its way or being deleted already.", remedy="Wait for its end.") from error
+        except OSError as error:
+            raise _unusable(mark, error) from error
+
+    def stranger(self, names: Sequence[str]) -> str | None:
+        """The first of these files that is in the folder and in no model of the index; None where there is none."""
+        own = {part.name for one in self._read() for part in parts_of(self.path(one))}
+        return next((name for name in names if name not in own and os.path.lexists(self.path(name))), None)
+
+    def discard(self, name: str, uses: Mapping[str, Sequence[Path]]) -> str:
+        """Deletes a model's files, or what has come of one that is not whole; returns in words what is gone.
+
+        uses: the files that models are served from, by the models' names. Raises `LibraryError` for one that is in use,
+        on its way, or not there.
+        """
+        parts = parts_of(self.path(name))
+        users = sorted(
+            user for user, used in uses.items() if any(_is_same(part, one) for part in parts for one in used)
+        )
+        if users:
+            raise LibraryError(
+                f"{name} is what {', '.join(users)} is served from.",
+                remedy="Stop serving it first: take it out of [[models]], or `moe2-coordinator models remove`.",
+            )
+        with self.claimed(name):
+            if name not in self._read() and (n_bytes := self._drop_partial(name)):
+                return f"What had come of {name} is removed: {size(n_bytes)} are free again."
+            removed = self._remove(name)
+        return f"{removed.name} is removed: {size(removed.size_bytes)} are free again."
+
+    def _remove(self, name: str) -> LibraryFile:
         found = self._read().get(name)
         if found is None:
             names = ", ".join(sorted(self._read())) or "none"
@@ -117,17 +156,13 @@ class Library:
         self._change(lambda known: {key: one for key, one in known.items() if key != name})
         return found
 
-    def drop_partial(self, name: str) -> int:
-        """Deletes what has come of a model that is not here whole; returns how many bytes. Raises `LibraryError`."""
+    def _drop_partial(self, name: str) -> int:
         n_bytes = 0
         try:
             for part in parts_of(self.path(name)):
                 partial = self.partial_path(part.name)
-                hub = partial.with_name(f"{partial.name}{HUB}")
-                for file in (partial, *(one for one in hub.rglob("*") if one.is_file())):
-                    n_bytes += file.stat().st_size if file.exists() else 0
-                    file.unlink(missing_ok=True)
-                shutil.rmtree(hub, ignore_errors=True)
+                n_bytes += partial.stat().st_size if partial.exists() else 0
+                partial.unlink(missing_ok=True)
         except OSError as error:
             raise _unusable(self.folder, error) from error
         return n_bytes
@@ -164,6 +199,14 @@ class Library:
                 f"{self._index} is damaged: {error}.",
                 remedy="Remove it, and pull the models again; what is there is kept.",
             ) from error
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file, also by links."""
+    try:
+        return one == other or one.samefile(other)
+    except OSError:
+        return False
 
 
 def _unusable(path: Path, error: OSError) -> LibraryError:

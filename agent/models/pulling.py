@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from moe2.agent.energy.blocking import in_daemon_thread
 from moe2.agent.engine.llama.capacity import capacity_for
@@ -17,13 +17,17 @@ from moe2.agent.engine.llama.memory import Capacity
 from moe2.agent.engine.llama.parts import parts_of
 from moe2.agent.models import download
 from moe2.agent.models.files import ChecksumStore
-from moe2.agent.models.fit import check_architecture, check_space, memory_shortage, what_would_fit
-from moe2.agent.models.library import HUB, Library, LibraryError, LibraryFile
-from moe2.agent.models.source import HubSource, LocalSource, Source, SourceError, UrlSource, checked_name
+from moe2.agent.models.fit import check_architecture, check_limit, check_space, memory_shortage, what_would_fit
+from moe2.agent.models.library import Library, LibraryError, LibraryFile
 from moe2.common.checksums import checksums_of
 from moe2.common.errors import Moe2Error
 from moe2.common.gguf import HEAD_BYTES, GgufHeader, check_whole, opened, parse_head
+from moe2.common.modelsource import HubSource, LocalSource, Source, SourceError, UrlSource, checked_name
 from moe2.common.terminal.figures import size
+
+if TYPE_CHECKING:
+    # The package may be missing.
+    from moe2.agent.models.hub import HubFile
 
 Progress = Callable[[int, int], None]
 """Told how many bytes of how many have come."""
@@ -71,10 +75,11 @@ class Supply(ABC):
 
 
 class UrlSupply(Supply):
-    """A file behind an address."""
+    """A file behind an address. may_lead: whether it may lead to another address."""
 
-    def __init__(self, source: UrlSource) -> None:
+    def __init__(self, source: UrlSource, may_lead: Callable[[str], bool]) -> None:
         self._source = source
+        self._place = download.Place(source.url, str(source), may_lead=may_lead)
 
     async def look(self) -> Offer:
         source = self._source
@@ -84,15 +89,22 @@ class UrlSupply(Supply):
                 remedy="Pull it from the hub, or join the files with llama-gguf-split --merge.",
             )
         async with download.session() as session:
-            n_bytes, head = await download.look(session, source.url, HEAD_BYTES)
+            n_bytes, head = await download.look(session, self._place, HEAD_BYTES)
         part = Part(source.name, n_bytes, source.sha256, source.url)
-        return Offer(source.url, (part,), parse_head(head, source.name))
+        return Offer(str(source), (part,), parse_head(head, source.name))
 
     async def fetch(self, part: Part, target: Path, progress: Progress) -> None:
         async with download.session() as session:
             await download.download(
-                session, part.place, target, part.size_bytes, on_bytes=lambda done: progress(done, part.size_bytes)
+                session,
+                self._where,
+                target,
+                part.size_bytes,
+                on_bytes=lambda done: progress(done, part.size_bytes),
             )
+
+    async def _where(self) -> download.Place:
+        return self._place
 
 
 class LocalSupply(Supply):
@@ -145,43 +157,62 @@ class HubSupply(Supply):
             raise SourceError(f"{first.name} is a later part of a model.", remedy=f"Name {names[0]}.")
         parts: list[Part] = []
         for name in names:
-            place = str(first.with_name(name))
-            revision = self._revision or source.revision
-            found = await in_daemon_thread(partial(self._hub.look, source.repo, place, revision, self._token))
-            if not parts:
-                # All of one commit, also where somebody changes the repository meanwhile.
-                self._revision = found.revision
-                look = partial(self._hub.head, found, HEAD_BYTES, self._token, name=str(source))
-                head = await in_daemon_thread(look)
-            parts.append(Part(name, found.size_bytes, found.sha256, place))
+            found = await self._asked(str(first.with_name(name)), self._revision or source.revision)
+            # All of one commit, also where somebody changes the repository meanwhile.
+            self._revision = found.revision
+            parts.append(Part(name, found.size_bytes, found.sha256, str(first.with_name(name))))
         origin = str(HubSource(source.repo, source.file, self._revision))
+        async with download.session() as session:
+            n_bytes, head = await download.look(session, await self._where(parts[0]), HEAD_BYTES)
+        if n_bytes != parts[0].size_bytes:
+            raise SourceError(
+                f"{first.name} has {size(parts[0].size_bytes)} as its hub says, and {size(n_bytes)} where it is kept.",
+                remedy="Pull again later; if it stays so, its hub is not what it says.",
+            )
         return Offer(origin, tuple(parts), parse_head(head, first.name))
 
     async def fetch(self, part: Part, target: Path, progress: Progress) -> None:
-        folder = target.with_name(f"{target.name}{HUB}")
-        # Not awaited at the end: an interrupted pull must not go on until the library has the whole file.
-        repo = self._source.repo
-        done = await in_daemon_thread(
-            partial(self._hub.download, repo, part.place, self._revision, self._token, folder)
-        )
-        os.replace(done, target)
-        await in_daemon_thread(partial(shutil.rmtree, folder, ignore_errors=True))
-        progress(part.size_bytes, part.size_bytes)
+        async with download.session() as session:
+            await download.download(
+                session,
+                partial(self._where, part),
+                target,
+                part.size_bytes,
+                on_bytes=lambda done: progress(done, part.size_bytes),
+            )
+
+    async def _where(self, part: Part) -> download.Place:
+        """Where the hub keeps a file now: its addresses hold for a while only."""
+        try:
+            found = await self._asked(part.place, self._revision)
+        except self._hub.HubAwayError as error:
+            raise download.BrokenOffError(error.message, remedy=error.remedy) from error
+        return download.Place(found.url, f"hf:{self._source.repo}/{part.place}", found.headers)
+
+    async def _asked(self, place: str, revision: str | None) -> HubFile:
+        return await in_daemon_thread(partial(self._hub.look, self._source.repo, place, revision, self._token))
 
 
-def supply_of(source: Source, token: str | None) -> Supply:
-    """Who brings a source's files. token: the hub's. Raises `Moe2Error` where a package is missing."""
+def supply_of(source: Source, token: str | None, *, may_lead: Callable[[str], bool] = lambda _: True) -> Supply:
+    """Who brings a source's files. token: the hub's. may_lead: whether an address may lead to another one.
+
+    Raises `Moe2Error` where a package is missing.
+    """
     match source:
         case HubSource():
             return HubSupply(source, token)
         case UrlSource():
-            return UrlSupply(source)
+            return UrlSupply(source, may_lead)
         case LocalSource():
             return LocalSupply(source)
 
 
 class Pull:
-    """One model on its way into the folder. say: gets lines for people. context_tokens: what memory is checked for."""
+    """One model on its way into the folder.
+
+    say: gets lines for people. progress: told of all parts together. context_tokens: what memory is checked for.
+    max_bytes: what the folder may hold in all, and pending_bytes of it are promised already; None for no limit.
+    """
 
     def __init__(
         self,
@@ -192,9 +223,13 @@ class Pull:
         say: Callable[[str], None],
         progress: Progress,
         context_tokens: int,
+        max_bytes: int | None = None,
+        pending_bytes: int = 0,
         capacity: Callable[[str], Capacity] = capacity_for,
     ) -> None:
         self._library = library
+        self._max_bytes = max_bytes
+        self._pending_bytes = pending_bytes
         self._checksums = checksums
         self._supply = supply
         self._say = say
@@ -211,16 +246,34 @@ class Pull:
         if (known := await self._present(offer)) is not None:
             self._say("It is here already, with the same checksum.")
             return known
+        with self._library.claimed(offer.name):
+            return await self._brought(offer)
+
+    async def _brought(self, offer: Offer) -> LibraryFile:
+        path = self._library.path(offer.name)
+        if (stranger := self._library.stranger([part.name for part in offer.parts])) is not None:
+            sha256 = offer.parts[0].sha256 if len(offer.parts) == 1 else None
+            if sha256 is None or await in_daemon_thread(partial(self._checksums.sha256, path)) != sha256:
+                raise LibraryError(
+                    f"{stranger} is in {self._library.folder} already, and nobody has pulled it.",
+                    remedy="Move it away, or choose another models_from.folder: no file of yours is written over.",
+                )
+            self._say("It is here already, with the same checksum.")
+            return self._entered(offer, sha256)
         await self._check(offer)
-        self._library.ready()
-        sums = [await self._fetch(part) for part in offer.parts]
+        sums: list[str] = []
+        here_bytes = 0
+        for part in offer.parts:
+            sums.append(await self._fetch(part, partial(self._told, here_bytes, offer.size_bytes)))
+            here_bytes += part.size_bytes
         # All at once, so that no half of a split model is ever seen.
         for part in offer.parts:
             self._library.partial_path(part.name).replace(self._library.path(part.name))
-        path = self._library.path(offer.name)
         if len(sums) == 1:
             self._checksums.remember(path, sums[0])
-        sha256 = await in_daemon_thread(partial(self._checksums.sha256, path))
+        return self._entered(offer, await in_daemon_thread(partial(self._checksums.sha256, path)))
+
+    def _entered(self, offer: Offer, sha256: str) -> LibraryFile:
         entry = LibraryFile(
             name=offer.name,
             size_bytes=offer.size_bytes,
@@ -251,6 +304,8 @@ class Pull:
         architecture = offer.header.architecture or ""
         capacity = await in_daemon_thread(partial(self._capacity, architecture))
         check_architecture(offer.header, offer.name, capacity)
+        held = self._library.used_bytes() + self._pending_bytes
+        check_limit(offer.name, offer.size_bytes, held_bytes=held, max_bytes=self._max_bytes)
         here = sum(self._size(self._library.partial_path(part.name)) for part in offer.parts)
         check_space(
             offer.name,
@@ -265,18 +320,25 @@ class Pull:
                 f"{what_would_fit(missing, self._context_tokens)}"
             )
 
-    async def _fetch(self, part: Part) -> str:
+    async def _fetch(self, part: Part, progress: Progress) -> str:
         target = self._library.partial_path(part.name)
-        await self._supply.fetch(part, target, self._progress)
-        self._library.give_to_owner(target)
-        sha256 = (await in_daemon_thread(partial(checksums_of, [target]))).whole
-        if part.sha256 is not None and sha256 != part.sha256:
+        while True:
+            is_mixed = self._size(target) > 0
+            await self._supply.fetch(part, target, progress)
+            self._library.give_to_owner(target)
+            sha256 = (await in_daemon_thread(partial(checksums_of, [target]))).whole
+            if part.sha256 in (sha256, None):
+                return sha256
             target.unlink(missing_ok=True)
-            raise Moe2Error(
-                f"{part.name} has the checksum {sha256}, not {part.sha256}; it was thrown away.",
-                remedy="Pull it again; if it stays so, its source is not what it says.",
-            )
-        return sha256
+            if not is_mixed:
+                raise Moe2Error(
+                    f"{part.name} has the checksum {sha256}, not {part.sha256}; it was thrown away.",
+                    remedy="Pull it again; if it stays so, its source is not what it says.",
+                )
+            # What an earlier pull had left may be of another file: it comes anew, once.
+
+    def _told(self, before_bytes: int, whole_bytes: int, done_bytes: int, _: int) -> None:
+        self._progress(before_bytes + done_bytes, whole_bytes)
 
     @staticmethod
     def _size(path: Path) -> int:

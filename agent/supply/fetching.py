@@ -24,14 +24,13 @@ from moe2.agent.engine.llama.capacity import capacity_for
 from moe2.agent.engine.llama.memory import Capacity
 from moe2.agent.models.download import pieces, why_broken
 from moe2.agent.models.files import ChecksumStore
-from moe2.agent.models.fit import check_space
+from moe2.agent.models.fit import check_limit, check_space
 from moe2.agent.models.library import Library, LibraryFile
-from moe2.agent.models.source import checked_name
 from moe2.common.backoff import Backoff
 from moe2.common.checksums import checksums_of
 from moe2.common.errors import Moe2Error
 from moe2.common.link.supply import FILES_PATH, TICKET_HEADER, Fetching, FetchModel, FilePart, Ticket, TicketWanted
-from moe2.common.terminal.figures import size
+from moe2.common.modelsource import checked_name
 
 log = structlog.get_logger()
 
@@ -121,6 +120,8 @@ class Fetcher:
         self._headers = headers
         self._ask = ask
         self._changed = changed
+        self.others_bytes: Callable[[], int] = lambda: 0
+        """What others have promised of `max_bytes`."""
         self._capacity = capacity
         self._fetches: dict[str, _Fetch] = {}
         self._architectures: set[str] = set()
@@ -138,6 +139,10 @@ class Fetcher:
             )
             for fetch in self._fetches.values()
         )
+
+    def pending_bytes(self) -> int:
+        """The bytes of what is on its way."""
+        return sum(row.size_bytes for row in self.rows())
 
     def ticket(self, ticket: Ticket) -> None:
         """The coordinator lets a part be fetched now."""
@@ -164,17 +169,33 @@ class Fetcher:
             raise FetchError(
                 f"{name} is here already, and is another file.", remedy="Send it under another name, or remove it here."
             )
+        names = [part.name for part in order.parts]
         fetch = self._fetches[order.command_id] = _Fetch(order)
         try:
-            await in_daemon_thread(partial(self._check, order))
-            for place, part in enumerate(order.parts):
-                await self._part(fetch, place, part)
-            await in_daemon_thread(partial(self._enter, order))
+            with self._library.claimed(name):
+                if (stranger := await in_daemon_thread(partial(self._library.stranger, names))) is not None:
+                    await in_daemon_thread(partial(self._adopt, order, stranger))
+                    return
+                others = self.pending_bytes() + self.others_bytes()
+                await in_daemon_thread(partial(self._check, order, others))
+                for place, part in enumerate(order.parts):
+                    await self._part(fetch, place, part)
+                await in_daemon_thread(partial(self._enter, order))
         finally:
             del self._fetches[order.command_id]
             self._changed()
 
-    def _check(self, order: FetchModel) -> None:
+    def _adopt(self, order: FetchModel, stranger: str) -> None:
+        """Enters a file that is in the folder and not in the index, such as after a crash, if it is the one."""
+        path = self._library.path(order.parts[0].name)
+        if not path.exists() or self._checksums.sha256(path) != order.sha256:
+            raise FetchError(
+                f"{stranger} is in the folder already, and was not sent here.",
+                remedy="Send it under another name, or move that one away: no file of the host's is written over.",
+            )
+        self._add(order)
+
+    def _check(self, order: FetchModel, promised_bytes: int) -> None:
         name, n_bytes = order.parts[0].name, sum(part.size_bytes for part in order.parts)
         if order.architecture not in self._architectures and not self._capacity(order.architecture).knows:
             raise FetchError(
@@ -182,12 +203,8 @@ class Fetcher:
                 remedy="Install a newer llama-cpp-python there, or use another model.",
             )
         self._architectures.add(order.architecture)
-        if self._max_bytes is not None and self._library.used_bytes() + n_bytes > self._max_bytes:
-            raise FetchError(
-                f"{name} needs {size(n_bytes)}; with what is there that is more than models_from.max_bytes, "
-                f"{size(self._max_bytes)}.",
-                remedy="Remove models, or raise it.",
-            )
+        held = self._library.used_bytes() + promised_bytes - n_bytes
+        check_limit(name, n_bytes, held_bytes=held, max_bytes=self._max_bytes)
         self._library.ready()
         here = sum(_size(self._library.partial_path(part.name)) for part in order.parts)
         check_space(
@@ -313,9 +330,12 @@ class Fetcher:
             self._checksums.remember(path, order.parts[0].sha256)
         if self._checksums.sha256(path) != order.sha256:
             raise FetchError(f"{path.name} has another checksum than its parts.", remedy="Push it again.")
+        self._add(order)
+
+    def _add(self, order: FetchModel) -> None:
         self._library.add(
             LibraryFile(
-                name=path.name,
+                name=order.parts[0].name,
                 size_bytes=sum(part.size_bytes for part in order.parts),
                 sha256=order.sha256,
                 origin=order.origin,

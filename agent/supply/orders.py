@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import time
@@ -21,17 +21,20 @@ from moe2.agent.models.fit import check_architecture, memory_shortage, what_woul
 from moe2.agent.models.library import Library
 from moe2.agent.settings import AgentSettings, ModelSection
 from moe2.agent.supply.fetching import Fetcher
-from moe2.agent.supply.served import ServedFile, ServedModel, checked_section, said_of
+from moe2.agent.supply.pulling import Puller, PullRefusedError
+from moe2.agent.supply.served import ServedFile, ServedModel, checked_section, said_of, uses
 from moe2.agent.supply.sharing import Sharing
 from moe2.common.errors import CommandErrorCode, Moe2Error
 from moe2.common.gguf import GgufHeader, read_header
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import CommandAnswer, CommandOutcome
 from moe2.common.link.supply import (
+    DeleteFile,
     FetchModel,
     LendFile,
     ModelFile,
     ModelStore,
+    PullModel,
     ServeModel,
     SupplyOrder,
     WithdrawModel,
@@ -85,6 +88,11 @@ class Supply:
         self._capacity = capacity
         self.library = Library(settings.agent.state_dir, self._from.folder)
         self.fetcher = fetcher(self.library)
+        self._puller = Puller(
+            self._from, settings.agent.state_dir, pending_bytes=self.fetcher.pending_bytes, changed=changed
+        )
+        self.fetcher.others_bytes = self._puller.pending_bytes
+        self._settings = settings
         link = settings.coordinator
         pair = (link.certificate, link.key) if link.certificate and link.key else None
         self.sharing = Sharing(self._from, self.library, checksums, pair=pair)
@@ -93,6 +101,7 @@ class Supply:
             word.path: word.sha256 for word in self._served.read().values() if word.path is not None
         }
         self._orders: dict[str, asyncio.Task[None]] = {}
+        self._changing = asyncio.Lock()
         self._store = ModelStore(takes_orders=self._from.coordinator, max_bytes=self._from.max_bytes)
         self._not_kept: str | None = None
         self._look_again = asyncio.Event()
@@ -109,7 +118,13 @@ class Supply:
             replace(file, served_as=tuple(sorted(users.get(str(self.library.folder / file.name), ()))))
             for file in self._store.files
         )
-        return replace(self._store, files=files, fetching=self.fetcher.rows(), swapping=self._swapping())
+        return replace(
+            self._store,
+            files=files,
+            fetching=self.fetcher.rows(),
+            pulling=self._puller.rows(),
+            swapping=self._swapping(),
+        )
 
     def warnings(self) -> tuple[HealthWarning, ...]:
         """What is wrong with what is kept."""
@@ -150,6 +165,8 @@ class Supply:
             networks=networks,
             share=self.sharing.point(networks),
             takes_orders=self._from.coordinator,
+            pull_from=self._from.pull_from if self._from.coordinator else (),
+            deletes=self._from.coordinator and self._from.delete,
             max_bytes=self._from.max_bytes,
             free_bytes=self.library.free_bytes(),
             memory_free_bytes=host_free_bytes(),
@@ -213,6 +230,10 @@ class Supply:
                 work = self._fetch(order)
             case LendFile():
                 work = self._lend(order)
+            case PullModel():
+                work = self._pull(order)
+            case DeleteFile():
+                work = self._delete(order)
         task = self._orders[order.command_id] = asyncio.create_task(self._answered(order.command_id, work))
         task.add_done_callback(lambda _: self._orders.pop(order.command_id, None))
 
@@ -250,6 +271,11 @@ class Supply:
 
     async def _serve(self, order: ServeModel) -> None:
         self._check_allowed(order.name)
+        # No file is deleted between the look at it and the exchange.
+        async with self._changing:
+            await self._offered(order)
+
+    async def _offered(self, order: ServeModel) -> None:
         current = self._serving().get(order.name)
         section, sha256 = await self._section(order, current)
         if section == current and not self._swapping():
@@ -266,22 +292,66 @@ class Supply:
 
     async def _fetch(self, order: FetchModel) -> None:
         self._check_takes()
+        await self._brought(order.command_id, self.fetcher.fetch(order))
+
+    async def _pull(self, order: PullModel) -> None:
+        self._check_takes()
         try:
-            await self.fetcher.fetch(order)
+            await self._brought(order.command_id, self._puller.pull(order))
+        except PullRefusedError as error:
+            raise OrderRefusedError(CommandErrorCode.NOT_ALLOWED, error.message, remedy=error.remedy) from error
+
+    async def _brought(self, command_id: str, work: Coroutine[None, None, None]) -> None:
+        """Answers when a model has come. Raises `PullRefusedError`."""
+        try:
+            await work
+        except PullRefusedError:
+            raise
         except (Moe2Error, OSError) as error:
             self._answer(
                 CommandAnswer(
-                    command_id=order.command_id,
+                    command_id=command_id,
                     outcome=CommandOutcome.FAILED,
                     code=CommandErrorCode.FETCH_FAILED,
                     message=str(error),
                 )
             )
             return
-        # Looked at first: whoever waits for the answer finds the file in the report.
+        await self._folder_changed(command_id)
+
+    async def _folder_changed(self, command_id: str) -> None:
+        """Answers that it is done."""
+        # Looked at first: whoever waits for the answer finds the file in the report, or no longer.
         self._store = await in_daemon_thread(self._look)
         self._report_now()
-        self._answer(CommandAnswer(command_id=order.command_id, outcome=CommandOutcome.DONE))
+        self._answer(CommandAnswer(command_id=command_id, outcome=CommandOutcome.DONE))
+
+    async def _delete(self, order: DeleteFile) -> None:
+        self._check_takes()
+        if not self._from.delete:
+            raise OrderRefusedError(
+                CommandErrorCode.NOT_ALLOWED,
+                "models_from.delete is not set on this host.",
+                remedy="Set it in the agent's configuration, and restart the agent.",
+            )
+        async with self._changing:
+            if names := self._swapping():
+                raise OrderRefusedError(
+                    CommandErrorCode.BUSY, f"{', '.join(names)} is being exchanged.", remedy="Say it again afterwards."
+                )
+            await in_daemon_thread(partial(self._discard, order, tuple(self._serving().values())))
+        await self._folder_changed(order.command_id)
+
+    def _discard(self, order: DeleteFile, serving: Sequence[ModelSection]) -> None:
+        file = self.library.find(order.name)
+        if order.sha256 is not None and (file is None or file.sha256 != order.sha256):
+            raise OrderRefusedError(
+                CommandErrorCode.NOT_POSSIBLE,
+                f"{order.name} is not the file any more that was meant.",
+                remedy="Look what is there: `moe2-coordinator models show`.",
+            )
+        said = self.library.discard(order.name, uses(self._settings, self._served.read(), serving))
+        log.info("model_deleted", file=order.name, said=said)
 
     async def _lend(self, order: LendFile) -> None:
         await self.sharing.lend(order, asyncio.get_running_loop().time())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +107,19 @@ def choices(settings: AgentSettings, said: Mapping[str, ServedModel]) -> tuple[C
 def sections(settings: AgentSettings, said: Mapping[str, ServedModel]) -> tuple[ModelSection, ...]:
     """What this host serves."""
     return tuple(choice.section for choice in choices(settings, said) if choice.section is not None)
+
+
+def uses(
+    settings: AgentSettings, said: Mapping[str, ServedModel], serving: Iterable[ModelSection] = ()
+) -> dict[str, tuple[Path, ...]]:
+    """The files that models need, by the models' names: those of the configuration, those that the coordinator has
+    said, also where it does not win, and those that are served."""
+    found: dict[str, set[Path]] = {}
+    for section in (*settings.models, *serving):
+        found.setdefault(section.name, set()).update((section.path, *(one.path for one in section.lora)))
+    for name, word in said.items():
+        found.setdefault(name, set()).update(() if word.path is None else (Path(word.path),))
+    return {name: tuple(paths) for name, paths in found.items()}
 
 
 def lines(found: Sequence[Choice]) -> list[str]:

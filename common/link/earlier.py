@@ -36,7 +36,16 @@ from moe2.common.link.messages import (
 )
 from moe2.common.link.prompts import ChatMessage, ChatPrompt, TextPrompt
 from moe2.common.link.reports import ExpertReport, ExpertState
-from moe2.common.link.supply import FetchModel, LendFile, ServeModel, Ticket, TicketWanted, WithdrawModel
+from moe2.common.link.supply import (
+    DeleteFile,
+    FetchModel,
+    LendFile,
+    PullModel,
+    ServeModel,
+    Ticket,
+    TicketWanted,
+    WithdrawModel,
+)
 
 Spoken = Report | ToAgent | FromAgent | CommandAnswer | TicketWanted
 OPS_SINCE: dict[type[Spoken], int] = {
@@ -55,6 +64,8 @@ OPS_SINCE: dict[type[Spoken], int] = {
     WithdrawModel: 4,
     FetchModel: 4,
     LendFile: 4,
+    PullModel: 4,
+    DeleteFile: 4,
     Ticket: 4,
     TicketWanted: 4,
     CommandAnswer: 4,

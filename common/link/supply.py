@@ -1,8 +1,8 @@
 """The wire messages about models and their hosts: which files a host has, and what it serves of them.
 
-An agent takes these orders only where its report says so (`ModelStore.takes_orders`); agents of earlier releases send
-no `ModelStore` and are sent none of them. Each order is answered by one `CommandAnswer`, as the commands are that load
-and unload models.
+An agent takes these orders only where its report says so (`ModelStore.takes_orders`, `pull_from`, `deletes`); agents of
+earlier releases send no `ModelStore`, or none with that word in it, and are sent none of them. Each order is answered
+by one `CommandAnswer`, as the commands are that load and unload models.
 """
 
 from __future__ import annotations
@@ -47,6 +47,19 @@ class Fetching(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     source: Text = "coordinator"
 
 
+class Pulling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A model that a host pulls because the coordinator has said so (`PullModel`).
+
+    source: without what may be secret in it. size_bytes: None until the source has told it.
+    """
+
+    command_id: Text
+    file: Text
+    source: Annotated[str, Meta(max_length=2048)]
+    done_bytes: Count = 0
+    size_bytes: Count | None = None
+
+
 class SharePoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where neighbours may take files of a host's folder, with a ticket for each.
 
@@ -66,6 +79,8 @@ class ModelStore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     disk. max_bytes: what the folder may hold in all; None for no limit. memory_free_bytes: what can be had without
     swapping. Unknown is None. swapping: names of models that are being added, changed or removed. networks: the host's
     addresses with their networks, where it may take files from neighbours; share: where they may take its own.
+    pull_from: beginnings of the sources that the coordinator may have it pull from; deletes: whether it may have files
+    deleted. Both None from agents that know no such orders.
     """
 
     takes_orders: bool = False
@@ -77,6 +92,9 @@ class ModelStore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     swapping: Annotated[tuple[Text, ...], Meta(max_length=256)] = ()
     networks: Annotated[tuple[Text, ...], Meta(max_length=64)] = ()
     share: SharePoint | None = None
+    pulling: Annotated[tuple[Pulling, ...], Meta(max_length=MAX_FILES)] = ()
+    pull_from: Annotated[tuple[Annotated[str, Meta(max_length=2048)], ...], Meta(max_length=64)] | None = None
+    deletes: bool | None = None
 
 
 class ServeModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="serve_model"):
@@ -169,9 +187,30 @@ class LendFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     secret: Text
 
 
+class PullModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="pull_model"):
+    """Coordinator to agent: pull this model into your folder. Done when it is there and its checksums are right.
+
+    source: as people write it (`moe2.common.modelsource`). The same order again is the same pull.
+    """
+
+    command_id: Text
+    source: Annotated[str, Meta(max_length=2048)]
+
+
+class DeleteFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="delete_file"):
+    """Coordinator to agent: delete this model from your folder, or what has come of one that is not whole.
+
+    sha256: what it has to have; None for one that the agent has not reported.
+    """
+
+    command_id: Text
+    name: Text
+    sha256: Text | None = None
+
+
 TICKET_HEADER = "Moe2-Ticket"
 FILES_PATH = "/v1/files"
 """Where the listener for files answers; which file is meant, the ticket says."""
 
-SupplyOrder = ServeModel | WithdrawModel | FetchModel | LendFile
+SupplyOrder = ServeModel | WithdrawModel | FetchModel | LendFile | PullModel | DeleteFile
 """What an agent can be told about its models."""

@@ -46,7 +46,7 @@ from moe2.common.link.messages import (
     Welcome,
     WireMessage,
 )
-from moe2.common.link.supply import LendFile, ServeModel, Ticket, TicketWanted, WithdrawModel
+from moe2.common.link.supply import DeleteFile, LendFile, PullModel, ServeModel, Ticket, TicketWanted, WithdrawModel
 
 DEFAULT_MAX_FRAME_BYTES = 8 * 1024 * 1024
 SMALL_FRAME_BYTES = 64 * 1024
@@ -66,6 +66,8 @@ _SMALL = (
         Ticket,
         TicketWanted,
         LendFile,
+        PullModel,
+        DeleteFile,
     ),
 )
 MAX_BYTES_BY_KIND: dict[type[Any], int] = {

@@ -13,12 +13,12 @@ import msgspec
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from moe2.common.localsocket import STATUS_ROUTE
-from moe2.common.status import AgentRow, CoordinatorStatus, ModelOrderRow, PushRow
+from moe2.common.status import AgentRow, CoordinatorStatus, ModelOrderRow, PullRow, PushRow
 from moe2.common.terminal.commandline import Command, Commands, add_socket
 from moe2.common.terminal.figures import known, printable, size
 from moe2.common.terminal.output import Screen, say, say_json, tell
 from moe2.coordinator.cli.asking import ANSWER_S, asked
-from moe2.coordinator.http.paths import ORDERS_PATH, PUSHES_PATH
+from moe2.coordinator.http.paths import ORDERS_PATH, PULLS_PATH, PUSHES_PATH
 from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
 
 POLL_S = 0.5
@@ -55,6 +55,8 @@ def add_commands(commands: Commands[Command]) -> None:
     add_socket(show, DEFAULT_SOCKET_PATH)
     show.set_defaults(act=_show)
     _add_push(commands)
+    _add_pull(commands)
+    _add_delete(commands)
     for verb, description in _VERBS.items():
         summary = description.partition(".")[0]
         parser = commands.add_parser(
@@ -89,6 +91,76 @@ def _add_push(commands: Commands[Command]) -> None:
     push.add_argument("--no-wait", action="store_true", help="return when it has begun")
     add_socket(push, DEFAULT_SOCKET_PATH)
     push.set_defaults(act=_push)
+
+
+def _add_pull(commands: Commands[Command]) -> None:
+    pull = commands.add_parser(
+        "pull",
+        help="have hosts pull a model from the hub or an address",
+        description="Have hosts pull a model themselves, as `moe2-agent pull` does, from where pull_from in "
+        "[models_from] of their configuration allows. What was cut off goes on where it was, also when a host was away; "
+        "every file is compared with its checksum.",
+        exits={0: "it is on every host", 1: "refused, or not on every host; the reason is told"},
+        examples=(
+            "moe2-coordinator models pull hf:bartowski/Llama-3.2-1B-Instruct-GGUF/Llama-3.2-1B-Instruct-Q4_K_M.gguf o1",
+            "moe2-coordinator models pull https://models.example/small.gguf#sha256=… --all-matching 'board=orin'",
+        ),
+    )
+    pull.add_argument(
+        "source", metavar="SOURCE", help="hf:ORG/REPO/FILE.gguf[@REVISION], or https://…/FILE.gguf#sha256=…"
+    )
+    add_hosts(pull)
+    pull.add_argument("--no-wait", action="store_true", help="return when the hosts are told")
+    add_socket(pull, DEFAULT_SOCKET_PATH)
+    pull.set_defaults(act=_pull)
+
+
+def _add_delete(commands: Commands[Command]) -> None:
+    delete = commands.add_parser(
+        "delete",
+        help="delete a model's file on hosts",
+        description="Delete a file of hosts' folders of models, or what has come of one that is not whole. What is "
+        "served or named in [[models]] of a host stays, and so does all where its configuration does not say "
+        "delete = true.",
+        exits={0: "done on every host", 1: "refused, or not done on every host; the reason is told"},
+        examples=("moe2-coordinator models delete SmolLM2-135M-Instruct-Q4_K_M.gguf orin-1 orin-2",),
+    )
+    delete.add_argument("name", metavar="FILE", help="in the hosts' folders, or the beginning of its checksum")
+    add_hosts(delete)
+    delete.add_argument("--no-wait", action="store_true", help="return when the orders are given")
+    add_socket(delete, DEFAULT_SOCKET_PATH)
+    delete.set_defaults(act=_order, verb="delete")
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    """Has hosts pull a model and shows their progress. Raises `Moe2Error` where it is refused before a byte travels."""
+    word = {"source": arguments.source, "hosts": arguments.hosts, "matching": arguments.all_matching}
+    begun = _pulls(arguments.socket, msgspec.json.encode(word))
+    return 0 if arguments.no_wait else pull_to_its_end(arguments.socket, begun)
+
+
+@_goes_on()
+def pull_to_its_end(socket: Path, begun: Sequence[PullRow]) -> int:
+    """Shows the progress of pulls until all have ended; returns the exit code."""
+    ids = {row.command_id for row in begun}
+    with progress_bars() as bars:
+        tasks = {row.command_id: bars.add_task(printable(row.host), total=None) for row in begun}
+        while True:
+            rows = [row for row in _pulls(socket, None) if row.command_id in ids]
+            for row in rows:
+                bars.update(tasks[row.command_id], completed=row.done_bytes or 0, total=row.size_bytes)
+            if len(rows) < len(ids) or all(row.state in _ENDED for row in rows):
+                break
+            time.sleep(POLL_S)
+    for row in rows:
+        why = f"{row.state}. {printable(row.message or '')}".rstrip()
+        told = f"has {printable(row.file)} from {printable(row.source)}."
+        say(f"{printable(row.host)} {told}" if row.state == "done" else f"{printable(row.host)}: {why}")
+    return 0 if len(rows) == len(ids) and all(row.state == "done" for row in rows) else 1
+
+
+def _pulls(socket: Path, body: bytes | None) -> Sequence[PullRow]:
+    return msgspec.json.decode(asked(socket, PULLS_PATH, body), type=dict[str, tuple[PullRow, ...]])["pulls"]
 
 
 def _push(arguments: argparse.Namespace) -> int:
@@ -172,7 +244,7 @@ def _order(arguments: argparse.Namespace) -> int:
         "hosts": arguments.hosts,
         "matching": arguments.all_matching,
     }
-    if arguments.verb != "remove":
+    if arguments.verb in ("add", "set"):
         wanted |= {
             "file": arguments.file,
             "context_tokens": arguments.context,
@@ -205,7 +277,9 @@ def orders_to_their_ends(socket: Path, given: Sequence[ModelOrderRow]) -> int:
 
 def line(row: ModelOrderRow) -> str:
     """What became of an order, in a line."""
-    verb = {"add": "serves", "set": "serves", "remove": "no longer serves"}.get(row.verb, row.verb)
+    verb = {"add": "serves", "set": "serves", "remove": "no longer serves", "delete": "no longer has"}.get(
+        row.verb, row.verb
+    )
     if row.state == "done":
         return f"{printable(row.host)} {verb} {printable(row.model)}."
     why = printable(row.message or "")
@@ -235,6 +309,9 @@ def told(row: AgentRow) -> Iterator[str]:
         f"{printable(row.agent_name)}: {takes}; free: {known(store.free_bytes, size)} of disk, "
         f"{known(store.memory_free_bytes, size)} of memory."
     )
+    may = [f"pulls from {', '.join(map(printable, store.pull_from))}"] if store.pull_from else []
+    if may or store.deletes:
+        yield f"  when told to, {' and '.join([*may, *(['deletes files'] if store.deletes else [])])}"
     for expert in row.experts:
         yield f"  serves {printable(expert.model)} ({expert.state}), {(expert.file_sha256 or 'unknown')[:12]}"
     for file in store.files:
@@ -243,6 +320,9 @@ def told(row: AgentRow) -> Iterator[str]:
     for one in store.fetching:
         share = 100 * one.done_bytes / one.size_bytes if one.size_bytes else 0.0
         yield f"  fetches {printable(one.file)} from {printable(one.source)}: {share:.0f} % of {size(one.size_bytes)}"
+    for pull in store.pulling:
+        far = f"{size(pull.done_bytes)} of {known(pull.size_bytes, size)}"
+        yield f"  pulls {printable(pull.file)} from {printable(pull.source)}: {far}"
 
 
 def _rows(socket: Path, body: bytes | None) -> Sequence[ModelOrderRow]:

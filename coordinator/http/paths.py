@@ -50,6 +50,9 @@ ORDERS_PATH = "/v1/moe2/orders"
 PUSHES_PATH = "/v1/moe2/pushes"
 """Where an operator has files sent to hosts."""
 
+PULLS_PATH = "/v1/moe2/pulls"
+"""Where an operator has hosts pull models."""
+
 WISH_PATH = "/wishes"
 """A route of the local socket only, on which an operator says who sleeps and who stays awake."""
 _SHORTENED = (CHAT_PATH, COMPLETIONS_PATH, RESPONSES_PATH, EMBEDDINGS_PATH, MODELS_PATH)

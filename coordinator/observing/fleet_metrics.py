@@ -174,7 +174,9 @@ def _models(rows: tuple[AgentRow, ...]) -> Iterator[Metric]:
     memory = GaugeMetricFamily("moe2_fleet_memory_free_bytes", "Memory to be had without swapping.", labels=AGENT)
     held = GaugeMetricFamily("moe2_fleet_models_bytes", "Size of the models in the host's folder.", labels=AGENT)
     files = GaugeMetricFamily("moe2_fleet_models", "Models in the host's folder.", labels=AGENT)
-    missing = GaugeMetricFamily("moe2_fleet_models_fetching_bytes", "What is still to come of models.", labels=AGENT)
+    missing = GaugeMetricFamily(
+        "moe2_fleet_models_fetching_bytes", "What is still to come of models, as far as it is known.", labels=AGENT
+    )
     for row in rows:
         store, labels = row.models, [row.agent_name, row.agent_id]
         if store is None or not row.connected:
@@ -185,7 +187,9 @@ def _models(rows: tuple[AgentRow, ...]) -> Iterator[Metric]:
             memory.add_metric(labels, store.memory_free_bytes)
         held.add_metric(labels, sum(file.size_bytes for file in store.files))
         files.add_metric(labels, len(store.files))
-        missing.add_metric(labels, sum(one.size_bytes - one.done_bytes for one in store.fetching))
+        sent = sum(one.size_bytes - one.done_bytes for one in store.fetching)
+        pulled = sum(one.size_bytes - one.done_bytes for one in store.pulling if one.size_bytes is not None)
+        missing.add_metric(labels, sent + pulled)
     yield from (disk, memory, held, files, missing)
 
 

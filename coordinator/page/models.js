@@ -6,6 +6,7 @@ import { bytes, count } from "./format.js";
 
 const ORDERS = "/v1/moe2/orders";
 const PUSHES = "/v1/moe2/pushes";
+const PULLS = "/v1/moe2/pulls";
 const KEPT_S = 600;
 let mayOperate = false;
 
@@ -29,8 +30,9 @@ export function modelsOf(agent, fleet) {
     (store.files ?? []).map((file) => fileRow(agent, file, operates)),
     (store.swapping ?? []).length ? el("p", { class: "note" }, `Being exchanged: ${store.swapping.join(", ")}`) : null,
     (store.fetching ?? []).map((one) => fetchRow(one, (fleet.pushes ?? []).find((push) => push.agent_id === agent.agent_id && push.sha256 === one.sha256))),
+    (store.pulling ?? []).map(pullRow),
     troubles(agent, fleet),
-    operates ? el("p", {}, button("push", agent, "", "Send a model…")) : null,
+    operates ? el("p", { class: "note" }, button("push", agent, "", "Send a model…"), pullButton(agent)) : null,
   );
 }
 
@@ -42,6 +44,7 @@ function fileRow(agent, file, operates) {
     el("span", { title: `sha256 ${file.sha256}, from ${file.origin}` }, `${file.name} · ${bytes(file.size_bytes)}`),
     users.length ? ` · served as ${users.join(", ")}` : " · not served",
     operates && !users.length ? button("add", agent, file.name, "Serve…") : null,
+    operates && !users.length && agent.models.deletes ? button("delete", agent, file.name, "Delete…") : null,
     operates ? users.filter((name) => !(agent.models.swapping ?? []).includes(name)).flatMap((name) => changes(agent, name)) : null,
   );
 }
@@ -49,6 +52,22 @@ function fileRow(agent, file, operates) {
 function changes(agent, name) {
   const expert = (agent.experts ?? []).find((one) => one.model === name);
   return [button("set", agent, name, "Change…", expert), button("remove", agent, name, "Stop serving")];
+}
+
+function pullButton(agent) {
+  const from = agent.models.pull_from ?? [];
+  return from.length ? button("pull", agent, from.join(", "), "Pull a model…") : null;
+}
+
+function pullRow(one) {
+  const known = one.size_bytes !== null && one.size_bytes !== undefined;
+  return el(
+    "p",
+    { class: "pulling note" },
+    `pulls ${one.file} from ${one.source}: `,
+    known ? el("progress", { max: one.size_bytes, value: one.done_bytes ?? 0 }) : "not begun yet",
+    known ? ` ${one.size_bytes ? count((100 * (one.done_bytes ?? 0)) / one.size_bytes) : 0} %` : null,
+  );
 }
 
 function fetchRow(one, push) {
@@ -65,7 +84,7 @@ function fetchRow(one, push) {
 // What was refused or failed of late; it goes after a while, and with the next word about the same model or file.
 function troubles(agent, fleet) {
   const since = Date.now() / 1000 - KEPT_S;
-  const own = [...(fleet.model_orders ?? []), ...(fleet.pushes ?? [])].filter((row) => row.agent_id === agent.agent_id);
+  const own = [...(fleet.model_orders ?? []), ...(fleet.pushes ?? []), ...(fleet.pulls ?? [])].filter((row) => row.agent_id === agent.agent_id);
   const latest = new Map(own.map((row) => [row.model ?? row.file, row]));
   return [...latest.values()]
     .filter((row) => row.given_unix_s > since && ["refused", "failed"].includes(row.state))
@@ -88,7 +107,7 @@ export function listenForOrders() {
     if (!word) return;
     pressed.disabled = true;
     try {
-      await request(verb === "push" ? PUSHES : ORDERS, { body: word });
+      await request({ push: PUSHES, pull: PULLS }[verb] ?? ORDERS, { body: word });
     } catch (error) {
       window.alert(error.message);
     } finally {
@@ -99,6 +118,11 @@ export function listenForOrders() {
 
 function wordOf(verb, host, name, usual) {
   if (verb === "remove") return window.confirm(`Serve ${name} no longer on this host?`) ? { verb, name, hosts: [host] } : null;
+  if (verb === "delete") return window.confirm(`Delete ${name} from this host's disk?`) ? { verb, name, hosts: [host] } : null;
+  if (verb === "pull") {
+    const source = window.prompt(`hf:ORG/REPO/FILE.gguf or https://…/FILE.gguf#sha256=…; this host pulls from ${name}:`)?.trim();
+    return source ? { source, hosts: [host] } : null;
+  }
   if (verb === "push") {
     const path = window.prompt("Name of a file in the coordinator's push.folder:");
     return path ? { path, hosts: [host] } : null;

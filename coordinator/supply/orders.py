@@ -11,7 +11,8 @@ import structlog
 
 from moe2.common.errors import Moe2Error
 from moe2.common.link.messages import CommandAnswer, CommandOutcome, ToAgent
-from moe2.common.link.supply import CacheType, ModelFile, ServeModel, WithdrawModel
+from moe2.common.link.supply import CacheType, DeleteFile, ModelFile, ServeModel, WithdrawModel
+from moe2.common.modelsource import checked_name
 from moe2.common.status import AgentRow, ModelOrderRow
 from moe2.coordinator.supply.hosts import check_takes_orders, meant
 
@@ -22,6 +23,9 @@ MAX_KEPT_ORDERS = 500
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 
+Order = ServeModel | WithdrawModel | DeleteFile
+
+
 class SupplyError(Moe2Error):
     """An order that cannot be given."""
 
@@ -29,7 +33,8 @@ class SupplyError(Moe2Error):
 class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An order of an operator about one model.
 
-    verb: "add", "set" or "remove". Other fields as in `ServeModel`; None leaves what there is, or takes the default.
+    verb: "add", "set" or "remove"; "delete" for a file of hosts' folders, whose name or beginning of a checksum is then
+    `name`. Other fields as in `ServeModel`; None leaves what there is, or takes the default.
     """
 
     verb: str
@@ -65,7 +70,7 @@ class Orders:
 
     def want(self, wanted: Wanted) -> tuple[ModelOrderRow, ...]:
         """Gives the orders that an operator's word means. Raises `Moe2Error` before any of them is sent."""
-        if not _NAME.fullmatch(wanted.name):
+        if wanted.verb != "delete" and not _NAME.fullmatch(wanted.name):
             raise SupplyError(
                 f"{wanted.name!r} cannot be a model's name.",
                 remedy="It has 1 to 128 letters, digits or . _ : - characters.",
@@ -73,7 +78,10 @@ class Orders:
         hosts = meant(self._rows(), wanted.hosts, wanted.matching)
         for host in hosts:
             check_takes_orders(host)
-        orders = [(host, self._order(wanted, host)) for host in hosts]
+        orders = [
+            (host, _deletion(wanted.name, host) if wanted.verb == "delete" else self._order(wanted, host))
+            for host in hosts
+        ]
         if wanted.verb == "remove":
             self._check_aliases(wanted.name, hosts)
         _check_same_file([order for _, order in orders if isinstance(order, ServeModel)])
@@ -92,18 +100,18 @@ class Orders:
         """An agent's connection has ended. One whose link alone broke still answers when it is back."""
         for order in tuple(self._known.values()):
             if order.agent_id == agent_id and order.state == "running":
-                text = "The host was lost meanwhile. When it is back, say it again if it does not serve what you want."
+                text = "The host was lost meanwhile. When it is back, say it again if it is not as you want it."
                 self._note(msgspec.structs.replace(order, state="failed", message=text))
 
     def rows(self) -> tuple[ModelOrderRow, ...]:
         """The orders of late, the newest last."""
         return tuple(self._known.values())
 
-    def _give(self, wanted: Wanted, host: AgentRow, order: ServeModel | WithdrawModel) -> ModelOrderRow:
+    def _give(self, wanted: Wanted, host: AgentRow, order: Order) -> ModelOrderRow:
         row = ModelOrderRow(
             command_id=order.command_id,
             verb=wanted.verb,
-            model=wanted.name,
+            model=order.name,
             agent_id=host.agent_id,
             host=host.agent_name,
             state="running",
@@ -111,7 +119,7 @@ class Orders:
         )
         if not self._send(host.agent_id, order):
             row = msgspec.structs.replace(row, state="failed", message="The host is not connected any more.")
-        log.info("model_ordered", verb=wanted.verb, model=wanted.name, agent_id=host.agent_id)
+        log.info("model_ordered", verb=wanted.verb, model=order.name, agent_id=host.agent_id)
         self._note(row)
         return row
 
@@ -131,7 +139,7 @@ class Orders:
         if wanted.verb == "remove":
             return WithdrawModel(command_id=command_id, name=wanted.name)
         if wanted.verb not in ("add", "set"):
-            raise SupplyError(f"Nobody can {wanted.verb!r} a model.", remedy="Use add, set or remove.")
+            raise SupplyError(f"Nobody can {wanted.verb!r} a model.", remedy="Use add, set, remove or delete.")
         if wanted.verb == "add" and serves:
             raise SupplyError(f"{host.agent_name} serves {wanted.name} already.", remedy="Change it with set.")
         file = None
@@ -162,19 +170,50 @@ class Orders:
             )
 
 
+def _deletion(name: str, host: AgentRow) -> DeleteFile:
+    """The order to delete a file. Raises `Moe2Error` where the host would not, as far as its report tells."""
+    store = host.models
+    if store is None or store.deletes is None:
+        raise SupplyError(
+            f"The agent of {host.agent_name} is of a release that deletes nothing by order.",
+            remedy="Upgrade it, or use `moe2-agent remove` on that host.",
+        )
+    if not store.deletes:
+        raise SupplyError(
+            f"{host.agent_name} deletes nothing that the coordinator names.",
+            remedy="Set delete = true in [models_from] of the agent's configuration there, and restart the agent, or "
+            "use `moe2-agent remove` on that host.",
+        )
+    file = _found(store.files, name)
+    if file is not None and file.served_as:
+        raise SupplyError(
+            f"{file.name} is what {', '.join(file.served_as)} is served from on {host.agent_name}.",
+            remedy="Stop serving it first: `moe2-coordinator models remove`.",
+        )
+    command_id = f"model-{uuid.uuid4().hex}"
+    if file is not None:
+        return DeleteFile(command_id=command_id, name=file.name, sha256=file.sha256)
+    # What has come of a file that is not whole, hosts do not report.
+    return DeleteFile(command_id=command_id, name=checked_name(name))
+
+
+def _found(files: Sequence[ModelFile], name: str) -> ModelFile | None:
+    """A file by its name or the beginning of its checksum."""
+    by_name = [file for file in files if file.name == name]
+    by_sum = [file for file in files if len(name) >= 8 and file.sha256.startswith(name.lower())]
+    return next(iter(by_name or by_sum), None)
+
+
 def _file(host: AgentRow, name: str) -> ModelFile:
     """A file in the host's folder, by its name or the beginning of its checksum. Raises `SupplyError`."""
     files = host.models.files if host.models else ()
-    by_name = [file for file in files if file.name == name]
-    by_sum = [file for file in files if len(name) >= 8 and file.sha256.startswith(name.lower())]
-    found = by_name or by_sum
-    if not found:
+    if (found := _found(files, name)) is None:
         there = ", ".join(file.name for file in files) or "none"
         raise SupplyError(
             f"{host.agent_name} has no file {name!r}; it has {there}.",
             remedy="Push it first (`moe2-coordinator models push`), or name another one with --file.",
         )
-    return found[0]
+    return found
 
 
 def _check_same_file(orders: Sequence[ServeModel]) -> None:

@@ -47,12 +47,15 @@ from moe2.common.link.messages import (
 from moe2.common.link.prompts import ChatMessage, ChatPrompt, TextPrompt, Tool, ToolCall
 from moe2.common.link.reports import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
 from moe2.common.link.supply import (
+    DeleteFile,
     Fetching,
     FetchModel,
     FilePart,
     LendFile,
     ModelFile,
     ModelStore,
+    Pulling,
+    PullModel,
     ServeModel,
     Ticket,
     TicketWanted,
@@ -252,6 +255,20 @@ SAMPLES: dict[str, WireMessage] = {
             swapping=("smollm2",),
         ),
     ),
+    "report.pulls": Report(
+        seq=4,
+        host=SMALLEST_HOST,
+        experts=(),
+        models=ModelStore(
+            takes_orders=True,
+            pulling=(
+                Pulling(command_id="c-9", file="b.gguf", source="hf:org/repo/b.gguf", done_bytes=5, size_bytes=10),
+                Pulling(command_id="c-10", file="c.gguf", source="https://models.example/c.gguf?…"),
+            ),
+            pull_from=("hf:", "https://models.example/"),
+            deletes=True,
+        ),
+    ),
     "report.vectors": Report(
         seq=4,
         host=SMALLEST_HOST,
@@ -401,6 +418,9 @@ SAMPLES: dict[str, WireMessage] = {
     ),
     "ticket_wanted.alone": TicketWanted(command_id="c-7", part=0, alone=True),
     "lend_file": LendFile(command_id="c-8", sha256="ab" * 32, part=1, size_bytes=1_000_000, secret="s3cret"),
+    "pull_model": PullModel(command_id="c-9", source="hf:org/repo/b.gguf@main"),
+    "delete_file": DeleteFile(command_id="c-11", name="small.gguf", sha256="ab" * 32),
+    "delete_file.smallest": DeleteFile(command_id="c", name="m.gguf"),
     "withdraw_model": WithdrawModel(command_id="c-6", name="smollm2"),
     "wake_neighbour": WakeNeighbour(command_id="c-4", mac="3c:6d:66:01:02:03", network="192.168.1.0/24"),
     "command_answer": CommandAnswer(

@@ -14,8 +14,8 @@ from moe2.agent.models import download
 from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.library import Library
 from moe2.agent.models.pulling import Pull, supply_of
-from moe2.agent.models.source import source_of
 from moe2.agent.supply import fetching
+from moe2.common.modelsource import source_of
 from tests.fakes.badline import BadLine, Fault, bad_line
 from tests.fakes.fleet import fleet
 from tests.fakes.hub import FakeHub, serving
@@ -51,7 +51,7 @@ async def test_a_push_goes_on_with_the_byte_that_it_had(tmp_path: Path, monkeypa
     source = write_gguf(tmp_path / "big.gguf", body=os.urandom(6_000_000))
     async with fleet(tmp_path, push=OPEN, models_from=TAKES) as running:
         await taking(running, "one")
-        pushes = running.coordinator._pushes
+        pushes = running.coordinator._supply.pushes
         assert pushes.port is not None
         async with bad_line(pushes.port, *BROKEN) as line:
             pushes.port = line.port
@@ -67,7 +67,7 @@ async def test_a_neighbours_line_that_is_cut_is_left_and_what_it_brought_is_kept
     async with fleet(tmp_path, agents=("one", "two"), push=OPEN, models_from=SHARES) as running:
         await taking(running, "one", "two")
         await ended(running, await push(running, source, "one"))
-        pushes, sharing = running.coordinator._pushes, running.agents["one"]._supply.sharing
+        pushes, sharing = running.coordinator._supply.pushes, running.agents["one"]._supply.sharing
         assert pushes.port is not None
         assert sharing.port is not None
         async with bad_line(sharing.port, Fault(after_bytes=1_500_000)) as near, bad_line(pushes.port) as far:

@@ -17,7 +17,7 @@ import structlog
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.choosing.request import Budgets
 from moe2.coordinator.http.access.auth import OPEN, ROUTES
-from moe2.coordinator.http.paths import EVENTS_PATH, ORDERS_PATH, PUSHES_PATH
+from moe2.coordinator.http.paths import EVENTS_PATH, ORDERS_PATH, PULLS_PATH, PUSHES_PATH
 from moe2.coordinator.keys.keys import Scope
 from moe2.coordinator.keys.store import KeyFile
 from tests.coordinator.keys.keys import add_key, revoke
@@ -135,6 +135,7 @@ WRITERS = (
     "/v1/messages",
     "/v1/messages/count_tokens",
 )
+OPERATORS = (ORDERS_PATH, PUSHES_PATH, PULLS_PATH)
 KEPT = ("/v1/responses/resp_1", "/v1/responses/resp_1/input_items")
 
 
@@ -171,10 +172,10 @@ async def test_without_a_key_only_health_and_the_bare_page_are_open(tmp_path: Pa
 @pytest.mark.parametrize(
     ("scopes", "forbidden"),
     [
-        ((Scope.INFER,), {"/v1/moe2/fleet", "/v1/moe2/ledger", EVENTS_PATH, "/metrics", ORDERS_PATH, PUSHES_PATH}),
+        ((Scope.INFER,), {"/v1/moe2/fleet", "/v1/moe2/ledger", EVENTS_PATH, "/metrics", *OPERATORS}),
         (
             (Scope.OBSERVE,),
-            {*WRITERS, *KEPT, "/v1/moe2/plan", "/v1/moe2/feedback", ORDERS_PATH, PUSHES_PATH},
+            {*WRITERS, *KEPT, "/v1/moe2/plan", "/v1/moe2/feedback", *OPERATORS},
         ),
         (tuple(Scope), set()),
     ],

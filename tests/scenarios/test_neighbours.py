@@ -38,7 +38,7 @@ def bytes_at(root: Path, host: str, name: str = "big.gguf") -> bytes:
 def sent_by_coordinator(running: Fleet) -> list[int]:
     """Counts the bytes that go out at the coordinator's listener from now on; one entry for each chunk."""
     counted: list[int] = []
-    pushes = running.coordinator._pushes
+    pushes = running.coordinator._supply.pushes
     sent = pushes.sent
 
     def counting(push: Any, part: int, until_bytes: int) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,6 +33,8 @@ from tests.coordinator.receipts import agent_row, line, receipt, status
 from tests.fakes.browser import Browser, chromium
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import FAKE_EXPERT, fleet
+from tests.fakes.hub import FakeHub, serving
+from tests.gguf import write_gguf
 from tests.scenarios.test_supply import TAKES, stock, stocked
 
 pytestmark = pytest.mark.slow
@@ -754,6 +759,58 @@ async def test_models_are_shown_and_served_by_a_button_where_the_key_may_operate
             browser.until("document.querySelector('[data-file=\"new.gguf\"]').innerText.includes('not served')")
 
         await visit(check)
+
+
+async def test_models_are_pulled_and_deleted_by_buttons_where_the_host_allows_it(
+    tmp_path: Path, browser: Browser
+) -> None:
+    """A pull is seen while it comes and when it is refused; what is served has no button that deletes it."""
+    _, operator = add_key(KeyFile(tmp_path), 1, scopes=tuple(Scope))
+    source = write_gguf(tmp_path / "big.gguf", body=bytes(2_000_000))
+    stock(tmp_path, "one", "new.gguf")
+    stock(tmp_path, "two", "other.gguf")
+    async with serving(FakeHub({"big.gguf": source}, stalls=True)) as hub:
+        allowed = {**TAKES, "pull_from": [f"{hub.storage}/"], "delete": True}
+        async with fleet(tmp_path, api={"keys": "required"}, models_from=allowed) as running:
+            await running.start_agent("two", models_from=TAKES)
+            await running.until(ready=2)
+            await stocked(running, "one", "new.gguf")
+            await stocked(running, "two", "other.gguf")
+            address = f"{hub.storage}/big.gguf?key=hush#sha256={hashlib.sha256(source.read_bytes()).hexdigest()}"
+
+            def say(verb: str, typed: str) -> None:
+                browser.js(f"[window.prompt = (text) => (window.question = text, {json.dumps(typed)})].length")
+                browser.js(f"document.querySelector('button[data-verb={verb}]').click()")
+
+            def check() -> None:
+                browser.driver.get(running.coordinator.api_url)
+                browser.until("document.querySelector('#key-dialog').open")
+                browser.type("#key", operator)
+                browser.press(ENTER)
+                browser.until("document.querySelector('button[data-verb=pull]') !== null")
+                assert browser.js("document.querySelectorAll('button[data-verb=pull]').length") == 1
+                assert browser.js("document.querySelectorAll('button[data-verb=delete]').length") == 1
+                browser.js("[window.said = [], window.alert = (text) => window.said.push(text)].length")
+                say("pull", "hf:org/repo/a.gguf")
+                browser.until("window.said.length === 1")
+                assert f"pulls from {hub.storage}/ when it is told to" in str(browser.js("window.said[0]"))
+                assert f"this host pulls from {hub.storage}/" in str(browser.js("window.question"))
+                say("pull", address)
+                browser.until("document.querySelector('.models .pulling progress')?.value > 0")
+                told = browser.text(".models .pulling")
+                assert told.startswith(f"pulls big.gguf from {hub.storage}/big.gguf?…: ")
+                assert "hush" not in str(browser.js("document.documentElement.outerHTML"))
+                if folder := os.environ.get("MOE2_SCREENSHOTS"):
+                    for width in (1400, 390):
+                        browser.driver.set_window_size(width, 1000)
+                        browser.js("document.querySelector('.models').scrollIntoView()")
+                        browser.driver.save_screenshot(f"{folder}/models-{width}.png")
+                browser.js("[window.confirm = () => true].length")
+                browser.js("document.querySelector('button[data-verb=delete]').click()")
+                browser.until("document.querySelector('[data-file=\"new.gguf\"]') === null")
+
+            await visit(check)
+            assert not (tmp_path / "one/models/new.gguf").exists()
 
 
 class FakeCoordinator:

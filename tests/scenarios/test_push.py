@@ -143,7 +143,7 @@ async def test_a_ticket_opens_nothing_twice_or_for_anybody_else(tmp_path: Path) 
         tmp_path, agents=("one", "two"), push={**OPEN, "max_bytes_per_s": 400_000}, models_from=TAKES
     ) as run:
         await taking(run, "one", "two")
-        pushes, one, two = run.coordinator._pushes, run.agents["one"], run.agents["two"]
+        pushes, one, two = run.coordinator._supply.pushes, run.agents["one"], run.agents["two"]
         one_id = row_of(run, "one").agent_id
         url = f"http://127.0.0.1:{pushes.port}{FILES_PATH}"
         ids = await push(run, source, "one")
@@ -217,7 +217,7 @@ async def test_a_file_that_changes_while_it_is_sent_is_thrown_away(tmp_path: Pat
 async def test_over_the_api_only_files_of_the_folder_are_sent(tmp_path: Path) -> None:
     """Names of it, no paths; and only for a key that may operate."""
     async with fleet(tmp_path, push=OPEN, models_from=TAKES) as running:
-        pushes = running.coordinator._pushes
+        pushes = running.coordinator._supply.pushes
         for text in ("/etc/passwd", "../a.gguf", "a.gguf"):
             with pytest.raises(Exception, match=r"push\.folder"):
                 pushes._path(text, is_local=False)

@@ -28,7 +28,7 @@ async def test_a_push_travels_over_the_tls_of_the_link(tmp_path: Path) -> None:
         [row] = await ended(running, await push(running, source, "one"))
         assert row.state == "done"
         assert (tmp_path / "one/models/big.gguf").read_bytes() == source.read_bytes()
-        address = f"127.0.0.1:{running.coordinator._pushes.port}{FILES_PATH}"
+        address = f"127.0.0.1:{running.coordinator._supply.pushes.port}{FILES_PATH}"
         async with aiohttp.ClientSession() as session:
             with pytest.raises(aiohttp.ClientError):
                 await session.get(f"http://{address}")
@@ -66,7 +66,7 @@ async def test_an_agent_without_a_certificate_gets_nothing_where_one_is_asked_fo
     tls = {"tls": {**authority.issue(), "client_ca": authority.ca_file}}
     async with fleet(tmp_path, agents=(), listener=tls, push=OPEN) as running:
         context = client_context(ca_file=authority.ca_file, certificate=None, key=None)
-        url = f"https://127.0.0.1:{running.coordinator._pushes.port}{FILES_PATH}"
+        url = f"https://127.0.0.1:{running.coordinator._supply.pushes.port}{FILES_PATH}"
         async with aiohttp.ClientSession() as session:
             with pytest.raises(aiohttp.ClientError):
                 await session.get(url, ssl=context)

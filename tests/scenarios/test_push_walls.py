@@ -18,7 +18,7 @@ from tests.scenarios.test_supply import TAKES
 
 def url_of(running: Fleet) -> str:
     """The address of the listener for files."""
-    return f"http://127.0.0.1:{running.coordinator._pushes.port}"
+    return f"http://127.0.0.1:{running.coordinator._supply.pushes.port}"
 
 
 async def test_a_header_that_does_not_come_ends_the_connection(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ async def test_a_ticket_of_any_bytes_is_refused(tmp_path: Path) -> None:
         await taking(running, "one")
         ids = await push(running, source, "one")
         await running.until_status(lambda status: status.pushes[0].done_bytes > 0)
-        pushes, [row] = running.coordinator._pushes, running.coordinator.status().agents
+        pushes, [row] = running.coordinator._supply.pushes, running.coordinator.status().agents
         pushes._tickets.issue("mine", row.agent_id, ids[0], 0, asyncio.get_running_loop().time())
         papers = "".join(f"{name}: {value}\r\n" for name, value in running.agents["one"]._papers.headers().items())
         async with connected(url_of(running)) as (reader, writer):

@@ -70,6 +70,7 @@ ROUTES: dict[str, frozenset[Scope]] = {
     paths.METRICS_PATH: OBSERVE,
     paths.ORDERS_PATH: OPERATE,
     paths.PUSHES_PATH: OPERATE,
+    paths.PULLS_PATH: OPERATE,
 }
 """The scopes of which a key must have one, by the route's pattern. `OPEN`: no key is asked for."""
 

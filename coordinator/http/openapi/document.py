@@ -46,6 +46,7 @@ from moe2.coordinator.ledger.report import By, SumRow
 from moe2.coordinator.observing.fleet_view import AgentState
 from moe2.coordinator.serving.receipt import Receipt
 from moe2.coordinator.supply.orders import Wanted
+from moe2.coordinator.supply.pulls import PullWanted
 from moe2.coordinator.supply.pushes import PushWanted
 
 _ERROR = json_object(
@@ -158,6 +159,7 @@ _SCHEMAS: dict[str, Schema] = {
     **OLLAMA_SCHEMAS,
     "LlamaServerAnswer": {"type": "object"},
     "Pushes": json_object({"pushes": {"type": "array", "items": ref("PushRow")}}),
+    "Pulls": json_object({"pulls": {"type": "array", "items": ref("PullRow")}}),
     "ModelOrders": json_object({"orders": {"type": "array", "items": ref("ModelOrderRow")}}),
     "Error": _ERROR,
     "ChatAnswer": _answer("chat.completion", {"message": _MESSAGE}),
@@ -308,11 +310,20 @@ _OPERATIONS = (
         BODY_ERRORS,
         ref("PushWanted"),
     ),
+    Operation("get", paths.PULLS_PATH, "Models that hosts were told to pull.", {JSON: ref("Pulls")}),
+    Operation(
+        "post",
+        paths.PULLS_PATH,
+        "Have hosts pull a model from where their configuration allows.",
+        {JSON: ref("Pulls")},
+        BODY_ERRORS,
+        ref("PullWanted"),
+    ),
     Operation("get", paths.ORDERS_PATH, "Orders of late about models and hosts.", {JSON: ref("ModelOrders")}),
     Operation(
         "post",
         paths.ORDERS_PATH,
-        "Say which host serves which model.",
+        "Say which host serves which model, or have a file deleted.",
         {JSON: ref("ModelOrders")},
         BODY_ERRORS,
         ref("Wanted"),
@@ -401,7 +412,7 @@ def _components() -> dict[str, Schema]:
         FeedbackRequest,
         *OLLAMA_BODIES,
     )
-    structs = (*bodies, Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow, Wanted, PushWanted)
+    structs = (*bodies, Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow, Wanted, PushWanted, PullWanted)
     _, found = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     for body in bodies:
         properties, required = found[body.__name__]["properties"], found[body.__name__]["required"]

@@ -11,23 +11,26 @@ from moe2.common.errors import Moe2Error
 from moe2.coordinator.http.access.parsing import BODY
 from moe2.coordinator.http.body.decode import json_object
 from moe2.coordinator.http.errors import ApiError, invalid
-from moe2.coordinator.http.paths import ORDERS_PATH, PUSHES_PATH, WISH_PATH
+from moe2.coordinator.http.paths import ORDERS_PATH, PULLS_PATH, PUSHES_PATH, WISH_PATH
 from moe2.coordinator.provisioning.keeper import Keeper
-from moe2.coordinator.supply.orders import Orders, Wanted
-from moe2.coordinator.supply.pushes import Pushes, PushWanted
+from moe2.coordinator.supply.desk import SupplyDesk
+from moe2.coordinator.supply.orders import Wanted
+from moe2.coordinator.supply.pulls import PullWanted
+from moe2.coordinator.supply.pushes import PushWanted
 
 WordT = TypeVar("WordT")
 
 
 class OrdersRoute:
-    """Gives orders about models and sends files, and tells what became of those of late.
+    """Gives orders about models, sends files and has some pulled, and tells what became of those of late.
 
     is_local: the routes are of the local socket, whose users may send any file that the coordinator can read.
     """
 
-    def __init__(self, orders: Orders, pushes: Pushes, *, is_local: bool = False) -> None:
-        self._orders = orders
-        self._pushes = pushes
+    def __init__(self, desk: SupplyDesk, *, is_local: bool = False) -> None:
+        self._orders = desk.orders
+        self._pushes = desk.pushes
+        self._pulls = desk.pulls
         self._is_local = is_local
 
     def add_to(self, app: web.Application) -> None:
@@ -36,6 +39,8 @@ class OrdersRoute:
         app.router.add_get(ORDERS_PATH, self._tell)
         app.router.add_post(PUSHES_PATH, self._push)
         app.router.add_get(PUSHES_PATH, self._tell_pushes)
+        app.router.add_post(PULLS_PATH, self._pull)
+        app.router.add_get(PULLS_PATH, self._tell_pulls)
 
     async def _want(self, http: web.Request) -> web.Response:
         wanted = await _read(http, Wanted)
@@ -58,6 +63,17 @@ class OrdersRoute:
 
     async def _tell_pushes(self, _: web.Request) -> web.Response:
         return _answer({"pushes": self._pushes.rows()})
+
+    async def _pull(self, http: web.Request) -> web.Response:
+        wanted = await _read(http, PullWanted)
+        try:
+            begun = self._pulls.want(wanted)
+        except Moe2Error as error:
+            raise _refused(error) from error
+        return _answer({"pulls": begun})
+
+    async def _tell_pulls(self, _: web.Request) -> web.Response:
+        return _answer({"pulls": self._pulls.rows()})
 
 
 async def _read(http: web.Request, kind: type[WordT]) -> WordT:

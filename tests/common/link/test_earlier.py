@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Union
 
 import msgpack
 import msgspec
@@ -22,7 +23,8 @@ from moe2.common.link.messages import (
 from moe2.common.link.prompts import ChatMessage, ChatPrompt, TextPrompt
 from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.link.session import AgentSession, CoordinatorSession, JobMessage, NotSent, Opened, Session
-from moe2.common.link.wire import wire_codec
+from moe2.common.link.supply import ModelStore
+from moe2.common.link.wire import Codec, wire_codec
 from tests.common.samples import HELLO, SAMPLES, SMALLEST_HOST, WELCOME
 from tests.fakes.version1 import OPS, STATES, Version1Codec
 
@@ -208,3 +210,40 @@ def test_a_peer_of_protocol_1_does_not_know_of_enrolment() -> None:
     welcome = wire_codec().decode(bytes.fromhex(RECORDED["welcome"]))
     assert isinstance(welcome, Welcome)
     assert not welcome.enrolled
+
+
+ORDERS_OF_LATE = ("pull_model", "delete_file")
+"""Ops of this protocol that agents tell of in their reports, as earlier ones of it do not know them."""
+
+
+@pytest.mark.parametrize("name", ORDERS_OF_LATE)
+def test_an_agent_that_does_not_know_an_order_says_so_and_goes_on(name: str) -> None:
+    """Builds of protocol 4 before these orders: the session stays, and jobs are read as before."""
+    known = tuple(kind for kind in WireMessage.__args__ if kind.__struct_config__.tag not in ORDERS_OF_LATE)
+    agent, coordinator = opened((1, PROTOCOL_VERSION), PROTOCOL_VERSION)
+    agent._codec = Codec(Union[known])  # noqa: UP007 - a union of a tuple
+    for message in (JOB_MESSAGES[name], JOB_MESSAGES["cancel"]):
+        coordinator.send(message)
+    heard = [event for frame in coordinator.take_frames() for event in agent.receive(frame, 0.0)]
+    assert [getattr(event, "message", None) for event in heard] == [JOB_MESSAGES["cancel"]]
+    assert agent.closed is None
+    told = [event for frame in agent.take_frames() for event in coordinator.receive(frame, 0.0)]
+    assert coordinator.closed is None, told
+
+
+def test_an_earlier_coordinator_reads_a_report_with_pulls_in_it() -> None:
+    """What it does not know it passes over."""
+    fields = [field for field in msgspec.structs.fields(ModelStore) if field.name not in LATE_FIELDS]
+    former = msgspec.defstruct("Former", [(one.name, one.type, one.default) for one in fields])
+    frame = wire_codec().encode(SAMPLES["report.pulls"])
+    content = msgspec.convert(msgpack.unpackb(frame)["models"], former)
+    assert msgspec.to_builtins(content)["takes_orders"] is True
+
+
+LATE_FIELDS = ("pulling", "pull_from", "deletes")
+
+
+def test_a_report_of_an_earlier_agent_says_nothing_of_pulls() -> None:
+    """Unknown is not the same as not allowed."""
+    store = msgspec.convert({"takes_orders": True}, ModelStore)
+    assert (store.pull_from, store.deletes, store.pulling) == (None, None, ())
