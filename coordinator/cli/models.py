@@ -98,7 +98,7 @@ def _add_pull(commands: Commands[Command]) -> None:
         "pull",
         help="have hosts pull a model from the hub or an address",
         description="Have hosts pull a model themselves, as `moe2-agent pull` does, from where pull_from in "
-        "[models_from] of their configuration allows. What was cut off goes on where it was, also when a host was away; "
+        "[models_from] of their configuration allows. What was cut off goes on, also when a host was away; "
         "every file is compared with its checksum.",
         exits={0: "it is on every host", 1: "refused, or not on every host; the reason is told"},
         examples=(
