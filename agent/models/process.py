@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 from pathlib import Path
-from time import monotonic
 
 import msgspec
 
@@ -74,13 +73,19 @@ async def _run(errand: Errand) -> None:
         raise Moe2Error(f"{source} is not among models_from.pull_from.")
     is_of_hub = isinstance(source, HubSource)
     token = read_secret(Path(errand.hub_token_file)) if is_of_hub and errand.hub_token_file is not None else None
-    state_dir, told_s = Path(errand.state_dir), 0.0
+    state_dir = Path(errand.state_dir)
+    latest = Word()
 
     def progress(done_bytes: int, size_bytes: int) -> None:
-        nonlocal told_s
-        if (now_s := monotonic()) - told_s >= TELL_EVERY_S or done_bytes == size_bytes:
-            told_s = now_s
-            _tell(Word(done_bytes=done_bytes, size_bytes=size_bytes))
+        nonlocal latest
+        latest = Word(done_bytes=done_bytes, size_bytes=size_bytes)
+
+    async def tell_progress() -> None:
+        told = latest
+        while True:
+            await asyncio.sleep(TELL_EVERY_S)
+            if latest != told:
+                _tell(told := latest)
 
     pull = Pull(
         Library(state_dir, Path(errand.folder) if errand.folder is not None else None),
@@ -92,7 +97,12 @@ async def _run(errand: Errand) -> None:
         max_bytes=errand.max_bytes,
         pending_bytes=errand.pending_bytes,
     )
-    await pull.run()
+    telling = asyncio.create_task(tell_progress())
+    try:
+        await pull.run()
+    finally:
+        telling.cancel()
+    _tell(latest)
     _tell(Word(is_done=True))
 
 

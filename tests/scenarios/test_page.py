@@ -766,7 +766,7 @@ async def test_models_are_pulled_and_deleted_by_buttons_where_the_host_allows_it
 ) -> None:
     """A pull is seen while it comes and when it is refused; what is served has no button that deletes it."""
     _, operator = add_key(KeyFile(tmp_path), 1, scopes=tuple(Scope))
-    source = write_gguf(tmp_path / "big.gguf", body=bytes(2_000_000))
+    source = write_gguf(tmp_path / "big.gguf", body=bytes(4_000_000))
     stock(tmp_path, "one", "new.gguf")
     stock(tmp_path, "two", "other.gguf")
     async with serving(FakeHub({"big.gguf": source}, stalls=True)) as hub:

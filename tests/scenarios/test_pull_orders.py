@@ -237,6 +237,7 @@ async def test_a_file_that_is_used_is_never_deleted(tmp_path: Path) -> None:
     models = [{"name": "mine", "path": other, "load": "on_demand"}]
     async with fleet(tmp_path, agents=(), models_from=pulls_from()) as running:
         await running.start_agent("one", models=models, models_from=pulls_from())
+        await taking(running, "one")
         await stocked(running, "one", "own.gguf")
         [kept] = await order(running, "delete", "own.gguf", "one")
         assert (kept.state, "is what mine is served from" in (kept.message or "")) == ("refused", True)
