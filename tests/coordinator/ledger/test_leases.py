@@ -161,6 +161,15 @@ def test_what_others_hold_is_known_for_a_moment_after_the_answer() -> None:
     assert not lease.is_fresh(100.0 + FRESH_S)
 
 
+def test_a_lease_is_renewed_once_half_of_its_time_is_over() -> None:
+    """Wherever the clock stands; what is there is not asked for again, and a part of a microjoule counts."""
+    lease = Lease(100_000).took(Answer(5000, 0), 1000.0).needs(10)
+    assert lease.renewal(0, 1000.0 + 0.4 * LEASE_S, 1) is None
+    assert lease.renewal(0, 1000.0 + 0.6 * LEASE_S, 1) is not None
+    assert lease.draw(0, 10, 1000.0, 1).least == 0
+    assert microjoules(4e-7) == 1
+
+
 def test_a_lease_that_is_used_up_at_its_end_asks_for_nothing() -> None:
     """There is nothing to give back of a lease that is used up."""
     assert Lease(1000).took(Answer(100, 0), 5.0).renewal(100, 5.0 + LEASE_S, 2) is None
