@@ -2,7 +2,8 @@
 
 While an answer is written, others come, and their prompts take the model away for a while. Who chooses an expert cannot
 know them. Two lines are fitted to the answers of the run itself, each judged on answers that it was not fitted to: one
-on what is known when a request comes, one that also knows, in hindsight, which prompts were computed beside it.
+on what can be known when a request comes (what is left of others' prompts, and of their answers where clients have said
+how long these may be), one that also knows, in hindsight, which prompts were computed beside it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def bounds(answers: Sequence[Answered]) -> Bounds:
     for one, terms, others in zip(answers, own, beside, strict=True):
         running = [other for other in others if other is not one and other.began_s < one.began_s]
         left = sum(_prompt_after(other, one.began_s, other.first_s) for other in running)
-        known.append((*terms, len(running) * one.prompt_tokens, len(running) * one.decoded_tokens, left))
+        together = sum(min(_answer_after(other, one.began_s), one.decoded_tokens) for other in running)
+        known.append((*terms, len(running) * one.prompt_tokens, len(running) * one.decoded_tokens, left, together))
         theirs = sum(_prompt_after(other, one.began_s, one.ended_s) for other in others if other is not one)
         hindsight.append((*terms, theirs))
     return Bounds(_median_error_pct(np.array(known), seconds), _median_error_pct(np.array(hindsight), seconds))
@@ -61,6 +63,12 @@ def _prompt_after(other: Answered, start_s: float, end_s: float) -> float:
     prefill_s = max(other.first_s - other.began_s, 1e-9)
     within_s = max(0.0, min(other.first_s, end_s) - max(other.began_s, start_s))
     return other.prompt_tokens * within_s / prefill_s
+
+
+def _answer_after(other: Answered, start_s: float) -> float:
+    """Return the tokens of the other's answer that were still to be written at a time before its end."""
+    decode_s = max(other.ended_s - other.first_s, 1e-9)
+    return other.decoded_tokens * min(1.0, (other.ended_s - start_s) / decode_s)
 
 
 def _median_error_pct(terms: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) -> float:

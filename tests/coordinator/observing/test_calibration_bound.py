@@ -32,3 +32,19 @@ def test_prompts_that_come_later_are_known_in_hindsight_only() -> None:
     together = bounds(_answers(overlapping=True))
     assert together.known_pct > 5.0
     assert together.hindsight_pct < 1.0
+
+
+def test_what_those_at_work_have_still_to_write_is_known() -> None:
+    """A request is slowed for as long as the one that it finds goes on writing."""
+    random, answers, began_s, left = Random(2), [], 0.0, 0.0
+    former_ended_s = 0.0
+    for _ in range(100):
+        decoded = random.randint(20, 100)
+        first_s = began_s + 0.1
+        ended_s = first_s + _DECODE_S * (decoded + min(left, decoded))
+        answers.append(Answered(began_s, first_s, ended_s, 100, decoded))
+        # The next one finds it alone, at a share of what it writes.
+        largest = (ended_s - max(first_s, former_ended_s)) / (ended_s - first_s)
+        share = max(0.0, random.uniform(0.0, largest))
+        began_s, left, former_ended_s = ended_s - share * (ended_s - first_s), share * decoded, ended_s
+    assert bounds(answers).known_pct < 1.0
