@@ -172,8 +172,9 @@ class AgentChecks:
                 return Checked((message,))
             case Report():
                 told, faults = sound_report(message, self._former)
+                if self._former is None or told.experts is not self._former.experts:
+                    self._context_tokens = {expert.model: expert.context_tokens for expert in told.experts}
                 self._former = told
-                self._context_tokens = {expert.model: expert.context_tokens for expert in told.experts}
                 return Checked((told,), faults)
 
     def unreadable(self, op: str, job_id: str | None, reason: str) -> Checked:

@@ -36,37 +36,42 @@ MAX_SPREAD = 20.0
 _WARNING_CODE = re.compile(r"[a-z0-9_]{1,64}")
 _CHECKED_APART = {"performance", "measured_age_s", "load_cost", "unload_cost"}
 """Fields of an expert that become unknown if they are impossible, and cost the expert nothing."""
+_COUNTS = ("active", "queued", "elsewhere")
+_PASSING = (*_COUNTS, "measured_age_s", "load_cost", "unload_cost")
+"""Fields of an expert that change while it is what it was: what it does just now, and how old its figures are."""
 
 
 def sound_report(report: Report, former: Report | None = None) -> tuple[Report, tuple[str, ...]]:
     """Returns the report without impossible parts, with a warning for each of them, and what was wrong.
 
     former: what this function made of the agent's report before; None if there was none. Most reports change little
-    but ages, and a part that equals one that was found sound is not looked through again.
+    but ages. A part that equals one that was found sound is not looked through again, and that one stands for it: what
+    is kept of a thousand agents, here and by others, is then kept once.
     """
     faults: dict[str, str] = {}
-    parts: dict[str, Any] = {"experts": _sound_experts(report, former, faults)}
+    parts: dict[str, Any] = {}
     for name, check in _PARTS.items():
         part, before = getattr(report, name), getattr(former, name, None)
-        if part is not None and part != before:
-            parts[name] = check(part, before, faults)
+        if part is not None:
+            made = before if part == before else check(part, before, faults)
+            parts[name] = part if before is None and made == part else made
     told = tuple(f"what it reports of {what} cannot be: {fault}" for what, fault in faults.items())
     if told:
         parts["warnings"] = parts.get("warnings", report.warnings) + tuple(map(_unsound, told))
-    changed = {name: part for name, part in parts.items() if part != getattr(report, name)}
+    changed = {name: part for name, part in parts.items() if part is not getattr(report, name)}
     return replace(report, **changed) if changed else report, told
 
 
-def _sound_experts(report: Report, former: Report | None, faults: dict[str, str]) -> tuple[ExpertReport, ...]:
-    named = Counter(expert.model for expert in report.experts)
-    known = {expert.model: expert for expert in former.experts} if former else {}
+def _sound_experts(
+    told: tuple[ExpertReport, ...], former: tuple[ExpertReport, ...] | None, faults: dict[str, str]
+) -> tuple[ExpertReport, ...]:
+    named = Counter(expert.model for expert in told)
+    known = {expert.model: expert for expert in former or ()}
     experts: list[ExpertReport] = []
-    for expert in report.experts:
+    for expert in told:
         before = known.get(expert.model) if named[expert.model] == 1 else None
-        if before is not None and expert == before:
-            experts.append(expert)
-        elif before is not None and _differs_in_costs(expert, before):
-            experts.append(sound_costs(expert, faults))
+        if before is not None and (now := _as_before(expert, before)) is not None:
+            experts.append(sound_costs(now, faults))
         else:
             fault = name_fault("the name", expert.model)
             if fault is None and named[expert.model] > 1:
@@ -79,15 +84,26 @@ def _sound_experts(report: Report, former: Report | None, faults: dict[str, str]
     return tuple(experts)
 
 
-def _differs_in_costs(expert: ExpertReport, before: ExpertReport) -> bool:
-    """Whether an expert differs from a sound one in nothing but a possible age, and costs of loading."""
-    costs = {"load_cost": before.load_cost, "unload_cost": before.unload_cost}
-    return _is_age(expert.measured_age_s) and before == replace(expert, measured_age_s=before.measured_age_s, **costs)
+def _as_before(expert: ExpertReport, before: ExpertReport) -> ExpertReport | None:
+    """Returns the sound expert `before` with what passes of `expert`, if that is all that differs and may be believed;
+    else None. Costs of loading are to be checked."""
+    if expert == before:
+        return before
+    now: ExpertReport = replace(before, **{name: getattr(expert, name) for name in _PASSING})
+    return now if now == expert and _is_age(expert.measured_age_s) and _counts_fault(expert) is None else None
 
 
 def _sound_sensors(
-    sensors: tuple[SensorReport, ...], _: tuple[SensorReport, ...] | None, faults: dict[str, str]
+    sensors: tuple[SensorReport, ...], former: tuple[SensorReport, ...] | None, faults: dict[str, str]
 ) -> tuple[SensorReport, ...]:
+    if former is not None and len(former) == len(sensors):
+        # Mostly only the watts are new, and the texts are those that were found sound.
+        now = tuple(
+            replace(one, power_w=new.power_w, uncounted_w=new.uncounted_w)
+            for one, new in zip(former, sensors, strict=True)
+        )
+        if now == sensors:
+            return tuple(_sensor(sensor, faults) for sensor in now)
     return shown(tuple(_sensor(sensor, faults) for sensor in sensors))
 
 
@@ -114,13 +130,14 @@ def _sound_store(store: ModelStore, _: ModelStore | None, faults: dict[str, str]
 
 
 _PARTS: dict[str, Callable[[Any, Any, dict[str, str]], Any]] = {
+    "experts": _sound_experts,
     "sensors": _sound_sensors,
     "warnings": _sound_warnings,
     "host": _sound_host,
     "standby": sound_standby,
     "models": _sound_store,
 }
-"""The check of each part of a report beside its experts, in the order in which faults are told."""
+"""The check of each part of a report, in the order in which faults are told."""
 
 
 def _unsound(told: str) -> HealthWarning:
@@ -172,13 +189,19 @@ def fault_in(expert: ExpertReport) -> str | None:
     """Returns what is wrong with the first impossible figure of an expert; None if all are possible."""
     if not (1 <= expert.slots <= MAX_SLOTS and 1 <= expert.context_tokens <= MAX_TOKENS):
         return f"{expert.slots} slots, {expert.context_tokens} tokens of context"
-    if not 0 <= expert.elsewhere <= MAX_SLOTS + MAX_TOKENS:
-        return f"{expert.elsewhere} requests of other coordinators"
+    if fault := _counts_fault(expert):
+        return fault
     if expert.parameters == 0:
         return "parameters is 0"
     if expert.latency is not None and not 1 <= expert.latency.slots <= MAX_SLOTS:
         return f"latency.slots is {expert.latency.slots}"
     return _fault(expert, "")
+
+
+def _counts_fault(expert: ExpertReport) -> str | None:
+    if not 0 <= expert.elsewhere <= MAX_SLOTS + MAX_TOKENS:
+        return f"{expert.elsewhere} requests of other coordinators"
+    return range_fault("active", expert.active, MAX_FIGURE) or range_fault("queued", expert.queued, MAX_FIGURE)
 
 
 def _fault(value: Any, where: str) -> str | None:

@@ -35,12 +35,15 @@ _EPOCH = re.compile(r"[A-Za-z0-9._-]{1,64}")
 def sound_standby(standby: Standby, former: Standby | None, faults: dict[str, str]) -> Standby:
     """Returns the standby without impossible parts, and enters into `faults` what was wrong, by part.
 
-    former: a standby that was found sound; what equals its part is not looked through again.
+    former: a standby that was found sound; what equals its part is not looked through again, and becomes that part.
     """
     fields: dict[str, Any] = {}
 
     def is_new(name: str) -> bool:
-        return former is None or getattr(standby, name) != getattr(former, name)
+        if former is None or getattr(standby, name) != (before := getattr(former, name)):
+            return True
+        fields[name] = before
+        return False
 
     if is_new("idle"):
         fields["idle"] = _sound_parts(standby.idle, "its idle power", idle_fault, faults)
@@ -57,7 +60,7 @@ def sound_standby(standby: Standby, former: Standby | None, faults: dict[str, st
         fields["energy"] = None
     if standby.suspend_fault is not None and is_new("suspend_fault"):
         fields["suspend_fault"] = CONTROL.sub(" ", standby.suspend_fault[:MAX_REASON_CHARACTERS])
-    changed = {name: value for name, value in fields.items() if value != getattr(standby, name)}
+    changed = {name: value for name, value in fields.items() if value is not getattr(standby, name)}
     return replace(standby, **changed) if changed else standby
 
 
@@ -149,4 +152,4 @@ def _sound_parts(
             faults[what] = f"{fault}. It counts as unknown"
         else:
             sound.append(part)
-    return tuple(sound)
+    return parts if len(sound) == len(parts) else tuple(sound)

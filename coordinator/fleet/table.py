@@ -226,7 +226,8 @@ class CapabilityTable:
             return
         was_stale = agent.report_s is None or now_s - agent.report_s > self._stale_s
         old, agent.report, agent.report_s = agent.report, report, now_s
-        agent.known_models = frozenset(expert.model for expert in report.experts)
+        if old is None or old.experts is not report.experts:
+            agent.known_models = frozenset(expert.model for expert in report.experts)
         # One that is only fresher leaves its experts choosable for longer, which the next look at everybody will find.
         if was_stale or old is None or _differs(old, report):
             self._changed(agent_id)
@@ -461,6 +462,8 @@ def _differs(old: Report, new: Report) -> bool:
     """Whether two reports of an agent differ in what choices depend on."""
     if old.draining != new.draining:
         return True
+    if old.experts is new.experts:
+        return False
     return old.experts != new.experts and choice_relevant(old.experts) != choice_relevant(new.experts)
 
 

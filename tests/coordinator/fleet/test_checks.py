@@ -371,6 +371,9 @@ SHOWN = (
     expert_report(slots=0),
     expert_report(active=1, load_cost=TransitionCost(duration_s=1.0)),
     expert_report(active=1, load_cost=TransitionCost(duration_s=-1.0)),
+    expert_report(active=-1),
+    expert_report(queued=3, elsewhere=2),
+    expert_report(elsewhere=-2),
     expert_report(performance=Performance(idle_w=float("nan"))),
     expert_report("other"),
 )
@@ -405,6 +408,30 @@ REPORTS = st.builds(
     standby=st.sampled_from(STANDBYS),
     models=st.sampled_from(STORES),
 )
+
+
+def test_what_a_report_repeats_is_kept_once() -> None:
+    """An equal part becomes that of the former report; of an expert that only works or ages, what it is made of."""
+    told = report(
+        expert_report(latency=MEASURED), expert_report("other"), sensors=SENSORS[:1], standby=STANDBY, models=STORES[1]
+    )
+    same, former = (msgspec.msgpack.decode(msgspec.msgpack.encode(told), type=Report) for _ in range(2))
+    assert same == former
+    again = sound_report(same, former)[0]
+    assert all(getattr(again, part) is getattr(former, part) for part in ("host", "experts", "sensors", "models"))
+    assert again.standby is not None
+    assert former.standby is not None
+    assert again.standby.idle is former.standby.idle
+    older = replace(
+        same,
+        experts=(replace(same.experts[0], measured_age_s=5.0, active=1), same.experts[1]),
+        sensors=(replace(same.sensors[0], power_w=9.0),),
+    )
+    passed = sound_report(older, former)[0]
+    assert passed == older
+    assert passed.experts[0].latency is former.experts[0].latency
+    assert passed.experts[1] is former.experts[1]
+    assert passed.sensors[0].name is former.sensors[0].name
 
 
 @given(st.lists(REPORTS, max_size=6))
