@@ -50,9 +50,15 @@ class Pump:
         self._next_message = next_message
         self._on_event = on_event
         self._wake = asyncio.Event()
-        self._rescheduled = asyncio.Event()
         self._closing: str | None = None
         self._is_sending = False
+        self._writability: _Writability | None = None
+        self._alarm: asyncio.Handle | None = None
+        """What looks at the session's deadlines next, as long as the pump runs and the session is open."""
+        self._receiving: asyncio.Timeout | None = None
+        """What ends the receiving."""
+        self._taken, self._since_s = 0, self._clock()
+        self._defect: Exception | None = None
 
     def wake(self) -> None:
         """Have the pump send what the session has to say now."""
@@ -60,7 +66,9 @@ class Pump:
 
     def reschedule(self) -> None:
         """The session's next deadline has changed, and there may be something to send."""
-        self._rescheduled.set()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = asyncio.get_running_loop().call_soon(self._look)
         self._wake.set()
 
     def close(self, reason: str) -> None:
@@ -74,21 +82,46 @@ class Pump:
         if connection is None or connection.fileno() < 0:
             return  # Gone before we began.
         with _Writability(connection) as writability:
+            self._writability = writability
+            self._look()
             sender = asyncio.create_task(self._send(websocket, writability))
-            watch = asyncio.create_task(self._watch(writability))
-            tasks = (sender, asyncio.create_task(self._receive(websocket)), watch)
+            sender.add_done_callback(lambda _: self._stop_receiving())
             try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                await self._receive_until_the_end(websocket)
                 if self._session.closed and self._session.closed.code not in DEAF and not sender.done():
                     # The peer is still to hear why.
                     await asyncio.wait((sender,), timeout=LAST_WORDS_S)
             finally:
-                for task in tasks:
-                    task.cancel()
-                results = await asyncio.gather(*tasks, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception) and not isinstance(result, ConnectionError):
-                raise result
+                if self._alarm is not None:
+                    self._alarm.cancel()
+                self._alarm = None
+                sender.cancel()
+                (result,) = await asyncio.gather(sender, return_exceptions=True)
+        for defect in (result, self._defect):
+            if isinstance(defect, Exception) and not isinstance(defect, ConnectionError):
+                raise defect
+
+    async def _receive_until_the_end(self, websocket: WebSocket) -> None:
+        """Receive until the connection ends, the session is closed, or `_stop_receiving` is called."""
+        if self._session.closed or self._defect:
+            return
+        try:
+            # A task for the receiving alone would cost a coordinator of a thousand agents megabytes.
+            async with asyncio.timeout(None) as receiving:
+                self._receiving = receiving
+                await self._receive(websocket)
+        except ConnectionError:
+            return
+        except TimeoutError:
+            if not receiving.expired():
+                raise
+        finally:
+            self._receiving = None
+
+    def _stop_receiving(self) -> None:
+        if self._receiving is not None:
+            self._receiving.reschedule(0.0)
+            self._receiving = None
 
     async def _receive(self, websocket: WebSocket) -> None:
         async for frame in websocket:
@@ -104,32 +137,38 @@ class Pump:
             if self._session.closed:
                 return
 
-    async def _watch(self, writability: _Writability) -> None:
-        """Keep the session's deadlines, also while the sender waits for a link that a vanished peer left full.
+    def _look(self) -> None:
+        """Act on the session's deadlines that have passed, and look again at the next one.
 
-        A peer that does not read is noticed at one of them.
+        A timer does it, not the sender: that may wait for a link which a vanished peer left full. A peer that does not
+        read is noticed here, too.
         """
-        session, loop = self._session, asyncio.get_running_loop()
-        taken, since_s = 0, self._clock()
-        while True:
-            self._rescheduled.clear()
-            now_s = self._clock()
-            taken_by_now = writability.bytes_taken()
-            if taken_by_now != taken or not self._is_sending:
-                taken, since_s = taken_by_now, now_s
-            for event in (*session.tick(now_s), *session.left_unread(since_s, now_s)):
+        self._alarm = None
+        session, now_s = self._session, self._clock()
+        try:
+            for event in session.tick(now_s):
                 self._on_event(event)
-            if session.has_frames or session.closed:
-                self._wake.set()
-            deadline_s = session.next_deadline_s
-            if deadline_s is None:
-                return
-            # A timer that wakes costs less than wait_for, which makes a task for every wait.
-            timer = loop.call_at(deadline_s, self._rescheduled.set)
-            try:
-                await self._rescheduled.wait()
-            finally:
-                timer.cancel()
+            for event in session.left_unread(self._unread_since_s(now_s), now_s):
+                self._on_event(event)
+        except Exception as error:
+            self._defect = error
+            self._stop_receiving()
+            return
+        if session.has_frames or session.closed:
+            self._wake.set()
+        deadline_s = session.next_deadline_s
+        if deadline_s is None:
+            self._stop_receiving()
+        else:
+            self._alarm = asyncio.get_running_loop().call_at(deadline_s, self._look)
+
+    def _unread_since_s(self, now_s: float) -> float:
+        """Since when the peer has taken nothing of what is being sent to it, as seen at the session's deadlines."""
+        if not self._is_sending or self._writability is None:
+            self._since_s = now_s
+        elif (taken := self._writability.bytes_taken()) != self._taken:
+            self._taken, self._since_s = taken, now_s
+        return self._since_s
 
     async def _send(self, websocket: WebSocket, writability: _Writability) -> None:
         session = self._session
@@ -145,7 +184,7 @@ class Pump:
                 message = self._next_message() if session.is_open else None
                 if message is None:
                     break
-                for event in session.send(message):
+                for event in session.send(message, self._clock()):
                     self._on_event(event)
             if self._closing is not None and session.closed is None:
                 session.close(self._closing)

@@ -40,6 +40,8 @@ SILENT_HEARTBEATS = 3
 """A peer that was silent for this many heartbeats is gone."""
 RTT_HEARTBEATS = 2
 """A peer that keeps talking is asked for a sign of life only to measure the round trip, after this many heartbeats."""
+LATER = 0.25
+"""Heartbeats for which a question waits for something that is sent anyway: both hosts then wake once, not twice."""
 MAX_FAULTS = 20
 """A peer whose messages keep being unreadable is cut off: it is not merely newer, it is broken."""
 
@@ -130,6 +132,7 @@ class Session:
         """How long a peer that is heard may leave what it is sent unread."""
         self._last_heard_s = now_s
         self._next_ping_s = self._ask_by_s = now_s + heartbeat_s
+        self._asked_s = now_s
         self._ping: tuple[int, float] | None = None
         self._ping_seq = 0
         self._faults = 0
@@ -164,7 +167,13 @@ class Session:
     @property
     def _ping_due_s(self) -> float:
         # Who has just been heard need not be asked whether it is there.
-        return min(self._ask_by_s, max(self._next_ping_s, self._last_heard_s + self._heartbeat_s))
+        return min(self._ask_by_s, max(self._next_ping_s, self._last_heard_s + self._most_quiet_s))
+
+    @property
+    def _most_quiet_s(self) -> float:
+        """How long the peer may be quiet before it is asked whether it is there."""
+        # Reports come about once a heartbeat, and the next one shall still come in time.
+        return (1 + LATER) * self._heartbeat_s
 
     @property
     def _silent_at_s(self) -> float:
@@ -181,10 +190,11 @@ class Session:
         frames, self._frames = self._frames, []
         return frames
 
-    def send(self, message: JobMessage) -> list[SessionEvent]:
+    def send(self, message: JobMessage, now_s: float | None = None) -> list[SessionEvent]:
         """Queue a message, in the peer's protocol. Raises `ProtocolError` if the session is not open.
 
-        One that cannot be sent is told of by a `NotSent`.
+        One that cannot be sent is told of by a `NotSent`. now_s: with a report goes the question whether the peer is
+        there, if that is to be asked before long; None where no question shall go along.
         """
         if not self.is_open:
             raise ProtocolError("The session is not open.", code=LinkCode.SESSION_NOT_OPEN)
@@ -196,6 +206,8 @@ class Session:
             self._queue(told)
         except FrameTooLargeError as error:
             return [NotSent(message, str(error), JobErrorCode.INVALID_REQUEST)]
+        if now_s is not None and isinstance(message, Report) and self._is_soon_to_ask(now_s):
+            self._ask(now_s)
         return []
 
     def close(self, reason: str) -> Closed:
@@ -235,12 +247,19 @@ class Session:
             self.closed = Closed(LinkCode.SILENT, f"The peer was silent for {now_s - self._last_heard_s:.1f} s.")
             return [self.closed]
         if now_s >= self._ping_due_s:
-            self._ping_seq += 1
-            self._ping = (self._ping_seq, now_s)
-            self._next_ping_s = now_s + self._heartbeat_s
-            self._ask_by_s = now_s + RTT_HEARTBEATS * self._heartbeat_s
-            self._queue(Ping(seq=self._ping_seq))
+            self._ask(now_s)
         return []
+
+    def _is_soon_to_ask(self, now_s: float) -> bool:
+        return now_s - max(self._asked_s, self._last_heard_s) >= self._heartbeat_s / 2
+
+    def _ask(self, now_s: float) -> None:
+        self._ping_seq += 1
+        self._ping = (self._ping_seq, now_s)
+        self._asked_s = now_s
+        self._next_ping_s = now_s + self._most_quiet_s
+        self._ask_by_s = now_s + (RTT_HEARTBEATS + LATER) * self._heartbeat_s
+        self._queue(Ping(seq=self._ping_seq))
 
     def left_unread(self, since_s: float, now_s: float) -> list[SessionEvent]:
         """The peer has taken no byte of what is being sent to it since `since_s`.
@@ -268,6 +287,8 @@ class Session:
         match message:
             case Ping(seq=seq):
                 self._queue(Pong(seq=seq))
+                if now_s - self._asked_s >= (RTT_HEARTBEATS - LATER) * self._heartbeat_s:
+                    self._ask(now_s)
                 return []
             case Pong(seq=seq):
                 if self._ping is None or self._ping[0] != seq:

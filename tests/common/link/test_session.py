@@ -19,11 +19,15 @@ from moe2.common.link.messages import (
     Ping,
     Pong,
     Refused,
+    Report,
     Welcome,
     WireMessage,
 )
+from moe2.common.link.reports import HostFacts
 from moe2.common.link.session import (
+    LATER,
     MAX_FAULTS,
+    RTT_HEARTBEATS,
     SILENT_HEARTBEATS,
     AgentSession,
     Closed,
@@ -44,6 +48,8 @@ HELLO = msgspec.structs.replace(samples.HELLO, protocol_max=PROTOCOL_VERSION)
 WELCOME = msgspec.structs.replace(samples.WELCOME, protocol=PROTOCOL_VERSION)
 HANDSHAKE_S = 10.0
 HEARTBEAT_S = WELCOME.heartbeat_s
+QUIET_S = (1 + LATER) * HEARTBEAT_S
+REPORT = Report(seq=1, host=HostFacts(hostname="h", system="s", architecture="a"), experts=())
 CODEC = wire_codec()
 UNKNOWN_OP: bytes = msgpack.packb({"op": "teleport"})
 INVALID: bytes = msgpack.packb({"op": "cancel"})
@@ -229,30 +235,66 @@ def test_the_coordinator_can_refuse_for_reasons_of_its_own() -> None:
 
 
 def test_a_session_pings_at_once_and_then_each_heartbeat(opened: Session) -> None:
-    """The first ping gives a first round trip, later ones keep the link alive."""
+    """The first ping gives a first round trip, later ones keep the link alive, a little later than a report comes."""
     assert opened.next_deadline_s == 0.0
     assert opened.tick(0.0) == []
     assert sent(opened) == [Ping(seq=1)]
-    assert opened.next_deadline_s == HEARTBEAT_S
-    opened.tick(HEARTBEAT_S - 0.001)
+    assert opened.next_deadline_s == QUIET_S
+    opened.tick(QUIET_S - 0.001)
     assert sent(opened) == []
-    opened.tick(HEARTBEAT_S)
+    opened.tick(QUIET_S)
     assert sent(opened) == [Ping(seq=2)]
 
 
 def test_a_peer_that_talks_is_asked_half_as_often(opened: Session) -> None:
     """Each word puts the next ping off by a heartbeat, but no further than to the second: the round trip changes."""
+    last_s = (RTT_HEARTBEATS + LATER) * HEARTBEAT_S
     opened.tick(0.0)
     opened.take_frames()
     opened.receive(UNKNOWN_OP, 0.6 * HEARTBEAT_S)
     opened.take_frames()
-    assert opened.next_deadline_s == 1.6 * HEARTBEAT_S
+    assert opened.next_deadline_s == 0.6 * HEARTBEAT_S + QUIET_S
     opened.receive(UNKNOWN_OP, 1.5 * HEARTBEAT_S)
     opened.take_frames()
-    opened.tick(2 * HEARTBEAT_S - 0.001)
+    opened.tick(last_s - 0.001)
     assert sent(opened) == []
-    opened.tick(2 * HEARTBEAT_S)
+    opened.tick(last_s)
     assert sent(opened) == [Ping(seq=2)]
+
+
+def test_a_question_goes_with_a_report_and_with_an_answer() -> None:
+    """Each host wakes once for both, in place of twice; who was asked or heard just now is not asked."""
+    agent = open_agent()
+    agent.tick(0.0)
+    agent.take_frames()
+    agent.send(REPORT, 0.4 * HEARTBEAT_S)
+    assert sent(agent) == [REPORT]
+    agent.send(REPORT, HEARTBEAT_S)
+    assert sent(agent) == [REPORT, Ping(seq=2)]
+    assert agent.next_deadline_s == HEARTBEAT_S + QUIET_S
+    say(agent, Pong(seq=2), HEARTBEAT_S)
+    say(agent, Ping(seq=1), 1.5 * HEARTBEAT_S)
+    assert sent(agent) == [Pong(seq=1)]
+    say(agent, Ping(seq=2), 3 * HEARTBEAT_S)
+    assert sent(agent) == [Pong(seq=2), Ping(seq=3)]
+
+
+def test_an_idle_agent_asks_with_its_reports_alone() -> None:
+    """Reports that come once a heartbeat, a little late each time, leave nothing for the timer to ask."""
+    agent, coordinator = joined()
+    n_wakes = 0
+    for number in range(20):
+        now_s = number * 1.01 * HEARTBEAT_S
+        for end in (agent, coordinator):
+            while (due_s := end.next_deadline_s) is not None and due_s <= now_s:
+                end.tick(due_s)
+                n_wakes += end.has_frames
+        agent.send(REPORT, now_s)
+        while agent.has_frames or coordinator.has_frames:
+            for one, other in ((agent, coordinator), (coordinator, agent)):
+                for frame in one.take_frames():
+                    other.receive(frame, now_s)
+    assert n_wakes == 2, "only what both ask at the beginning, for the first round trip, wakes them apart"
 
 
 def test_a_probe_asks_a_peer_that_has_just_talked(opened: Session) -> None:
@@ -281,8 +323,8 @@ def test_a_pong_measures_the_round_trip_once(opened: Session) -> None:
 def test_a_pong_nobody_asked_for_is_ignored(opened: Session) -> None:
     """A late pong of an earlier ping would give a wrong round trip."""
     opened.tick(0.0)
-    opened.tick(HEARTBEAT_S)
-    assert say(opened, Pong(seq=1), HEARTBEAT_S) == []
+    opened.tick(QUIET_S)
+    assert say(opened, Pong(seq=1), QUIET_S) == []
 
 
 def test_a_silent_peer_is_given_up(opened: Session) -> None:
