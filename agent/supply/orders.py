@@ -265,6 +265,11 @@ class Supply:
             self._refuse(command_id, error.code, str(error))
         except (Moe2Error, OSError) as error:
             self._refuse(command_id, CommandErrorCode.NOT_POSSIBLE, str(error))
+        except Exception as error:
+            # A defect: the operator is not left waiting for an answer.
+            log.exception("order_failed", command_id=command_id)
+            told = f"The agent has a defect: {type(error).__name__}. Its log says more."
+            self._answer(CommandAnswer(command_id=command_id, outcome=CommandOutcome.FAILED, message=told))
 
     def _refuse(self, command_id: str, code: CommandErrorCode, text: str) -> None:
         self._answer(CommandAnswer(command_id=command_id, outcome=CommandOutcome.REFUSED, code=code, message=text))
