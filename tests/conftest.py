@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join((str(ROOT / "dev"), str(ROOT)))
 # tree anew, which takes four times as long as to start, and each worker would rewrite every test module's assertions.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# A shell's background jobs ignore Ctrl-C, and so would all that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
 # Tests are never timed: these machines are noisy.
 settings.register_profile("untimed", deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -193,7 +194,11 @@ esac""",
         alive = self.state / "alive"
         os.mkfifo(alive)
         with subprocess.Popen(
-            self._command(arguments), **self._options(None), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            self._command(arguments),
+            **self._options(None),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=_heed_signals,
         ) as process:
             try:
                 with alive.open(encoding="ascii") as file:
@@ -240,3 +245,9 @@ esac""",
 
     def files(self) -> set[str]:
         return {str(path.relative_to(self.root)) for path in self.root.rglob("*") if not path.is_dir()}
+
+
+def _heed_signals() -> None:
+    """What nohup, or a shell's background job, has its children ignore, a shell cannot trap."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
