@@ -82,7 +82,9 @@ class _Fetch:
     """
 
     order: FetchModel
-    tickets: asyncio.Queue[Ticket] = field(default_factory=asyncio.Queue)
+    tickets: asyncio.Queue[Ticket | None] = field(default_factory=asyncio.Queue)
+    """None where another order for the same file takes over."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     wanted: TicketWanted | None = None
     """What the coordinator was asked for and has not given yet."""
     done: dict[str, int] = field(default_factory=dict)
@@ -162,6 +164,7 @@ class Fetcher:
         for part in order.parts:
             checked_name(part.name)
         name = order.parts[0].name
+        await self._taken_over(order)
         known = await in_daemon_thread(partial(self._library.find, name))
         if known is not None and known.sha256 == order.sha256:
             return
@@ -183,7 +186,18 @@ class Fetcher:
                 await in_daemon_thread(partial(self._enter, order))
         finally:
             del self._fetches[order.command_id]
+            fetch.ended.set()
             self._changed()
+
+    async def _taken_over(self, order: FetchModel) -> None:
+        """Ends earlier orders for the same file before their next connection; what they have brought stays.
+
+        A coordinator that was started anew knows nothing of them and gives them no more tickets.
+        """
+        for fetch in tuple(self._fetches.values()):
+            if fetch.order.sha256 == order.sha256 and fetch.order.parts[0].name == order.parts[0].name:
+                fetch.tickets.put_nowait(None)
+                await fetch.ended.wait()
 
     def _adopt(self, order: FetchModel, stranger: str) -> None:
         """Enters a file that is in the folder and not in the index, such as after a crash, if it is the one."""
@@ -272,6 +286,8 @@ class Fetcher:
         fetch.wanted = TicketWanted(command_id=fetch.order.command_id, part=place, alone=fetch.alone)
         self._ask(fetch.wanted)
         ticket = await fetch.tickets.get()
+        if ticket is None:
+            raise FetchError(f"{fetch.order.parts[0].name} is fetched by a later order.")
         fetch.source = ticket.source
         if ticket.address is not None:
             fetch.mixed.add(place)
