@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from functools import partial
 from pathlib import Path
 
 import structlog
 
+from moe2.agent.energy.blocking import in_daemon_thread
 from moe2.common.errors import file_remedy
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.statefile import write_fault
@@ -48,7 +50,7 @@ class StateDisk:
     async def run(self) -> None:
         """Looks every `CHECK_S` seconds, until it is cancelled."""
         while True:
-            fault = await asyncio.to_thread(write_fault, self._folder)
+            fault = await in_daemon_thread(partial(write_fault, self._folder))
             if fault is not None and self._fault is None:
                 log.error("state_not_written", folder=str(self._folder), error=fault.strerror)
             elif fault is None and self._fault is not None:
