@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -70,9 +71,14 @@ def add_commands(commands: Commands[Command]) -> None:
         add_hosts(parser)
         if verb != "remove":
             _add_settings(parser)
-        parser.add_argument("--no-wait", action="store_true", help="return when the orders are given")
-        add_socket(parser, DEFAULT_SOCKET_PATH)
-        parser.set_defaults(act=_order, verb=verb)
+        _add_wait(parser, "return when the orders are given", act=_order, verb=verb)
+
+
+def _add_wait(parser: argparse.ArgumentParser, no_wait: str, **defaults: Any) -> None:
+    """The options with which all that changes hosts ends. defaults: what the command does, as of `set_defaults`."""
+    parser.add_argument("--no-wait", action="store_true", help=no_wait)
+    add_socket(parser, DEFAULT_SOCKET_PATH)
+    parser.set_defaults(**defaults)
 
 
 def _add_push(commands: Commands[Command]) -> None:
@@ -88,9 +94,7 @@ def _add_push(commands: Commands[Command]) -> None:
     )
     push.add_argument("file", metavar="FILE", type=Path, help="on the coordinator's host; its user must read it")
     add_hosts(push)
-    push.add_argument("--no-wait", action="store_true", help="return when it has begun")
-    add_socket(push, DEFAULT_SOCKET_PATH)
-    push.set_defaults(act=_push)
+    _add_wait(push, "return when it has begun", act=_push)
 
 
 def _add_pull(commands: Commands[Command]) -> None:
@@ -110,9 +114,7 @@ def _add_pull(commands: Commands[Command]) -> None:
         "source", metavar="SOURCE", help="hf:ORG/REPO/FILE.gguf[@REVISION], or https://…/FILE.gguf#sha256=…"
     )
     add_hosts(pull)
-    pull.add_argument("--no-wait", action="store_true", help="return when the hosts are told")
-    add_socket(pull, DEFAULT_SOCKET_PATH)
-    pull.set_defaults(act=_pull)
+    _add_wait(pull, "return when the hosts are told", act=_pull)
 
 
 def _add_delete(commands: Commands[Command]) -> None:
@@ -127,9 +129,7 @@ def _add_delete(commands: Commands[Command]) -> None:
     )
     delete.add_argument("name", metavar="FILE", help="in the hosts' folders, or the beginning of its checksum")
     add_hosts(delete)
-    delete.add_argument("--no-wait", action="store_true", help="return when the orders are given")
-    add_socket(delete, DEFAULT_SOCKET_PATH)
-    delete.set_defaults(act=_order, verb="delete")
+    _add_wait(delete, "return when the orders are given", act=_order, verb="delete")
 
 
 def _pull(arguments: argparse.Namespace) -> int:
