@@ -50,6 +50,11 @@ class _Pull:
         """Whether it has not ended."""
         return self.row.state in _RUNNING
 
+    @property
+    def lacks_size(self) -> bool:
+        """Whether it was done before the host had told how far it was."""
+        return self.row.state == "done" and self.row.size_bytes is None
+
 
 class Pulls:
     """All pulls. rows: the fleet as it is. send: to an agent; False if it is not connected."""
@@ -129,11 +134,16 @@ class Pulls:
 
     def follow(self) -> None:
         """Takes over from the hosts' reports how far they are, and tells those that are back what they were told."""
-        running = [pull for pull in self._pulls.values() if pull.runs]
-        stores = {row.agent_id: row.models for row in self._rows() if row.connected} if running else {}
-        for pull in running:
+        followed = [pull for pull in self._pulls.values() if pull.runs or pull.lacks_size]
+        stores = {row.agent_id: row.models for row in self._rows() if row.connected} if followed else {}
+        for pull in followed:
             store = stores.get(pull.row.agent_id)
             if store is None:
+                continue
+            if pull.lacks_size:
+                for file in store.files:
+                    if file.name == pull.row.file:
+                        pull.row = replace(pull.row, done_bytes=file.size_bytes, size_bytes=file.size_bytes)
                 continue
             if not pull.is_told:
                 self._tell(pull)

@@ -79,6 +79,19 @@ def test_progress_is_the_hosts_own_and_the_answer_ends_it() -> None:
     assert (desk.state(), desk.pulls.rows()[0].done_bytes) == (["done"], 10)
 
 
+def test_a_pull_that_ended_before_its_host_told_its_size_has_it_from_the_hosts_folder() -> None:
+    """A small file comes between two reports."""
+    desk = Desk(host())
+    [told] = desk.pull()
+    desk.pulls.answered(desk.hosts[0].agent_id, CommandAnswer(command_id=told.command_id, outcome=CommandOutcome.DONE))
+    desk.pulls.follow()
+    assert (desk.state(), desk.pulls.rows()[0].size_bytes) == (["done"], None)
+    file = ModelFile(name="a.gguf", size_bytes=7, sha256=SHA, origin=SOURCE, added_unix_s=1.0)
+    desk.hosts = [host(files=(replace(file, name="b.gguf", size_bytes=8), file))]
+    desk.pulls.follow()
+    assert (desk.pulls.rows()[0].done_bytes, desk.pulls.rows()[0].size_bytes) == (7, 7)
+
+
 def test_a_host_that_was_away_is_told_again_once() -> None:
     """The same order, so that an agent that never stopped takes it for what it has."""
     desk = Desk(host())
