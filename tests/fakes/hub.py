@@ -21,7 +21,7 @@ class FakeHub:
 
     shortened: answers lack so many bytes, once each, and say that they are whole, as of a proxy that cuts.
     ranges: False where the storage sends the whole file, whatever part is asked for.
-    stalls: answers stop in the midst, and go on never; `stalled` is set then.
+    stalls: answers stop in the midst until `goes_on` is set; `stalled` is set then.
     pair: certificate and key, for TLS. token: what a client must show. lies: told as the checksum in place of the
     true one. got: the ranges asked for.
     """
@@ -37,6 +37,7 @@ class FakeHub:
     pair: Mapping[str, Path] | None = None
     stalls: bool = False
     stalled: asyncio.Event = field(default_factory=asyncio.Event)
+    goes_on: asyncio.Event = field(default_factory=asyncio.Event)
     got: list[str] = field(default_factory=list)
     storage_saw_token: bool = False
 
@@ -91,9 +92,11 @@ class FakeHub:
             answer.headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         await answer.prepare(request)
         if self.stalls and not is_head:
-            await answer.write(part[: len(part) // 2])
+            half = len(part) // 2
+            await answer.write(part[:half])
             self.stalled.set()
-            await asyncio.Event().wait()
+            await self.goes_on.wait()
+            part = part[half:]
         if self.cut_after and not is_head:
             await answer.write(part[: self.cut_after.pop(0)])
             if request.transport is not None:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from moe2.common.localsocket import RefusedError, fetch
 from moe2.common.status import PullRow
 from moe2.coordinator.http.paths import PULLS_PATH
-from tests.fakes.disk import small_disk
+from tests.fakes.disk import filled, small_disk
 from tests.fakes.fleet import Fleet, fleet
 from tests.fakes.hub import COMMIT, FakeHub, serving
 from tests.gguf import gguf, write_gguf
@@ -196,6 +196,72 @@ async def test_a_full_disk_and_a_full_folder_are_noticed_before_a_byte_travels(t
             assert "models_from.max_bytes" in (rows["two"].message or "")
             assert list(disk.iterdir()) == []
         assert set(hub.got) == {"bytes=0-1048575"}
+
+
+async def test_a_disk_that_fills_in_the_midst_is_told_and_a_later_pull_goes_on(tmp_path: Path) -> None:
+    """Somebody else writes there while the bytes come; what has come stays."""
+    source = write_gguf(tmp_path / "big.gguf", body=os.urandom(3_000_000))
+    async with (
+        small_disk(tmp_path / "disk", "264m") as disk,
+        serving(FakeHub({"big.gguf": source}, stalls=True)) as hub,
+    ):
+        allowed = {**pulls_from(f"{hub.storage}/"), "folder": disk}
+        address = f"{hub.storage}/big.gguf#sha256={digest(source)}"
+        async with fleet(tmp_path, models_from=allowed) as running:
+            await taking(running, "one")
+            ids = await pull(running, address, "one")
+            part = disk / ".big.gguf.partial"
+            await running.until_status(lambda _: part.exists() and part.stat().st_size > 0)
+            with filled(disk):
+                hub.goes_on.set()
+                [row] = await ended(running, ids)
+            assert (row.state, "cannot be written: " in (row.message or "")) == ("failed", True), row
+            had = part.stat().st_size
+            assert 0 < had < source.stat().st_size
+            [row] = await ended(running, await pull(running, address, "one"))
+            assert (row.state, row.message) == ("done", None)
+            assert (disk / "big.gguf").read_bytes() == source.read_bytes()
+            assert hub.got[-1] == f"bytes={had}-"
+
+
+async def test_a_split_model_comes_with_all_its_parts_and_goes_with_them(
+    tmp_path: Path, hub_at: Callable[[FakeHub], None]
+) -> None:
+    """One order names the first part; one model stands in the folder."""
+    names = [f"m-0000{at}-of-00003.gguf" for at in (1, 2, 3)]
+    parts = {name: write_gguf(tmp_path / name, body=os.urandom(1000 + at)) for at, name in enumerate(names)}
+    async with serving(FakeHub({f"sub/{name}": path for name, path in parts.items()})) as hub:
+        hub_at(hub)
+        async with fleet(tmp_path, models_from=pulls_from("hf:org/")) as running:
+            await taking(running, "one")
+            [row] = await ended(running, await pull(running, f"hf:org/repo/sub/{names[0]}", "one"))
+            assert (row.state, row.message) == ("done", None)
+            folder = tmp_path / "one/models"
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+                name: path.read_bytes() for name, path in parts.items()
+            }
+            await stocked(running, "one", names[0])
+            store = row_of(running).models
+            assert store is not None
+            [file] = store.files
+            assert file.size_bytes == sum(path.stat().st_size for path in parts.values())
+            assert (await order(running, "delete", names[0], "one"))[0].state == "done"
+            assert list(folder.iterdir()) == []
+
+
+async def test_a_host_without_the_hubs_package_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that pulls finds none."""
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without/huggingface_hub.py").write_text("raise ImportError(name='huggingface_hub')\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "without"), os.environ.get("PYTHONPATH", "")]))
+    async with fleet(tmp_path, models_from=pulls_from("hf:")) as running:
+        await taking(running, "one")
+        [row] = await ended(running, await pull(running, "hf:org/repo/a.gguf", "one"))
+        assert row.state == "failed"
+        assert "needs a package that is missing (huggingface_hub)" in (row.message or "")
+        assert "moe2[pull]" in (row.message or "")
 
 
 async def test_what_a_host_does_not_allow_is_refused_before_a_byte_travels(tmp_path: Path) -> None:
