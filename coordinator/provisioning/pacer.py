@@ -7,7 +7,9 @@ with one price for all prompts: the multiplier of the budget. A primal-dual step
 
 (dual gradient descent; Zinkevich 2003). The step is slow on purpose: a price that follows single answers makes the next
 prompt pay for the last one, and loses what one price for all gains. While the price is being found, too much is spent;
-so that the mean keeps the target all the same, what is owed is paid back over the next few hundred answers.
+so that the mean keeps the target all the same, what is owed is paid back over the next few hundred answers. Where the
+price has to be small, steps would often lead below nothing, and a price that forgets it each time is too high in the
+mean: what is left of such a step is kept as slack, which later steps use up first (Zinkevich's lazy projection).
 """
 
 from __future__ import annotations
@@ -48,6 +50,9 @@ MAX_SAVED_ANSWERS = 30
 ENOUGH = 1.5
 """Largest price, as a multiple of the one at which the cheapest experts answer everything: a higher one changes no
 answer, and would have to be unlearned answer by answer."""
+MAX_SLACK = 0.1
+"""Most that the relative price is remembered to be below nothing: ten answers that are above the target by what an
+answer can save."""
 SATURATED_ANSWERS = 30
 """After so many requests in a row that could not have been answered for less, a higher price would change nothing."""
 MIN_USUAL = 0.002
@@ -65,6 +70,8 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     """The mean of the prices so far, the latest with more weight."""
     owed_j: float = 0.0
     """Joules spent above the target that are to be paid back; negative where less was spent."""
+    slack: float = 0.0
+    """How far below nothing the latest steps led the relative price, 0 to `MAX_SLACK`."""
     saving_j: float | None = None
     """Joules between the dearest and the cheapest expert, in the mean; None where nobody has told yet."""
     enough_per_j: float | None = None
@@ -146,13 +153,20 @@ def settled_of_day(
 
 def next_day(price: Price) -> Price:
     """The price at the beginning of a day: the usual one, not what the last hours of the former day have led to."""
-    return msgspec.structs.replace(price, price_per_j=price.usual_price_per_j, n_saturated=0)
+    return msgspec.structs.replace(price, price_per_j=price.usual_price_per_j, slack=0.0, n_saturated=0)
 
 
 def is_sound(price: Price) -> bool:
     """True for figures that can have been learned; a damaged state file can say anything."""
     prices = (price.price_per_j, price.usual_price_per_j, price.enough_per_j or 0.0)
-    joules = (price.spent_j, price.saving_j or 0.0, price.variance_j2, price.recent_j, price.recent_answers)
+    joules = (
+        price.slack,
+        price.spent_j,
+        price.saving_j or 0.0,
+        price.variance_j2,
+        price.recent_j,
+        price.recent_answers,
+    )
     counts = (price.n_answers, price.n_unmeasured, price.n_saturated)
     return all(0.0 <= figure < math.inf for figure in (*prices, *joules, *counts)) and math.isfinite(price.owed_j)
 
@@ -163,8 +177,8 @@ def unmeasured(price: Price) -> Price:
 
 
 def retargeted(price: Price) -> Price:
-    """The price to go on with under another target: what was owed under the former one is forgotten."""
-    return msgspec.structs.replace(price, owed_j=0.0, n_saturated=0)
+    """The price to go on with under another target: what was owed or saved under the former one is forgotten."""
+    return msgspec.structs.replace(price, owed_j=0.0, slack=0.0, n_saturated=0)
 
 
 def _excess_j(spent_j: float, allowed_j: float, target_j: float) -> float:
@@ -195,12 +209,14 @@ def _moved(price: Price, step: float, change_j: float, target_j: float) -> Price
     if price.enough_per_j is not None:
         first = min(FIRST_SHARE * price.enough_per_j * saving_j, MAX_FIRST_STEP)
     change = max(step, first / (price.n_answers + 1)) * change_j / measure_j
-    price_per_j = min(max(price.price_per_j * saving_j + change, 0.0), MAX_RELATIVE_PRICE) / saving_j
+    relative = price.price_per_j * saving_j - price.slack + change
+    price_per_j = min(max(relative, 0.0), MAX_RELATIVE_PRICE) / saving_j
     if price.enough_per_j is not None:
         price_per_j = min(price_per_j, ENOUGH * price.enough_per_j)
     weight = max(MIN_USUAL, 1.0 / (price.n_answers + 1))
     usual = price.usual_price_per_j + weight * (price_per_j - price.usual_price_per_j)
-    return msgspec.structs.replace(price, price_per_j=price_per_j, usual_price_per_j=usual)
+    slack = min(max(-relative, 0.0), MAX_SLACK)
+    return msgspec.structs.replace(price, price_per_j=price_per_j, slack=slack, usual_price_per_j=usual)
 
 
 def _counted(price: Price, spent_j: float, *, is_answer: bool) -> Price:

@@ -14,6 +14,7 @@ from moe2.coordinator.provisioning.price_book import SavedPrice
 _ADDED = (
     "price_per_j",
     "usual_price_per_j",
+    "slack",
     "variance_j2",
     "n_answers",
     "n_unmeasured",

@@ -15,6 +15,7 @@ from moe2.coordinator.choosing.fine_level import SAME_SCORE
 from moe2.coordinator.provisioning.pacer import (
     ENOUGH,
     MAX_RELATIVE_PRICE,
+    MAX_SLACK,
     SATURATED_ANSWERS,
     STEP,
     Price,
@@ -195,3 +196,30 @@ def test_the_average_is_kept_from_the_first_thousand_on(target_j: float) -> None
         spent_j += joules
         price = settled(price, joules, target_j)
     assert spent_j / 1000 == pytest.approx(target_j, rel=0.01)
+
+
+def test_an_average_that_needs_a_small_price_is_not_missed_from_below() -> None:
+    """Where dear experts are hardly better and the target a little below what all would take, joules are not saved:
+    the mean of six thousands of answers is within one percent, and each within two."""
+    shares = []
+    for seed in range(6):
+        drawn = random.Random(seed)
+        offers = [[(0.61 + drawn.gauss(0, 0.02), j) for j in (300.0, 1400.0, 2200.0)] for _ in range(1000)]
+        target_j = 0.9 * sum(max(offer)[1] for offer in offers) / 1000
+        price, spent_j = Price(), 0.0
+        for offer in offers:
+            _, joules = max(offer, key=lambda one: one[0] - price.price_per_j * one[1])
+            spent_j += joules
+            price = settled(price, joules, target_j, saving_j=1900.0)
+        shares.append(spent_j / 1000 / target_j)
+    assert shares == pytest.approx([1.0] * 6, rel=0.02)
+    assert sum(shares) / 6 == pytest.approx(1.0, rel=0.01)
+
+
+def test_what_was_saved_at_no_price_is_little_and_forgotten_with_the_target() -> None:
+    """However long joules were free, the price begins to rise within a few dear answers; another target, or another
+    day, forgets what was saved."""
+    rested = after([10.0] * 1000, target_j=200.0)
+    assert rested.slack == MAX_SLACK
+    assert after([400.0] * 15, target_j=200.0, start=rested).price_per_j > 0.0
+    assert retargeted(rested).slack == next_day(rested).slack == 0.0
