@@ -62,6 +62,8 @@ class Attempt:
     """Whether the expert has been reported as late with this job."""
     hangs: bool = False
     """Whether the expert has been silent for so long that its engine may hang."""
+    is_taken_back: bool = False
+    """Whether the expert was told to leave the job to whoever has room first, as it had not begun it."""
     died_with: bool = False
     """Whether the job was in the batch of an engine that died."""
     is_custom: bool = False
@@ -108,6 +110,11 @@ class Attempt:
             return 0.0
         predicted_j = self.prediction.energy_j
         return 0.0 if predicted_j is None else predicted_j.p95
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the expert has been heard to work on the job."""
+        return self.prompt_tokens is not None or self.last_sign_s is not None
 
     @property
     def is_over(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import Job, TakeToken, TokenPiece
 from moe2.coordinator.choosing.request import SelectionRequest
 from moe2.coordinator.fleet.table import Expert
@@ -146,6 +147,11 @@ class Failed:
     code: str
     """A `JobErrorCode` or an `ErrorCode`."""
     message: str
+
+
+HANDLING_FAILED = Failed(
+    ErrorCode.INTERNAL, "The coordinator failed to handle this request; its log says why. Send it again."
+)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,10 @@ class AttemptStarted:
 
     started: JobStarted
 
+    @property
+    def job_id(self) -> str:
+        return self.started.job_id
+
 
 @dataclass(frozen=True)
 class TokensArrived:
@@ -89,6 +93,13 @@ class AttemptFailed:
 
 
 @dataclass(frozen=True)
+class WaitsBehindOthers:
+    """An expert that is late with a job works on others' all the while: the job only waits in its queue."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
 class AgentLost:
     """The link to an agent is broken, and its jobs are lost."""
 
@@ -128,6 +139,7 @@ Event = (
     | AttemptDone
     | AttemptScored
     | AttemptFailed
+    | WaitsBehindOthers
     | AgentLost
     | ClientGone
     | ServiceStopping

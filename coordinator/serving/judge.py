@@ -34,10 +34,12 @@ class ExpertJudge:
         in its queue for longer than was predicted.
         """
         attempt = _attempt(life, job_id)
-        hangs = hangs and not self._works(attempt.expert.key, now_s)
-        self._late(attempt, now_s, hangs=hangs)
+        works = hangs and self._works(attempt.expert.key, now_s)
+        if not works or attempt.has_begun:
+            # That others' answers are long is no fault of the expert's.
+            self._late(attempt, now_s, hangs=hangs and not works)
         self.suspects.note(life)
-        return hangs
+        return hangs and not works
 
     def released(self, life: Progress, job_id: str, now_s: float) -> None:
         """An attempt has ended: take in what its end says of its expert."""

@@ -16,13 +16,13 @@ import msgspec
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import EmbedJob, Job, JobDone, JobFailed, JobScored, JobStarted, Submit, TokenPiece
+from moe2.common.link.messages import EmbedJob, Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
 from moe2.coordinator.choosing.request import Mode, SelectionRequest
 from moe2.coordinator.choosing.result import Member, NoExpert, Selection
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import effects, events
 from moe2.coordinator.serving.attempt import Attempt, Purpose
-from moe2.coordinator.serving.effects import Cancelled, Completed, Effect, Failed, Outcome
+from moe2.coordinator.serving.effects import HANDLING_FAILED, Cancelled, Completed, Effect, Failed, Outcome
 from moe2.coordinator.serving.events import Event
 from moe2.coordinator.serving.mode import ModeRun
 from moe2.coordinator.serving.progress import Limits, OnChosen, Progress, Wait
@@ -32,10 +32,6 @@ from moe2.coordinator.serving.suspicion import is_custom, isolated_until, restar
 MAX_ATTEMPTS = 4
 WIND_DOWN_S = 10.0
 """Seconds that a concluded request waits for the usage of attempts that were told to stop."""
-
-HANDLING_FAILED = Failed(
-    ErrorCode.INTERNAL, "The coordinator failed to handle this request; its log says why. Send it again."
-)
 
 OnHedge = Callable[[bool, float], list[Effect]]
 """What to do with the answer whether a request may hedge, at a moment in monotonic seconds."""
@@ -84,8 +80,8 @@ class Lifecycle(Progress):
             case events.NextTokensArrived(next_tokens=next_tokens):
                 run, attempt = self._heard(next_tokens.job_id, now_s)
                 return run.next_tokens(attempt, next_tokens, now_s) if run and attempt else []
-            case events.AttemptStarted(started=started):
-                return self._started(started)
+            case events.AttemptStarted() | events.WaitsBehindOthers():
+                return self._in_queue(event, now_s)
             case events.ExpertsChosen() | events.HedgeAnswered():
                 return self._answered(event, now_s)
             case events.Admitted() | events.RoomAppeared() | events.RoomRefused():
@@ -105,7 +101,7 @@ class Lifecycle(Progress):
         """End the request at once, as failed. Returns the attempts that still ran; what they consume stays unknown."""
         self.outcome, self.concluded_s, self.wait = HANDLING_FAILED, now_s, None
         self.on_chosen = self.on_hedge = None
-        return self._lose_rest("the coordinator gave its request up")
+        return self.lose_rest("the coordinator gave its request up")
 
     # --- For modes ----------------------------------------------------------------------------------------------------
 
@@ -173,6 +169,15 @@ class Lifecycle(Progress):
             return None
         self.wait = Wait(now_s, until_s, then)
         return [effects.EnterQueue()]
+
+    def take_back(self, attempt: Attempt, now_s: float) -> list[Effect]:
+        """Have the request wait for room here, no longer in the queue of a busy expert. The wait there counts, too."""
+        self.waited_s += now_s - attempt.submitted_s
+        attempt.is_taken_back = True
+        stopped = self.stop(attempt)
+        self.refused = None
+        waits = self.await_room(self._begin, now_s)
+        return [*stopped, *(self._begin(self.waited_in_vain(now_s), now_s) if waits is None else waits)]
 
     def submit(
         self,
@@ -413,17 +418,10 @@ class Lifecycle(Progress):
             return []
         if self.outcome is None:
             return self._limit_reached(now_s)
-        lost = self._lose_rest("its agent did not confirm the cancellation")
+        lost = self.lose_rest("its agent did not confirm the cancellation")
         for attempt in lost:
             attempt.hangs = True
         return [*(effects.ReleaseExpert(attempt.expert.key, attempt.job_id) for attempt in lost), effects.Retire()]
-
-    def _lose_rest(self, error: str) -> list[Attempt]:
-        """Mark every attempt that has not ended as lost, and return these attempts."""
-        rest = [attempt for attempt in self.attempts if not attempt.is_over]
-        for attempt in rest:
-            attempt.state, attempt.error, attempt.code = AttemptState.LOST, error, JobErrorCode.INTERNAL
-        return rest
 
     def _cut_off(
         self, event: events.ClientGone | events.ServiceStopping | events.HandlingFailed, now_s: float
@@ -451,7 +449,7 @@ class Lifecycle(Progress):
             return self.give_up(Failed(ErrorCode.BUDGET_EXCEEDED, text), now_s)
         if self.wait and now_s >= self.wait.until_s:
             then = self.wait.then
-            refused = self.refusal_in_vain(f"No expert had room for the request within {age_s:.1f} s.", now_s)
+            refused = self.waited_in_vain(now_s)
             return [*self._end_wait(now_s, served=False), *then(refused, now_s)]
         todo: list[Effect] = []
         for attempt in tuple(self.attempts):
@@ -467,10 +465,16 @@ class Lifecycle(Progress):
     def _retire_if_over(self) -> list[Effect]:
         return [effects.Retire()] if self.outcome and all(attempt.is_over for attempt in self.attempts) else []
 
-    def _started(self, started: JobStarted) -> list[Effect]:
-        if attempt := self.attempt_of(started.job_id):
-            attempt.prompt_tokens = started.prompt_tokens
-        return []
+    def _in_queue(self, event: events.AttemptStarted | events.WaitsBehindOthers, now_s: float) -> list[Effect]:
+        """Take in how long an expert's own queue is: a job has left it, or is in it for longer than was predicted."""
+        attempt = self.attempt_of(event.job_id)
+        if attempt is None:
+            return []
+        if isinstance(event, events.AttemptStarted):
+            attempt.prompt_tokens = event.started.prompt_tokens
+            return []
+        is_open = attempt.state is AttemptState.RUNNING and self.outcome is None
+        return self.run.waits_behind_others(attempt, now_s) if self.run and is_open else []
 
     def _tokens(self, job_id: str, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
         run, attempt = self._heard(job_id, now_s)

@@ -69,6 +69,10 @@ class ModeRun(ABC):
         """Act on an attempt that has given no sign of life for so long that none is to be expected any more."""
         return []
 
+    def waits_behind_others(self, attempt: Attempt, now_s: float) -> list[Effect]:
+        """Act on an attempt that waits in its expert's queue for much longer than was predicted."""
+        return []
+
     def time_passed(self, now_s: float) -> list[Effect]:
         """Act on `next_deadline_s`, which has been reached."""
         return []

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from moe2.common.error_codes import PASSING, ErrorCode
+from moe2.common.errors import JobErrorCode
 from moe2.common.link.prompts import ChatPrompt
 from moe2.coordinator.choosing.explain import Decision
 from moe2.coordinator.choosing.request import Budgets, Demand, Mode, SelectionRequest, Wish, budgets_for
 from moe2.coordinator.choosing.result import NoExpert, Selection
+from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import Attempt
 from moe2.coordinator.serving.effects import Effect, Outcome
 from moe2.coordinator.serving.mode import ModeRun
@@ -123,7 +125,8 @@ class Progress:
     @property
     def tried(self) -> frozenset[str]:
         """Keys of the experts that this request is not given to again, however often their engine is restarted."""
-        return frozenset(attempt.expert.key for attempt in self.attempts) - restarts_seen(self.attempts).keys()
+        failed = (attempt.expert.key for attempt in self.attempts if not attempt.is_taken_back)
+        return frozenset(failed) - restarts_seen(self.attempts).keys()
 
     @property
     def is_suspect(self) -> bool:
@@ -247,6 +250,18 @@ class Progress:
         if refused is None or refused.code not in PASSING - {ErrorCode.OVERLOADED}:
             return NoExpert(ErrorCode.OVERLOADED, text)
         return replace(refused, message=f"After {now_s - self.request.arrived_s:.1f} s: {refused.message}")
+
+    def waited_in_vain(self, now_s: float) -> NoExpert:
+        """The refusal of a request that has waited for as long as it may."""
+        age_s = now_s - self.request.arrived_s
+        return self.refusal_in_vain(f"No expert had room for the request within {age_s:.1f} s.", now_s)
+
+    def lose_rest(self, error: str) -> list[Attempt]:
+        """Mark every attempt that has not ended as lost, and return these attempts."""
+        rest = [attempt for attempt in self.attempts if not attempt.is_over]
+        for attempt in rest:
+            attempt.state, attempt.error, attempt.code = AttemptState.LOST, error, JobErrorCode.INTERNAL
+        return rest
 
     def attempt_of(self, job_id: str) -> Attempt | None:
         """The attempt that has this job; None where it has none."""

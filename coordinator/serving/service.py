@@ -37,7 +37,7 @@ from moe2.coordinator.serving.exchange import Exchange
 from moe2.coordinator.serving.hedging import HedgeRation
 from moe2.coordinator.serving.judge import ExpertJudge
 from moe2.coordinator.serving.learning import learn_lengths
-from moe2.coordinator.serving.life import HANDLING_FAILED, Lifecycle
+from moe2.coordinator.serving.life import Lifecycle
 from moe2.coordinator.serving.modes import MODES
 from moe2.coordinator.serving.orphans import Orphans
 from moe2.coordinator.serving.queue import Queue
@@ -356,8 +356,8 @@ class Service:
             self._free(attempt.expert.key, attempt.job_id)
             self._judge.breakers.ended(attempt.expert.key, attempt.job_id)
         self._queue.expect_room()
-        self.totals.concluded(HANDLING_FAILED, instead_of=active.counted)
-        active.exchange.conclude(HANDLING_FAILED)
+        self.totals.concluded(effects.HANDLING_FAILED, instead_of=active.counted)
+        active.exchange.conclude(effects.HANDLING_FAILED)
         try:
             self._account(active)
         except Exception:
@@ -432,8 +432,10 @@ class Service:
                 del self._in_flight[key]
 
     def _suspect(self, active: _Active, key: str, job_id: str, *, hangs: bool) -> None:
-        hangs = self._judge.late(active.life, job_id, asyncio.get_running_loop().time(), hangs=hangs)
-        log.warning("expert_late", request_id=active.life.request.request_id, expert=key, hangs=hangs)
+        does_hang = self._judge.late(active.life, job_id, asyncio.get_running_loop().time(), hangs=hangs)
+        log.warning("expert_late", request_id=active.life.request.request_id, expert=key, hangs=does_hang)
+        if hangs and not does_hang:
+            self._handle(active, events.WaitsBehindOthers(job_id))
 
     def _arm(self, active: _Active) -> None:
         active.alarm.set(active.life.next_deadline_s)

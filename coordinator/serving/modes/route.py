@@ -147,6 +147,11 @@ class Route(ModeRun):
             return []
         return self.life.choose(partial(self._replace, attempt), now_s)
 
+    def waits_behind_others(self, attempt: Attempt, now_s: float) -> list[Effect]:
+        """Have the request wait for whoever has room first, unless an expert works on it already."""
+        is_alone = self._running() == [attempt] and attempt.alone_until is None
+        return self.life.take_back(attempt, now_s) if is_alone and not attempt.has_begun else []
+
     def _replace(self, hanging: Attempt, chosen: Selection | NoExpert, now_s: float) -> list[Effect]:
         """Set the chosen expert to work in the place of one that hangs."""
         # To wait in another queue is no help: where all are that late, it would only make that worse.

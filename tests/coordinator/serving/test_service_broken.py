@@ -11,9 +11,9 @@ from structlog.testing import capture_logs
 
 from moe2.common.errors import JobErrorCode
 from moe2.coordinator.runtime import EventLoop
-from moe2.coordinator.serving.effects import Completed, Failed
+from moe2.coordinator.serving.effects import HANDLING_FAILED, Completed, Failed
 from moe2.coordinator.serving.exchange import Exchange
-from moe2.coordinator.serving.life import HANDLING_FAILED, Lifecycle
+from moe2.coordinator.serving.life import Lifecycle
 from tests.coordinator.serving.test_service import ServiceBench
 from tests.virtualclock import on_virtual_clock
 
