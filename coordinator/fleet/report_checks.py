@@ -5,7 +5,6 @@ Decisions are arithmetic over all experts, so one impossible figure costs its ex
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from moe2.common.link.supply import ModelFile, ModelStore
 from moe2.coordinator.fleet.bounds import (
     MAX_FIGURE,
     MAX_NAME_CHARACTERS,
+    MAX_SECONDS,
     MAX_TOKENS,
     MAX_WATTS,
     name_fault,
@@ -171,18 +171,19 @@ def _sensor(sensor: SensorReport, faults: dict[str, str]) -> SensorReport:
 
 
 def _with_shown(expert: ExpertReport) -> ExpertReport:
-    """Returns the expert with those figures unknown that are only shown and no numbers."""
-    figures = expert.performance
-    bad = [name for name, value in asdict(figures).items() if value is not None and not math.isfinite(value)]
+    """Returns the expert with those figures unknown that are only shown and cannot be."""
+    figures = asdict(expert.performance)
+    # What a host draws at rest is a difference, which may come out below 0 by a little.
+    sizes = {name: abs(value) if name == "idle_w" and value is not None else value for name, value in figures.items()}
+    sound = {name: figures[name] for name, value in sizes.items() if range_fault(name, value, MAX_FIGURE) is None}
     is_aged = _is_age(expert.measured_age_s)
-    if not bad and is_aged:
+    if len(sound) == len(figures) and is_aged:
         return expert
-    performance: Performance = replace(figures, **dict.fromkeys(bad))
-    return replace(expert, performance=performance, measured_age_s=expert.measured_age_s if is_aged else None)
+    return replace(expert, performance=Performance(**sound), measured_age_s=expert.measured_age_s if is_aged else None)
 
 
 def _is_age(age_s: float | None) -> bool:
-    return age_s is None or math.isfinite(age_s)
+    return range_fault("the age", age_s, MAX_SECONDS) is None
 
 
 def fault_in(expert: ExpertReport) -> str | None:
