@@ -165,8 +165,11 @@ class FakeExpert:
             await self._permission(f"prefill {job.job_id}")
             if job.echo:
                 self._say(Tokens(jobs=(JobPieces(job_id=job.job_id, pieces=_echoed(words, job.logprobs)),)))
+            # As a real engine does, it ends at its context and hears of others between two tokens.
             most = DEFAULT_TOKENS if job.max_tokens is None else job.max_tokens
+            most = min(most, self._context_tokens - len(words))
             while decoded < most:
+                await asyncio.sleep(self._options.seconds_per_token)
                 told = await self._permission(f"token {job.job_id} {decoded}")
                 word = words[(said + decoded) % len(words)]
                 word = word.upper() if told == "shout" else word
@@ -179,8 +182,6 @@ class FakeExpert:
                     others = tuple(TokenAlternative(f"other{i}", -2.0 - i) for i in range(job.logprobs))
                     piece = TokenPiece(word + " ", -0.5, others)
                 self._say(Tokens(jobs=(JobPieces(job_id=job.job_id, pieces=(piece,)),)))
-                if self._options.seconds_per_token:
-                    await asyncio.sleep(self._options.seconds_per_token)
             else:
                 reason = "stop" if job.max_tokens is None else "length"
         except asyncio.CancelledError:
