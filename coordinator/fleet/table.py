@@ -22,6 +22,10 @@ MAX_UNMEASURED_WAKE_S = 180.0
 """Measured wakes take 10 to 70 s; a host whose wake was never measured is given up after so many seconds."""
 RTT_TOLERANCE = 0.25
 RTT_TOLERANCE_S = 0.005
+RTT_SAMPLES = 8
+"""The least of so many round trips is the network's, as in NTP's clock filter (RFC 5905, section 10): the others hold
+what answers and reports had to wait for in the two daemons. A busy coordinator measured each round trip anew, and had
+to look at the whole fleet again 75 times a second."""
 
 
 def agent_of(expert_key: str) -> str:
@@ -81,11 +85,12 @@ class _Agent:
     """When the agent last connected or disconnected."""
     report: Report | None = None
     report_s: float | None = None
-    rtt_s: float | None = None
+    rtts_s: tuple[float, ...] = ()
+    """The latest round trips of this session, at most `RTT_SAMPLES`."""
     known_models: frozenset[str] = frozenset()
     """The models that it last reported, in this session or in one before."""
     settled_rtt_s: float | None = None
-    """The round trip that decisions use, which follows the measured one in steps and not with every tremble."""
+    """The round trip that decisions use, which follows the least of the latest in steps and not with every tremble."""
     asleep: bool = False
     """It said goodbye because its host was going to sleep, and has not come back."""
     experts: tuple[Expert, ...] | None = None
@@ -151,7 +156,7 @@ class CapabilityTable:
         """Notes that an agent's session has ended. asleep: it said that its host was going to sleep."""
         agent = self._agents.get(agent_id)
         if agent:
-            agent.connected, agent.changed_s, agent.rtt_s = False, now_s, None
+            agent.connected, agent.changed_s, agent.rtts_s = False, now_s, ()
             # Without a report nobody would know what sleeps there, or how to wake it.
             agent.asleep = asleep and agent.report is not None
             self._changed(agent_id)
@@ -237,10 +242,10 @@ class CapabilityTable:
         agent = self._agents.get(agent_id)
         if agent is None:
             return
-        agent.rtt_s = rtt_s
-        settled_s = agent.settled_rtt_s
-        if settled_s is None or abs(rtt_s - settled_s) > RTT_TOLERANCE * settled_s + RTT_TOLERANCE_S:
-            agent.settled_rtt_s = rtt_s
+        agent.rtts_s = (*agent.rtts_s, rtt_s)[-RTT_SAMPLES:]
+        least_s, settled_s = min(agent.rtts_s), agent.settled_rtt_s
+        if settled_s is None or abs(least_s - settled_s) > RTT_TOLERANCE * settled_s + RTT_TOLERANCE_S:
+            agent.settled_rtt_s = least_s
             self._changed(agent_id)
 
     def evict(self, now_s: float) -> list[str]:
@@ -434,7 +439,7 @@ class CapabilityTable:
             connected=agent.connected,
             draining=bool(report and report.draining),
             report_age_s=None if agent.report_s is None else now_s - agent.report_s,
-            rtt_s=agent.rtt_s,
+            rtt_s=agent.rtts_s[-1] if agent.rtts_s else None,
             host=report.host if report else None,
             experts=report.experts if report else (),
             sensors=report.sensors if report else (),

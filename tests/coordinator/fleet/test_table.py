@@ -231,6 +231,30 @@ def test_the_epoch_stays_when_nothing_changed(table: CapabilityTable) -> None:
     assert table.epoch == epoch
 
 
+def test_a_slow_word_among_quick_ones_raises_no_epoch(table: CapabilityTable) -> None:
+    """A round trip in which a busy daemon waited leaves the epoch as it is; a path that stays slower is noticed."""
+    join(table)
+    table.rtt_measured("agent-1", 0.002)
+    [known] = table.choosable(0.0)
+    epoch = table.epoch
+    for rtt_s in (0.04, 0.02, 0.03, 0.04, 0.02, 0.03, 0.04):
+        table.rtt_measured("agent-1", rtt_s)
+        [now] = table.choosable(1.0)
+        assert (now.rtt_s, table.epoch) == (known.rtt_s, epoch) == (0.002, epoch)
+    table.rtt_measured("agent-1", 0.02)
+    [now] = table.choosable(1.0)
+    assert now.rtt_s == 0.02 and table.epoch > epoch
+
+
+def test_a_quicker_path_is_noticed_at_once(table: CapabilityTable) -> None:
+    """A first round trip that is much too long, as when all hosts return at once, is put right by the next one."""
+    join(table)
+    table.rtt_measured("agent-1", 0.5)
+    table.rtt_measured("agent-1", 0.01)
+    [now] = table.choosable(0.0)
+    assert now.rtt_s == 0.01
+
+
 def test_a_report_of_ages_and_figures_for_people_raises_no_epoch(table: CapabilityTable) -> None:
     """Ages, load, progress and shown speeds change the row, but neither the epoch nor the choosable experts."""
     join(table)
