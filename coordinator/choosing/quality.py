@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import compress
+from operator import is_not
 
 import numpy as np
 import numpy.typing as npt
@@ -110,12 +112,15 @@ class Scorer:
         self._gate = gate
         self._tallies = tallies
         self._experts: Sequence[Expert] = ()
+        self._tallied: Mapping[str, Tally] = {}
+        """The tallies as they were at the latest fit."""
         self._kinds = tuple(kinds)
         self._facts: tuple[ExpertFacts, ...] = ()
         self._identities: tuple[str, ...] = ()
         """What each of the fitted models is (`Expert.identity`)."""
         self._fitted = FleetGate(None, (ExpertFacts("nobody"),))
         self._views: dict[tuple[str, ...], _View] = {}
+        self._latest_view: tuple[tuple[str, ...], _View] | None = None
         self._replay: VoteReplay | None = None
         self._mismatch: HealthWarning | None = None
         self._failure: HealthWarning | None = None
@@ -138,7 +143,11 @@ class Scorer:
 
     def fit(self, experts: Sequence[Expert]) -> None:
         """Fit the gate to the fleet's models; to be called after each change of the fleet, before any scoring."""
+        is_fitted = self._is_fitted_to(experts)
         self._experts = experts
+        if is_fitted:
+            return
+        self._tallied = dict(self._tallies)
         of_file: dict[str, list[Expert]] = {}
         for expert in experts:
             of_file.setdefault(expert.identity, []).append(expert)
@@ -147,6 +156,17 @@ class Scorer:
         identities = tuple(identity for identity, _ in known)
         if facts and (facts, identities) != (self._facts, self._identities):
             self._refit(facts, identities)
+
+    def _is_fitted_to(self, experts: Sequence[Expert]) -> bool:
+        """Whether these are experts of the same models as the latest, and nobody has scored one since.
+
+        What a report tells of speed, energy or load, as most do, changes nothing here.
+        """
+        former = self._experts
+        if len(experts) != len(former) or self._tallied != self._tallies:
+            return False
+        newer = compress(zip(former, experts, strict=True), map(is_not, former, experts))
+        return all(_model_of(old) == _model_of(new) for old, new in newer)
 
     def tallies_changed(self) -> None:
         """Fit the gate again, because users' scores have changed."""
@@ -217,6 +237,7 @@ class Scorer:
     def _refit(self, facts: tuple[ExpertFacts, ...], identities: tuple[str, ...]) -> None:
         self._facts, self._identities = facts, identities
         self._views.clear()
+        self._latest_view = None
         self._replay = None
         try:
             self._fitted, self._mismatch = FleetGate(self._gate, facts), None
@@ -230,6 +251,9 @@ class Scorer:
             )
 
     def _view(self, roster: Roster) -> _View:
+        if self._latest_view is not None and self._latest_view[0] is roster.identities:
+            return self._latest_view[1]
+        # The hash of thousands of names is made anew each time.
         view = self._views.get(roster.identities)
         if view is None:
             places = {identity: place for place, identity in enumerate(self._identities)}
@@ -238,7 +262,13 @@ class Scorer:
             if len(self._views) == MAX_VIEWS:
                 self._views.clear()
             self._views[roster.identities] = view
+        self._latest_view = (roster.identities, view)
         return view
+
+
+def _model_of(expert: Expert) -> tuple[str, str | None, int | None]:
+    """All that the gate goes by in an expert."""
+    return expert.model, expert.report.file_sha256, expert.report.parameters
 
 
 def _untuned(models: Sequence[str]) -> HealthWarning | None:

@@ -334,6 +334,11 @@ class Selector:
         running_w = everybody.host_w(prompt_tokens, demand.answer_tokens, busy)
         return draw_of(self.fleet_watts_cap_w, hosts, everybody, busy, running_w, sharers=self._sharers)
 
+    def largest_context(self, model: str, experts: Sequence[Expert]) -> int | None:
+        """The largest context in tokens among the `experts` that can serve `model`; None where there are none."""
+        roster = self._roster(model, experts)
+        return None if roster is None else int(roster.context_tokens.max())
+
     def _roster(self, model: str, experts: Sequence[Expert]) -> Roster | None:
         """The experts that can serve `model`, the same object until the fleet changes; None where there are none."""
         if experts is not self._experts:

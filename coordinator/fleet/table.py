@@ -122,7 +122,7 @@ class CapabilityTable:
         self._expected_until_s = 0.0
         self._fresh_until_s = 0.0
         self._largest_contexts: dict[str, int] | None = None
-        """What `largest_contexts` returns, as long as no agent has changed."""
+        """What `largest_contexts` returns, as long as no agent has come, gone or got other models."""
         self.epoch = 0
 
     def set_ages(self, *, stale_s: float, evict_s: float) -> None:
@@ -221,7 +221,7 @@ class CapabilityTable:
     def agent_broke_rules(self, agent_id: str, reason: str, now_s: float) -> float:
         """Suspends an agent that sent something impossible, and returns until when it gets no requests."""
         until_s = self._suspensions.broke(agent_id, reason, now_s)
-        self._changed(agent_id)
+        self._changed(agent_id, models=False)
         return until_s
 
     def agent_reported(self, agent_id: str, report: Report, now_s: float) -> None:
@@ -235,7 +235,7 @@ class CapabilityTable:
             agent.known_models = frozenset(expert.model for expert in report.experts)
         # One that is only fresher leaves its experts choosable for longer, which the next look at everybody will find.
         if was_stale or old is None or _differs(old, report):
-            self._changed(agent_id)
+            self._changed(agent_id, models=old is None or _contexts(old) != _contexts(report))
 
     def rtt_measured(self, agent_id: str, rtt_s: float) -> None:
         """Takes in a measured round trip to an agent."""
@@ -246,7 +246,7 @@ class CapabilityTable:
         least_s, settled_s = min(agent.rtts_s), agent.settled_rtt_s
         if settled_s is None or abs(least_s - settled_s) > RTT_TOLERANCE * settled_s + RTT_TOLERANCE_S:
             agent.settled_rtt_s = least_s
-            self._changed(agent_id)
+            self._changed(agent_id, models=False)
 
     def evict(self, now_s: float) -> list[str]:
         """Forgets agents that have been gone for long, and returns their ids."""
@@ -318,7 +318,7 @@ class CapabilityTable:
     def largest_contexts(self) -> Mapping[str, int]:
         """Returns the tokens of the largest context of each model of connected and sleeping agents, sorted by name.
 
-        Every request asks for it: the same object is returned until an agent changes.
+        Every request asks for it: the same object is returned until an agent comes, goes or has other models.
         """
         if self._largest_contexts is None:
             self._largest_contexts = {
@@ -376,8 +376,10 @@ class CapabilityTable:
         rows = (self._row(agent, now_s) for agent in self._agents.values())
         return tuple(sorted(rows, key=lambda row: (row.agent_name, row.agent_id)))
 
-    def _changed(self, agent_id: str) -> None:
-        self._largest_contexts = None
+    def _changed(self, agent_id: str, *, models: bool = True) -> None:
+        """Notes that an agent's experts have changed. models: maybe also which models it has, and their contexts."""
+        if models:
+            self._largest_contexts = None
         self.epoch += 1
         self._stirred.add(agent_id)
         if agent := self._agents.get(agent_id):
@@ -470,6 +472,11 @@ def _differs(old: Report, new: Report) -> bool:
     if old.experts is new.experts:
         return False
     return old.experts != new.experts and choice_relevant(old.experts) != choice_relevant(new.experts)
+
+
+def _contexts(report: Report) -> list[tuple[str, int]]:
+    """The models of an agent, each with its tokens of context."""
+    return [(expert.model, expert.context_tokens) for expert in report.experts]
 
 
 def _takes_requests(expert: ExpertReport) -> bool:

@@ -11,12 +11,10 @@ from moe2.coordinator.choosing.refusal import if_loading
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
 from moe2.coordinator.choosing.selector import Selector, can_serve
-from moe2.coordinator.fleet.table import CapabilityTable, Expert
+from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.serving.judge import ExpertJudge
 from moe2.coordinator.serving.life import Lifecycle
 
-MAX_MODELS = 256
-"""Models whose largest context is remembered."""
 _ASKS_FOR_SLEEPERS = frozenset(
     {
         ErrorCode.NO_LIVE_EXPERT,
@@ -52,21 +50,12 @@ class Chooser:
         self._judge = judge
         self._in_flight = in_flight
         self._use_breakers = use_breakers
-        self._experts: tuple[Expert, ...] = ()
-        self._largest_context: dict[str, int | None] = {}
-        """The largest context among `_experts`, in tokens, by the model that was asked for."""
 
     def planned(self, demand: Demand, model: str, now_s: float) -> Demand:
         """The demand as it is planned for: clients set limits far beyond any context, and mean none by them."""
         if demand.max_tokens is None:
             return demand
-        experts = self._table.choosable(now_s)
-        if experts is not self._experts or len(self._largest_context) >= MAX_MODELS:
-            self._experts, self._largest_context = experts, {}
-        if model not in self._largest_context:
-            contexts = (expert.report.context_tokens for expert in experts if can_serve(model, expert))
-            self._largest_context[model] = max(contexts, default=None)
-        largest = self._largest_context[model]
+        largest = self._selector.largest_context(model, self._table.choosable(now_s))
         return demand if largest is None else demand.within(largest)
 
     def choose(

@@ -80,10 +80,12 @@ def test_the_largest_context_of_a_model_follows_reports(table: CapabilityTable) 
 
 
 def test_requests_do_not_look_at_all_hosts_for_the_largest_context(table: CapabilityTable) -> None:
-    """The largest contexts are worked out once for all requests until an agent changes, not again for each."""
+    """The largest contexts are worked out once for all requests until their models change, not again for each."""
     join(table)
     before = table.largest_contexts()
     table.agent_reported("agent-1", report(READY), 1.0)
+    table.agent_reported("agent-1", report(expert_report(slots=READY.slots + 1)), 2.0)
+    table.rtt_measured("agent-1", 0.1)
     assert table.largest_contexts() is before
 
 
@@ -243,7 +245,8 @@ def test_a_slow_word_among_quick_ones_raises_no_epoch(table: CapabilityTable) ->
         assert (now.rtt_s, table.epoch) == (known.rtt_s, epoch) == (0.002, epoch)
     table.rtt_measured("agent-1", 0.02)
     [now] = table.choosable(1.0)
-    assert now.rtt_s == 0.02 and table.epoch > epoch
+    assert now.rtt_s == 0.02
+    assert table.epoch > epoch
 
 
 def test_a_quicker_path_is_noticed_at_once(table: CapabilityTable) -> None:

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe2.coordinator.choosing import quality
 from moe2.coordinator.choosing.forecast import Roster
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.gate import feedback as feedback_module
 from moe2.coordinator.gate.feedback import AlreadyScoredError, Feedback, FeedbackBook, Tally, UnknownRequestError
 from moe2.coordinator.gate.feedback_file import FeedbackFile
+from moe2.coordinator.gate.prior import ExpertFacts, facts_from_name
 from moe2.coordinator.http.errors import ApiError
 from moe2.coordinator.http.routes.books import parse_feedback
 from moe2.coordinator.training.feedback_rows import with_feedback
@@ -107,6 +109,36 @@ def test_scores_move_the_prior() -> None:
     scorer.tallies_changed()
     assert scorer.score("", roster).scores.tolist() == pytest.approx([0.75, 0.25])
     assert scorer.set_worth(roster) is not worth
+
+
+def test_a_fit_to_the_same_models_counts_what_users_have_scored_since() -> None:
+    """The slow level's scorer is told of no score: it finds them when it looks at the fleet again."""
+    book = FeedbackBook()
+    scorer = Scorer(None, tallies=book.tallies)
+    fleet = (expert("a", "good-8b"), expert("b", "bad-8b"))
+    scorer.fit(fleet)
+    for number in range(20):
+        answered(book, f"good-{number}", model="good-8b")
+        scored(book, f"good-{number}", 1.0)
+    scorer.fit((expert("a", "good-8b", slots=9), fleet[1]))
+    assert scorer.score("", Roster(fleet)).scores.tolist() == pytest.approx([0.75, 0.5])
+
+
+def test_reports_of_other_speeds_leave_the_gate_fitted_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy fleet reports new speeds all the time; the models are looked at again only when one of them is another."""
+    scorer = Scorer(None)
+    looked_at: list[str] = []
+
+    def noted(name: str) -> ExpertFacts:
+        looked_at.append(name)
+        return facts_from_name(name)
+
+    monkeypatch.setattr(quality, "facts_from_name", noted)
+    scorer.fit((expert("a", "one-8b"), expert("b", "two-8b")))
+    scorer.fit((expert("a", "one-8b", slots=9), expert("b", "two-8b")))
+    assert sorted(looked_at) == ["one-8b", "two-8b"]
+    scorer.fit((expert("a", "one-8b"), expert("b", "two-8b", parameters=10**9)))
+    assert sorted(looked_at) == ["one-8b", "one-8b", "two-8b", "two-8b"]
 
 
 # --- The file ---------------------------------------------------------------------------------------------------------
