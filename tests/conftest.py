@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -16,9 +18,11 @@ from hypothesis import settings
 
 from moe2.coordinator.runtime import EventLoop
 
+# While tests are collected nearly nothing becomes garbage. See pytest_collection_finish.
+gc.disable()
+
 ROOT = Path(__file__).parent.parent
-# All tests of these modules are slow, and so are their imports: torch with its optimisers, schemathesis.
-IMPORTED_SLOWLY = ("evaluate/test_study.py", "training/test_train.py", "fuzz/test_openapi_live.py")
+SLOW_AS_A_WHOLE = re.compile(r"^pytestmark = (\[[^\]]*)?pytest\.mark\.slow\b", re.MULTILINE)
 
 os.environ["PYTHONPATH"] = os.pathsep.join((str(ROOT / "dev"), str(ROOT)))
 # Bytecode is kept even where the environment says otherwise: each of the hundreds of child processes would compile the
@@ -35,9 +39,17 @@ settings.load_profile("untimed")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """The inner loop does not import what it would only leave out."""
-    left_out = config.option.markexpr == "not slow" and str(collection_path).endswith(IMPORTED_SLOWLY)
-    return True if left_out else None
+    """The inner loop does not import modules that are slow as a whole, nor torch and schemathesis with them."""
+    if config.option.markexpr != "not slow" or not collection_path.match("test_*.py"):
+        return None
+    return True if SLOW_AS_A_WHOLE.search(collection_path.read_text()) else None
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays, so that no later search for garbage has to look at it again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_asyncio_loop_factories(

@@ -69,6 +69,7 @@ def test_bad_choices_end_with_an_error(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_one_source_and_some_experts_can_be_chosen(tmp_path: Path) -> None:
     """The gate learns the chosen experts from the chosen source; other sources help as auxiliary rows."""
     data, out = write_outcomes(tmp_path / "o.jsonl", ("one", "two")), tmp_path / "g.safetensors"

@@ -8,8 +8,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from anthropic.lib.streaming._messages import accumulate_event
-from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
 from moe2.common.error_codes import ErrorCode
@@ -23,7 +21,6 @@ from moe2.coordinator.serving.receipt import receipt_of
 from tests.coordinator.lives import LifeBench
 
 ORIGIN = Origin("req-1", 1_700_000_000, "m", prompt_tokens=7)
-EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
 CALL = ToolCall(id="c1", name="time", arguments='{"zone":"UTC"}')
 USAGE = {"input_tokens": 4, "cache_read_input_tokens": 3, "cache_creation_input_tokens": 0, "output_tokens": 5}
 
@@ -59,6 +56,26 @@ def whole(*parts: Part, reason: str = "stop") -> dict[str, Any]:
     return answer
 
 
+def as_message(answer: Any) -> Any:
+    """The SDK's own type for an answer, which it refuses if it does not fit. The SDK takes seconds to import."""
+    from anthropic.types import Message
+
+    return Message.model_validate(answer)
+
+
+def accumulated(events: list[Any]) -> Any:
+    """The message that the SDK puts together from the events of a stream."""
+    from anthropic.lib.streaming._messages import accumulate_event
+    from anthropic.types import RawMessageStreamEvent
+
+    adapter: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
+    snapshot: Any = None
+    buffers: dict[int, bytes] = {}
+    for event in events:
+        snapshot = accumulate_event(event=adapter.validate_python(event), current_snapshot=snapshot, json_bufs=buffers)
+    return snapshot
+
+
 def test_a_message_is_anthropics() -> None:
     """A message equals Anthropic's key by key, with the receipt beside them."""
     answer = whole(text("Hé", "llo"))
@@ -73,7 +90,7 @@ def test_a_message_is_anthropics() -> None:
         "stop_sequence": None,
         "usage": USAGE,
     }
-    Message.model_validate(answer)
+    as_message(answer)
 
 
 def test_a_stream_has_anthropics_events() -> None:
@@ -100,12 +117,8 @@ def test_a_stream_has_anthropics_events() -> None:
 @pytest.mark.parametrize("reason", ["stop", "length", "tool_calls"])
 def test_the_sdk_puts_a_stream_together_again(parts: tuple[Part, ...], reason: str) -> None:
     """The SDK's types take each event; its accumulator ends with the message that is not streamed."""
-    snapshot: Any = None
-    buffers: dict[int, bytes] = {}
-    for event in streamed(*parts, reason=reason):
-        snapshot = accumulate_event(event=EVENT.validate_python(event), current_snapshot=snapshot, json_bufs=buffers)
-    expected = Message.model_validate(whole(*parts, reason=reason))
-    found = Message.model_validate(snapshot.model_dump())
+    expected = as_message(whole(*parts, reason=reason))
+    found = as_message(accumulated(streamed(*parts, reason=reason)).model_dump())
     assert found.model_dump(exclude={"moe2"}) == expected.model_dump(exclude={"moe2"})
 
 
@@ -117,10 +130,7 @@ def test_reasoning_is_a_block_of_thinking() -> None:
         {"type": "thinking", "thinking": "Hm.", "signature": ""},
         {"type": "text", "text": "Yes!"},
     ]
-    snapshot: Any = None
-    buffers: dict[int, bytes] = {}
-    for event in streamed(*parts):
-        snapshot = accumulate_event(event=EVENT.validate_python(event), current_snapshot=snapshot, json_bufs=buffers)
+    snapshot = accumulated(streamed(*parts))
     assert [block.model_dump(exclude_none=True) for block in snapshot.content] == answer["content"]
 
 
