@@ -34,13 +34,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
 # Tests are never timed: these machines are noisy.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+settings.register_profile("whole", deadline=None)
+settings.register_profile("inner loop", deadline=None, max_examples=25)
+
+
+def is_inner_loop(config: pytest.Config) -> bool:
+    """Whether the tests run as somebody writes code, `-m "not slow"`, and not whole before a push."""
+    return bool(config.option.markexpr == "not slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Properties that do not say how many examples they need try 100, and fewer in the inner loop."""
+    settings.load_profile("inner loop" if is_inner_loop(config) else "whole")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """The inner loop does not import modules that are slow as a whole, nor torch and schemathesis with them."""
-    if config.option.markexpr != "not slow" or not collection_path.match("test_*.py"):
+    if not is_inner_loop(config) or not collection_path.match("test_*.py"):
         return None
     return True if SLOW_AS_A_WHOLE.search(collection_path.read_text()) else None
 

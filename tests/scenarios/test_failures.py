@@ -53,6 +53,7 @@ async def test_engine_crash_after_the_first_token_is_an_error_event(
         assert last["moe2"]["experts"][0]["decoded_tokens"] == 1
 
 
+@pytest.mark.slow
 async def test_engine_is_back_after_a_crash(
     tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...]
 ) -> None:

@@ -45,6 +45,7 @@ async def test_a_restarted_agent_that_still_loads_is_waited_for(
             assert "hi" in await answer.text()
 
 
+@pytest.mark.slow
 async def test_models_tell_what_they_can_do(tmp_path: Path) -> None:
     """Context and abilities stand where clients of other servers look for them; aliases say what they mean."""
     models = [

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from moe2.coordinator.__main__ import main
 from moe2.coordinator.database.schema import known_version
 from tests.fakes.postgres import needs_postgres, postgres
 
@@ -32,13 +33,17 @@ def test_init_makes_the_tables_once_and_status_shows_them(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("command", ["init", "status"])
-def test_without_a_database_it_says_what_to_set(tmp_path: Path, command: str) -> None:
+def test_without_a_database_it_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
     """A configuration without a database is refused with the key to set."""
     config = tmp_path / "coordinator.toml"
     config.write_text("")
-    done = run(config, command)
-    assert done.returncode == 1
-    assert "database.url" in done.stderr
+    monkeypatch.setattr(sys, "argv", ["moe2-coordinator", "database", command, "--config", str(config)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "database.url" in capsys.readouterr().err
 
 
 @pytest.mark.slow

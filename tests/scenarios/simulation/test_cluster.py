@@ -90,6 +90,7 @@ def test_the_same_seed_is_the_same_run(first_seed: int) -> None:
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(first_seed: int) -> None:
     """The trace tells runs apart, and repeats itself."""
     scale = replace(SMALL, requests=20, seconds=10.0)
