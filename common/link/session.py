@@ -38,7 +38,7 @@ from moe2.common.link.wire import FrameTooLargeError, UnreadableMessage, wire_co
 
 SILENT_HEARTBEATS = 3
 """A peer that was silent for this many heartbeats is gone."""
-RTT_HEARTBEATS = 2
+RTT_HEARTBEATS = 4
 """A peer that keeps talking is asked for a sign of life only to measure the round trip, after this many heartbeats."""
 LATER = 0.25
 """Heartbeats for which a question waits for something that is sent anyway: both hosts then wake once, not twice."""
@@ -123,6 +123,9 @@ SessionEvent = Opened | Greeted | MessageReceived | RttMeasured | PeerFaulted | 
 class Session:
     """What both ends share: frames, heartbeats, faults. Use `AgentSession` or `CoordinatorSession`."""
 
+    quiet_heartbeats = 1
+    """Heartbeats after which a quiet peer is asked whether it is there."""
+
     def __init__(self, *, now_s: float, handshake_s: float, heartbeat_s: float, max_frame_bytes: int) -> None:
         self._codec = wire_codec(max_frame_bytes=max_frame_bytes)
         self._frames: list[bytes] = []
@@ -173,7 +176,7 @@ class Session:
     def _most_quiet_s(self) -> float:
         """How long the peer may be quiet before it is asked whether it is there."""
         # Reports come about once a heartbeat, and the next one shall still come in time.
-        return (1 + LATER) * self._heartbeat_s
+        return (self.quiet_heartbeats + LATER) * self._heartbeat_s
 
     @property
     def _silent_at_s(self) -> float:
@@ -384,6 +387,9 @@ class CoordinatorSession(Session):
     welcome: its `protocol` is the newest that is spoken. asks_first: a hello is not welcomed at once, but told of by a
     `Greeted`; the caller then calls `welcome` or `refuse` before the handshake's deadline.
     """
+
+    # Whoever reports each heartbeat need not be asked, and a thousand deadlines are looked at half as often.
+    quiet_heartbeats = 2
 
     def __init__(self, welcome: Welcome, *, now_s: float, handshake_s: float, asks_first: bool = False) -> None:
         super().__init__(
