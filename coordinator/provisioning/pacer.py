@@ -40,13 +40,15 @@ MAX_FIRST_STEP = 1.0
 MAX_RELATIVE_PRICE = 10.0
 """Largest relative price: what an answer can save is then worth ten times the best score there is."""
 MAX_EXCESS = 4.0
-"""An answer counts as taking five times the target at most, so that a single monstrous one does not set the price."""
+"""Most that one answer changes the price by, as a multiple of the target, or of what an answer can save where that is
+more: a single monstrous one does not set the price. All of it is owed."""
 PAY_BACK_ANSWERS = 300
 """Answers over which what was spent above the target is paid back."""
 MAX_OWED_ANSWERS = 200
 """Most that is paid back, in answers of the target: an average is not kept by starving for ever."""
 MAX_SAVED_ANSWERS = 30
-"""Most that is remembered as spent below the target, in answers of the target: loose times do not pay for a spree."""
+"""Most that is remembered as spent below the target, in answers of the target, or of what an answer can save where that
+is more: loose times do not pay for a spree, but many cheap answers do for the one dear answer among them."""
 ENOUGH = 1.5
 """Largest price, as a multiple of the one at which the cheapest experts answer everything: a higher one changes no
 answer, and would have to be unlearned answer by answer."""
@@ -120,11 +122,12 @@ def settled(
     enough_per_j: the price at which the cheapest one would have answered; None where unknown.
     """
     price = _saw(price, is_cheapest=is_cheapest, saving_j=saving_j, enough_per_j=enough_per_j)
-    excess_j, change_j = _excess_j(spent_j, target_j if is_answer else 0.0, target_j), 0.0
+    excess_j, change_j = spent_j - (target_j if is_answer else 0.0), 0.0
+    large_j = max(target_j, price.saving_j or 0.0)
     if excess_j <= 0.0 or price.n_saturated < SATURATED_ANSWERS:
-        owed_j = min(max(price.owed_j + excess_j, -MAX_SAVED_ANSWERS * target_j), MAX_OWED_ANSWERS * target_j)
+        owed_j = min(max(price.owed_j + excess_j, -MAX_SAVED_ANSWERS * large_j), MAX_OWED_ANSWERS * target_j)
         price = msgspec.structs.replace(price, owed_j=owed_j)
-        change_j = excess_j + owed_j / PAY_BACK_ANSWERS
+        change_j = min(excess_j, MAX_EXCESS * large_j) + owed_j / PAY_BACK_ANSWERS
     return _counted(_moved(price, STEP, change_j, target_j), spent_j, is_answer=is_answer)
 
 
@@ -145,7 +148,8 @@ def settled_of_day(
     that nothing is owed. usual_j: the day's limit for each of its answers, positive. The rest is as in `settled`.
     """
     price = _saw(price, is_cheapest=is_cheapest, saving_j=saving_j, enough_per_j=enough_per_j)
-    excess_j = _excess_j(spent_j, target_j if is_answer else 0.0, usual_j)
+    excess_j = spent_j - (target_j if is_answer else 0.0)
+    excess_j = max(min(excess_j, MAX_EXCESS * max(usual_j, price.saving_j or 0.0)), -MAX_EXCESS * usual_j)
     if excess_j > 0.0 and price.n_saturated >= SATURATED_ANSWERS:
         excess_j = 0.0
     return _counted(_moved(price, DAY_STEP, excess_j, usual_j), spent_j, is_answer=is_answer)
@@ -179,11 +183,6 @@ def unmeasured(price: Price) -> Price:
 def retargeted(price: Price) -> Price:
     """The price to go on with under another target: what was owed or saved under the former one is forgotten."""
     return msgspec.structs.replace(price, owed_j=0.0, slack=0.0, n_saturated=0)
-
-
-def _excess_j(spent_j: float, allowed_j: float, target_j: float) -> float:
-    """Joules above what was allowed, within `MAX_EXCESS` targets, above and below."""
-    return min(max(spent_j - allowed_j, -MAX_EXCESS * target_j), MAX_EXCESS * target_j)
 
 
 def _saw(price: Price, *, is_cheapest: bool, saving_j: float | None, enough_per_j: float | None) -> Price:
@@ -223,7 +222,7 @@ def _counted(price: Price, spent_j: float, *, is_answer: bool) -> Price:
     """The price with a request's joules in its sums."""
     mean_j, variance_j2 = price.mean_j, price.variance_j2
     if mean_j is not None and is_answer:
-        away_j = min(spent_j - mean_j, MAX_EXCESS * mean_j)
+        away_j = min(spent_j - mean_j, MAX_EXCESS * max(mean_j, price.saving_j or 0.0))
         variance_j2 = _MEMORY * variance_j2 + (1 - _MEMORY) * away_j**2
     return msgspec.structs.replace(
         price,

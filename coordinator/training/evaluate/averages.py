@@ -28,7 +28,7 @@ RUNS = 20
 MAX_CAPS = 400
 """Limits of each request that are tried."""
 _SHARES = (0.1, 0.2, 0.35, 0.5, 0.67, 0.8, 0.9)
-"""Where the targets are between the cheapest answers there are and those that the gate likes best."""
+"""Where the targets are between the cheapest answers there are and those of a fleet without an average."""
 _HALVINGS = 60
 
 
@@ -50,12 +50,12 @@ class Case:
 
 def average_figures(case: Case, labels: FloatArray, seed: int = 0) -> tuple[AverageFigures, ...]:
     """The figures of every target. labels: (rows, N) mean score of each expert on each prompt's known kind."""
-    caps = _caps(case)
-    return tuple(_figures(case, target_j, caps, labels, seed) for target_j in targets(case))
+    limits = caps(case)
+    return tuple(_figures(case, target_j, limits, labels, seed) for target_j in targets(case))
 
 
 def targets(case: Case) -> tuple[float, ...]:
-    """The averages to aim at: joules between those of the cheapest experts and those of the best by the gate."""
+    """The averages to aim at: joules between those of the cheapest experts and those taken without an average."""
     rows = np.arange(len(case.scores))
 
     def mean_j(values: FloatArray) -> float:
@@ -66,14 +66,14 @@ def targets(case: Case) -> tuple[float, ...]:
     return tuple(sorted(target_j for target_j in wanted if target_j > least_j)) or (float(f"{most_j:.3g}"),)
 
 
-def _figures(case: Case, target_j: float, caps: tuple[_Fixed, ...], labels: FloatArray, seed: int) -> AverageFigures:
-    counts, mean_j, furthest = _paced(case, target_j, seed)
+def _figures(case: Case, target_j: float, limits: tuple[Fixed, ...], labels: FloatArray, seed: int) -> AverageFigures:
+    counts, mean_j, furthest = paced(case, target_j, seed)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     score = score_of(shares, case.scores)
     # A limit whose mean is as close to the target as the price's own is no worse for it.
     allowed_j = max(target_j, mean_j)
-    cap = max((cap for cap in caps if cap.mean_j <= allowed_j), key=lambda cap: float(cap.score.mean()), default=None)
-    label = _with_hindsight(case, labels, target_j)
+    cap = max((cap for cap in limits if cap.mean_j <= allowed_j), key=lambda cap: float(cap.score.mean()), default=None)
+    label = with_hindsight(case, labels, target_j)
     cap_score = np.zeros(len(score)) if cap is None else cap.score
     gain = 100 * (score - cap_score)
     return AverageFigures(
@@ -93,7 +93,7 @@ def _figures(case: Case, target_j: float, caps: tuple[_Fixed, ...], labels: Floa
 
 
 @dataclass(frozen=True, eq=False)
-class _Fixed:
+class Fixed:
     """A way to choose that learns nothing on the way."""
 
     limit_j: float
@@ -103,7 +103,7 @@ class _Fixed:
     """Joules per answer; prompts that nobody answers do not count."""
 
 
-def _paced(case: Case, target_j: float, seed: int) -> tuple[npt.NDArray[np.int64], float, float]:
+def paced(case: Case, target_j: float, seed: int) -> tuple[npt.NDArray[np.int64], float, float]:
     """How often each expert answered each prompt (rows, N), the mean joules, and those of the run furthest off."""
     rows, random = len(case.scores), np.random.default_rng(seed)
     counts = np.zeros(case.scores.shape, dtype=np.int64)
@@ -139,12 +139,13 @@ def best_expert(values: FloatArray, expected_j: FloatArray, price_per_j: float) 
 
 
 def _taken(case: Case, values: FloatArray, price_per_j: float) -> npt.NDArray[np.int64]:
-    """(rows,) the experts with the largest value less price times predicted joules. values: (rows, N)."""
-    net = np.where(case.runnable, values - price_per_j * case.costs.predicted_energy_j, -np.inf)
-    return np.asarray(net.argmax(axis=1))
+    """(rows,) what `best_expert` takes of values (rows, N)."""
+    joules = case.costs.predicted_energy_j
+    net = np.where(case.runnable, values - price_per_j * joules, -np.inf)
+    return np.asarray(np.where(net >= net.max(axis=1, keepdims=True) - SAME_SCORE, joules, np.inf).argmin(axis=1))
 
 
-def _caps(case: Case) -> tuple[_Fixed, ...]:
+def caps(case: Case) -> tuple[Fixed, ...]:
     """Every limit of each request that makes a difference, up to `MAX_CAPS`, with the best expert that keeps it."""
     joules = case.costs.predicted_energy_j
     levels = np.unique(np.quantile(joules[case.runnable], np.linspace(0.0, 1.0, MAX_CAPS), method="nearest"))
@@ -154,18 +155,18 @@ def _caps(case: Case) -> tuple[_Fixed, ...]:
         chosen, answered = np.where(fits, case.probabilities, -np.inf).argmax(axis=1), fits.any(axis=1)
         score = np.where(answered, np.nan_to_num(case.scores[rows, chosen]), 0.0)
         mean_j = float(case.costs.actual_energy_j[rows, chosen][answered].mean())
-        found.append(_Fixed(level, score, mean_j))
+        found.append(Fixed(level, score, mean_j))
     return tuple(found)
 
 
-def _with_hindsight(case: Case, values: FloatArray, target_j: float) -> _Fixed:
+def with_hindsight(case: Case, values: FloatArray, target_j: float) -> Fixed:
     """The best by `values` (rows, N) less the lowest fixed price whose mean keeps the target, if any does."""
     rows = np.arange(len(values))
 
-    def under(price_per_j: float) -> _Fixed:
+    def under(price_per_j: float) -> Fixed:
         chosen = _taken(case, values, price_per_j)
         mean_j = float(case.costs.actual_energy_j[rows, chosen].mean())
-        return _Fixed(price_per_j, np.nan_to_num(case.scores[rows, chosen]), mean_j)
+        return Fixed(price_per_j, np.nan_to_num(case.scores[rows, chosen]), mean_j)
 
     low, high = 0.0, 100.0 / target_j
     if under(low).mean_j <= target_j:

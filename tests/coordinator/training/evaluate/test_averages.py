@@ -95,3 +95,11 @@ def test_a_loose_day_is_no_different() -> None:
     found = day_figures(case((100.0, 200.0, 300.0)), 500.0)
     assert found.refused == found.unpaced_refused == 0.0
     assert found.score == pytest.approx(found.unpaced_score)
+
+
+def test_targets_are_below_what_is_taken_without_an_average() -> None:
+    """Where a dear expert is better by less than a tie, free choice leaves it alone, and no target asks for more."""
+    found = case((100.0, 200.0, 300.0))
+    probabilities = np.tile([0.5, 0.7, 0.703], (ROWS, 1))
+    alike = Case(probabilities, found.scores, found.costs)
+    assert max(targets(alike)) < found.costs.actual_energy_j[:, 1].mean()
