@@ -231,7 +231,9 @@ def session() -> aiohttp.ClientSession:
 def _check_status(answer: aiohttp.ClientResponse, name: str) -> None:
     if answer.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
         return
-    told = f"{name} answers {answer.status} {answer.reason or ''}".rstrip() + "."
+    # Not the words of the server, which may be any.
+    words = {status.value: status.phrase for status in HTTPStatus}
+    told = f"{name} answers {answer.status} {words.get(answer.status, '')}".rstrip() + "."
     if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise BrokenOffError(told, remedy="Pull again later: it goes on where it was.")
     raise DownloadError(told, remedy="Check the address.")
@@ -242,6 +244,9 @@ def why_broken(error: BaseException) -> str:
     if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
         # Their own texts are what the HTTP library has of the answer.
         return "the connection was closed early"
+    if isinstance(error, aiohttp.ClientResponseError):
+        # Its text has the first bytes of whatever listens there, which nobody who orders a pull is to read.
+        return "what comes from there is not HTTP"
     return str(error) or type(error).__name__
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from moe2.agent.models.download import PIECE_BYTES, pieces, session
+from moe2.agent.models.download import PIECE_BYTES, DownloadError, Place, look, pieces, session
 
 SMALL_BYTES = 10_000
 
@@ -75,3 +76,32 @@ async def test_what_came_before_a_connection_broke_is_kept() -> None:
         with pytest.raises(aiohttp.ClientPayloadError):
             await take(answer)
     assert found == content
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (b"SSH-2.0-hush_9.6\r\n", "what comes from there is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"hush" * 50_000 + b"\r\n\r\n", "what comes from there is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: hush\r\n" * 50_000 + b"\r\n", "what comes from there is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: hush\r\n\r\n", "what comes from there is not HTTP"),
+        (b"HTTP/1.1 404 hush\r\nContent-Length: 0\r\n\r\n", "answers 404 Not Found."),
+        (b"HTTP/1.1 599 hush\r\nContent-Length: 0\r\n\r\n", "answers 599."),
+    ],
+)
+async def test_nothing_of_what_a_server_says_is_shown(said: bytes, told: str) -> None:
+    """Whoever orders a pull must not read by its error what listens at an address that only the host reaches."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, session() as http:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/a.gguf"
+        with pytest.raises(DownloadError) as raised:
+            await look(http, Place(url, "the source"), 16)
+    assert told in str(raised.value)
+    assert "hush" not in str(raised.value)
