@@ -168,6 +168,16 @@ def test_a_lease_is_renewed_once_half_of_its_time_is_over() -> None:
     assert lease.renewal(0, 1000.0 + 0.6 * LEASE_S, 1) is not None
     assert lease.draw(0, 10, 1000.0, 1).least == 0
     assert microjoules(4e-7) == 1
+    assert [microjoules(1e-6 + part) for part in (4e-10, 6e-10)] == [1, 2]
+
+
+def test_a_renewal_keeps_what_is_used_and_what_is_free() -> None:
+    """All that was drawn stays, and the rest is asked for beside it."""
+    lease = Lease(100_000).took(Answer(5000, 0), 1000.0).needs(10)
+    ask = lease.renewal(3000, 1000.0, 1)
+    assert ask is not None
+    assert ask.keep == 5000
+    assert ask.want > 0
 
 
 def test_a_lease_that_is_used_up_at_its_end_asks_for_nothing() -> None:

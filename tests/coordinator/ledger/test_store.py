@@ -238,7 +238,7 @@ async def test_a_newer_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version = {VERSION + 1}")
-    with pytest.raises(LedgerError, match="written by a newer moe2"):
+    with pytest.raises(LedgerError, match=f"{path} was written by a newer moe2"):
         async with running(path):
             pass
 
