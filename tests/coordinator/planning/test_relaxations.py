@@ -69,8 +69,7 @@ def test_no_set_breaks_what_a_need_and_the_watts_say_together() -> None:
 
 
 def test_a_bound_that_is_exact_leaves_the_best_three_in_the_listing() -> None:
-    """Where values add up, each of a triple is needed for its bound: none of them may be left out before, and whoever
-    is left out takes along what was known of nobody else."""
+    """Where values add up, each of a triple is needed for its bound: none of them may be left out before."""
     worth = np.array([0.55, 0.9, 0.1, 0.85, 0.6, 0.75, 0.8, 0.65])
     count = len(worth)
     problem = cases.problem(np.diag(worth), np.ones(count), budgets=PanelBudgets(energy_j=3.0))
