@@ -40,7 +40,7 @@ preflight() {
   for role in "$@"; do
     if [[ ! -e $ROOT/etc/moe2/$role.toml ]]; then continue; fi
     attempt "Checking /etc/moe2/$role.toml" \
-      "$RELEASE/bin/moe2-$role" check-config --config "$ROOT/etc/moe2/$role.toml" \
+      "$RELEASE/bin/moe2-$role" check-config "${CHECK_OPTIONS[@]}" --config "$ROOT/etc/moe2/$role.toml" \
       || die "the configuration is refused; nothing was changed. Mend it, then run the same command again."
   done
 }

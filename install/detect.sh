@@ -8,10 +8,10 @@ readonly ROOT=${MOE2_INSTALL_ROOT:-}
 # tiles away (ggml-org/llama.cpp#20824, pull request 26954).
 llama_base_flags() {
   printf -- '-DLLAVA_BUILD=OFF'
-  if grep -qsw amx_int8 "$ROOT/proc/cpuinfo"; then
-    printf -- ' -DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8'
-  fi
+  if has_amx; then printf -- ' -DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8'; fi
 }
+
+has_amx() { grep -qsw amx_int8 "$ROOT/proc/cpuinfo"; }
 
 # One file's first line, without the NUL bytes that the device tree ends its strings with; nothing if there is none.
 first_line() { if [[ -r $1 ]]; then tr -d '\0' <"$1" | head -n 1; fi; }

@@ -56,7 +56,7 @@ examine_role() {
   local role=$1 unit=moe2-$1.service config=$CONFIG_DIR/$1.toml said code=0
   if [[ ! -e $config ]]; then
     ill "/etc/moe2/$role.toml is missing" "./install.sh $role writes a new one"
-  elif said=$("$CURRENT/bin/moe2-$role" check-config --config "$config" 2>&1); then
+  elif said=$("$CURRENT/bin/moe2-$role" check-config "${CHECK_OPTIONS[@]}" --config "$config" 2>&1); then
     good "/etc/moe2/$role.toml"
   else
     ill "$said" "edit /etc/moe2/$role.toml, then: systemctl restart $unit"

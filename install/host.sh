@@ -2,6 +2,9 @@
 
 readonly CONFIG_DIR=$ROOT/etc/moe2
 readonly TOKEN=$CONFIG_DIR/agent-token
+# In an image the files that a configuration names are not where they will be.
+CHECK_OPTIONS=()
+if [[ -n $ROOT ]]; then CHECK_OPTIONS=(--without-files); fi
 # LoadCredential came with this systemd.
 readonly CREDENTIALS_SINCE=247
 # Whose the agent's files are. Below another root there may be no such user.
@@ -111,7 +114,7 @@ write_configuration() {
   shift 2
   text=$("$PYTHON" install/configuration.py "$@")
   write_text "$target.draft" 0644 "$text"
-  if ! "$RELEASE/bin/moe2-$role" check-config --config "$target.draft"; then
+  if ! "$RELEASE/bin/moe2-$role" check-config "${CHECK_OPTIONS[@]}" --config "$target.draft"; then
     rm "$target.draft"
     return 1
   fi

@@ -28,7 +28,7 @@ choose_backend() {
     note_warning "$(nvcc_fault). llama.cpp is built for the CPU, which is much slower. Install such a toolkit beside it," \
       "put its nvcc first in PATH, then run ./install.sh upgrade."
     BACKEND=cpu
-  elif [[ -e $LLAMA_DIR/$BACKEND/failed && $COMMAND != upgrade ]]; then
+  elif [[ -e $(llama_folder)/failed && $COMMAND != upgrade ]]; then
     note_warning "llama.cpp could not be compiled with CUDA before; it is built for the CPU, which is much slower." \
       "./install.sh upgrade tries CUDA again."
     BACKEND=cpu
@@ -38,6 +38,12 @@ choose_backend() {
 # ggml's memory pool reserves 32 GB of addresses, which a Jetson with 8 GB does not give; without it, it allocates plainly.
 lacks_vmm() { [[ $HOST_KIND == jetson && -n $MEMORY_KB ]] && ((MEMORY_KB < SMALL_BOARD_KB)); }
 
+# Where the wheel for BACKEND is kept, apart from one that was compiled with the code that crashes on this processor.
+llama_folder() {
+  printf '%s' "$LLAMA_DIR/$BACKEND"
+  if has_amx; then printf -- '-noamx'; fi
+}
+
 # The wheel as it must be named: this release, any platform tag.
 llama_wheel_in() {
   compgen -G "$1/llama_cpp_python-$(sed -nE 's/^llama-cpp-python==(.*)$/\1/p' constraints.txt)-*.whl"
@@ -45,12 +51,20 @@ llama_wheel_in() {
 
 # True where nothing needs to be compiled.
 has_llama_wheel() {
-  llama_wheel_in "$LLAMA_DIR/$BACKEND" >/dev/null || { [[ -n $WHEELS ]] && llama_wheel_in "$WHEELS" >/dev/null; }
+  llama_wheel_in "$(llama_folder)" >/dev/null || { [[ -n $WHEELS ]] && llama_wheel_in "$WHEELS" >/dev/null; }
 }
 
 # A wheel for BACKEND in its folder. Where compiling with CUDA fails, BACKEND becomes cpu.
 ensure_llama_wheel() {
-  local folder=$LLAMA_DIR/$BACKEND
+  local folder anew=()
+  folder=$(llama_folder)
+  if has_amx; then
+    # Nor is pip's own taken, which has the flags of its day.
+    anew=(--no-cache-dir)
+    if [[ -e $LLAMA_DIR/$BACKEND ]]; then
+      step "Removing a llama.cpp that crashes on this processor" rm -rf "${LLAMA_DIR:?}/$BACKEND"
+    fi
+  fi
   if llama_wheel_in "$folder" >/dev/null; then
     kept "llama.cpp is built ($BACKEND)"
     return
@@ -64,7 +78,7 @@ ensure_llama_wheel() {
   if [[ $BACKEND == cpu ]]; then
     say "llama.cpp is compiled unless pip has it already: 5 to 10 minutes on 2 cores."
     step "Compiling llama.cpp for the CPU" env CMAKE_ARGS="$(llama_flags)" CMAKE_BUILD_PARALLEL_LEVEL="$(build_jobs)" \
-      "$LLAMA_DIR/.build/bin/python" -m pip wheel "${PIP_OPTIONS[@]}" "${PIP_SOURCES[@]}" \
+      "$LLAMA_DIR/.build/bin/python" -m pip wheel "${PIP_OPTIONS[@]}" "${PIP_SOURCES[@]}" "${anew[@]}" \
       --constraint constraints.txt --no-deps --wheel-dir "$folder" llama-cpp-python
   else
     say "llama.cpp is compiled with CUDA, which may take an hour on a Jetson."

@@ -43,12 +43,12 @@ ensure_release() {
     choose_backend
     if has_llama_wheel; then ensure_system libgomp; else ensure_system libgomp compiler; fi
     ensure_llama_wheel
-    sources=(--find-links "$LLAMA_DIR/$BACKEND")
+    sources=(--find-links "$(llama_folder)")
   else
     ensure_system
   fi
   version=$(sed -nE 's/^__version__ = "(.*)"/\1/p' common/__init__.py)
-  fingerprint=$(release_fingerprint "$extras" "$BACKEND")
+  fingerprint=$(release_fingerprint "$extras" "$(basename "$(llama_folder)")")
   RELEASE=$HOME_DIR/releases/$version-$fingerprint
   if [[ -e $RELEASE/.complete ]]; then
     kept "moe2 $version with [$extras] is built: $RELEASE"

@@ -239,49 +239,6 @@ def test_a_first_configuration_that_is_refused_is_not_kept(host: FakeHost) -> No
     assert host.install_agent().returncode == 0
 
 
-def test_a_build_with_cuda_that_fails_becomes_one_for_the_cpu(host: FakeHost) -> None:
-    """With a warning, what the compiler said, and all layers on the CPU."""
-    host.jetson()
-    host.cuda()
-    host.fault("cuda")
-    installed = host.install_agent()
-    assert installed.returncode == 0
-    assert "could not be compiled with CUDA; it is built for the CPU, which is much slower" in installed.stderr
-    assert "nvcc: no kernel image" in (host.root / "opt/moe2/wheels/cuda-87/failed").read_text()
-    assert "gpu_layers" not in configuration(host, "agent")["models"][0]
-
-
-def test_a_build_with_cuda_that_failed_is_tried_again_by_an_upgrade_only(host: FakeHost) -> None:
-    """It may take an hour, so not by every run."""
-    host.jetson()
-    host.cuda()
-    host.fault("cuda")
-    host.install_agent()
-    (host.faults / "cuda").unlink()
-    host.calls()
-    host.install("agent")
-    assert not [call for call in host.calls() if "pip wheel" in call]
-    upgraded = host.install("upgrade")
-    assert upgraded.returncode == 0
-    assert "set gpu_layers = -1 for the models in /etc/moe2/agent.toml" in upgraded.stdout
-    assert "CMAKE_ARGS: -DLLAVA_BUILD=OFF -DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=87" in host.calls()
-
-
-@pytest.mark.parametrize(
-    ("flags", "without"),
-    [
-        ("avx512_vnni amx_bf16 amx_tile amx_int8", " -DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8"),
-        ("avx2 avx512_vnni", ""),
-    ],
-)
-def test_llama_cpp_is_compiled_without_amx(host: FakeHost, flags: str, without: str) -> None:
-    """Its code for it crashes on Xeons that have it."""
-    (host.root / "proc").mkdir(exist_ok=True)
-    (host.root / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
-    host.install_agent()
-    assert f"CMAKE_ARGS: -DLLAVA_BUILD=OFF{without}" in host.calls()
-
-
 def test_a_failing_step_is_told_with_its_last_words(host: FakeHost) -> None:
     """Which step, what it said, where the whole log is."""
     host.fault("pip")
