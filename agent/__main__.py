@@ -18,6 +18,8 @@ from moe2.agent.cli.status import show_status
 from moe2.agent.daemon import ENGINE_ARGV, AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.engine.llama.vocabularies import vocabularies_of
+from moe2.agent.link.credential import FILE_NAME as CREDENTIAL_FILE
+from moe2.agent.link.credential import check_enrolment
 from moe2.agent.settings import (
     DEFAULT_CONFIG_PATH,
     DEFAULT_SOCKET_PATH,
@@ -31,7 +33,9 @@ from moe2.common.config import load_settings
 from moe2.common.errors import Moe2Error
 from moe2.common.logs import configure_logging
 from moe2.common.terminal.commandline import add_config, add_run_and_check, add_socket, execute, program
+from moe2.common.terminal.needed_files import Needed, check_files
 from moe2.common.terminal.output import say
+from moe2.common.tls.contexts import client_context
 
 
 def main() -> None:
@@ -149,6 +153,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check_config(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
+    if not arguments.without_files:
+        check_files(_needed(settings))
     found = choices(settings, ServedFile(settings.agent.state_dir).read())
     models = ", ".join(choice.name for choice in found if choice.section is not None) or "none yet"
     say(f"{arguments.config}: good. Models: {models}; coordinator: {', '.join(settings.coordinator.addresses)}.")
@@ -156,6 +162,24 @@ def _check_config(arguments: argparse.Namespace) -> int:
         say(line)
     _check_drafts({choice.name: choice.section for choice in found if choice.section is not None})
     return 0
+
+
+def _needed(settings: AgentSettings) -> list[Needed]:
+    link, state_dir = settings.coordinator, settings.agent.state_dir
+    token = Needed(
+        "coordinator.token_file",
+        (state_dir / CREDENTIAL_FILE, link.token_file),
+        lambda: check_enrolment(state_dir, link.token_file),
+    )
+    if not any(address.startswith("wss:") for address in link.addresses):
+        return [token]
+    files = (link.ca_file, link.certificate, link.key)
+    tls = Needed(
+        "coordinator.ca_file, certificate, key",
+        files,
+        lambda: client_context(ca_file=link.ca_file, certificate=link.certificate, key=link.key),
+    )
+    return [token, tls]
 
 
 def _check_drafts(served: Mapping[str, ModelSection]) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from moe2.common.logs import configure_logging
+from moe2.common.secretfile import read_secret
 from moe2.common.terminal.commandline import Command, Commands, add_config, add_run_and_check, execute, program
+from moe2.common.terminal.needed_files import Needed, check_files
 from moe2.common.terminal.output import say, tell
+from moe2.common.tls.contexts import ServerFiles, load_server_files
 from moe2.coordinator.cli import (
     agents,
     collect,
@@ -30,6 +34,7 @@ from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.shared_register import SharedRegister
 from moe2.coordinator.fleet.register_file import RegisterFile, RegisterStore
+from moe2.coordinator.gate.checkpoint import load_checkpoint
 from moe2.coordinator.runtime import EventLoop, allow_open_files, collect_seldom, share_processor
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
 
@@ -198,10 +203,26 @@ def _run(arguments: argparse.Namespace) -> int:
 def _check_config(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments.config)
     api, hub = settings.api, settings.agents
+    if not arguments.without_files:
+        check_files(_needed(settings))
     say(f"{arguments.config}: good. Apps: {api.host}:{api.port}; agents: {hub.host}:{hub.port}.")
     for contradiction in contradictions(settings):
         tell(f"{arguments.config}: {contradiction}")
     return 0
+
+
+def _needed(settings: CoordinatorSettings) -> list[Needed]:
+    found = []
+    if token_file := settings.agents.token_file:
+        found.append(Needed("agents.token_file", (token_file,), lambda: read_secret(token_file)))
+    for name, section in (("api", settings.api.tls), ("agents", settings.agents.tls)):
+        if section is not None:
+            paths = (section.certificate, section.key, section.client_ca)
+            files = ServerFiles(*paths)
+            found.append(Needed(f"{name}.tls", paths, partial(load_server_files, files)))
+    if gate := settings.selection.gate:
+        found.append(Needed("selection.gate", (gate,), lambda: load_checkpoint(gate)))
+    return found
 
 
 if __name__ == "__main__":

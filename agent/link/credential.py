@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from moe2.agent.link.identity import Identity
+from moe2.agent.link.identity import Identity, is_copied
 from moe2.common.errors import ConfigError, Moe2Error, file_remedy
 from moe2.common.link.enrolment import AGENT_ID_HEADER, AGENT_NAME_HEADER, CREDENTIAL_HEADER
 from moe2.common.secretfile import read_secret
@@ -79,9 +79,7 @@ class AgentCredentials:
 
     def _token(self) -> str:
         try:
-            if self.token_file is None:
-                raise ConfigError(["coordinator.token_file: required until this agent is enrolled, but not set."])
-            return read_secret(self.token_file)
+            return _token_in(self.token_file)
         except ConfigError as error:
             if not self.is_copy_to_enrol:
                 raise
@@ -93,6 +91,22 @@ class AgentCredentials:
                     "into its token_file.",
                 ]
             ) from error
+
+
+def check_enrolment(state_dir: Path, token_file: Path | None) -> None:
+    """Looks whether a start would find what it shows to the coordinator, and changes nothing.
+
+    Raises `ConfigError` if there is no token where one is needed, `Moe2Error` if the state directory is unusable.
+    """
+    stored = _read(state_dir / FILE_NAME)
+    if stored is None or not stored.enrolled or is_copied(state_dir):
+        _token_in(token_file)
+
+
+def _token_in(token_file: Path | None) -> str:
+    if token_file is None:
+        raise ConfigError(["coordinator.token_file: required until this agent is enrolled, but not set."])
+    return read_secret(token_file)
 
 
 def _load(path: Path, identity: Identity) -> Credential:

@@ -86,6 +86,13 @@ def load_identity(state_dir: Path, *, machine_id_file: Path = MACHINE_ID_FILE) -
         ) from error
 
 
+def is_copied(state_dir: Path, *, machine_id_file: Path = MACHINE_ID_FILE) -> bool:
+    """Whether the next start would find the state to be another machine's. Changes nothing; raises `Moe2Error`."""
+    machine = machine_fingerprint(machine_id_file)
+    binding = _read_binding(state_dir / BINDING_FILE_NAME)
+    return binding is not None and machine is not None and binding.machine != machine
+
+
 def _new_id_line() -> bytes:
     return f"agent-{uuid.uuid4().hex}\n".encode("ascii")
 

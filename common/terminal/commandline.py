@@ -136,9 +136,12 @@ def add_run_and_check(commands: Commands[Command], daemon: str, config: Path, *,
     checking = commands.add_parser(
         "check-config",
         help="check the configuration and say what is wrong with it",
-        description="Check the configuration, the environment's part of it included, and say all that is wrong with "
-        "it. Changes and starts nothing.",
+        description="Check the configuration, the environment's part of it included, and the files without which the "
+        f"{daemon} would not start, and say all that is wrong with them. Changes and starts nothing.",
         exits={0: "good", 1: "what it names cannot be read, or the answer cannot be written"},
+    )
+    checking.add_argument(
+        "--without-files", action="store_true", help="do not look at tokens and certificates, as for another host"
     )
     add_config(checking, config)
     checking.set_defaults(act=check_config)
