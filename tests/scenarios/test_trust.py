@@ -168,19 +168,20 @@ async def test_a_fleet_speaks_tls_both_ways_with_client_certificates(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("host", "days", "trusted", "code"),
+    ("host", "days", "since_days", "trusted", "code"),
     [
-        ("127.0.0.1", 30.0, False, "certificate_untrusted"),
-        ("127.0.0.1", -1.0, True, "certificate_expired"),
-        ("hub.example", 30.0, True, "certificate_name"),
+        ("127.0.0.1", 30.0, 100.0, False, "certificate_untrusted"),
+        ("127.0.0.1", -1.0, 100.0, True, "certificate_expired"),
+        ("127.0.0.1", 30.0, -1.0, True, "certificate_not_yet_valid"),
+        ("hub.example", 30.0, 100.0, True, "certificate_name"),
     ],
 )
 async def test_a_certificate_that_cannot_be_trusted_is_a_named_warning(
-    tmp_path: Path, host: str, days: float, trusted: bool, code: str
+    tmp_path: Path, host: str, days: float, since_days: float, trusted: bool, code: str
 ) -> None:
     """The token is not sent to whoever it is."""
     authority = Authority(tmp_path)
-    listener = {"tls": authority.issue("agents", host=host, valid_days=days)}
+    listener = {"tls": authority.issue("agents", host=host, valid_days=days, since_days=since_days)}
     async with fleet(tmp_path, agents=(), listener=listener) as running:
         ca_file = authority.ca_file if trusted else Authority(tmp_path, "other").ca_file
         agent = await running.start_agent("one", link={"ca_file": ca_file})

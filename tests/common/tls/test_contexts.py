@@ -113,6 +113,15 @@ async def test_an_expired_certificate_is_refused(authority: Authority) -> None:
         assert "clock" in str(fault)
 
 
+async def test_a_certificate_that_is_not_valid_yet_is_refused(authority: Authority) -> None:
+    """So are all to a host whose clock says 1970: the error names the clock."""
+    async with listening(server(**authority.issue(since_days=-1)).context) as port:
+        fault = await fault_of(port, trusting(authority))
+        assert fault is not None
+        assert fault.fault is TlsFault.CERTIFICATE_NOT_YET_VALID
+        assert "clock" in str(fault)
+
+
 @pytest.mark.parametrize("host", ["hub.example", "192.0.2.1"])
 async def test_a_certificate_for_another_name_is_refused(authority: Authority, host: str) -> None:
     """Names and addresses alike; the error tells which it was."""
