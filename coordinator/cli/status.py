@@ -44,7 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     which = parser.add_argument_group("which hosts", f"All; of more than {DRAWN_HOSTS} a terminal shows the first.")
     which.add_argument("--host", metavar="TEXT", help="part of a name, an id, a board or an accelerator")
-    which.add_argument("--state", metavar="STATE", choices=tuple(AgentState), help=f"one of {', '.join(AgentState)}")
+    which.add_argument(
+        "--state",
+        metavar="STATE",
+        choices=[state.value for state in AgentState],
+        help=f"one of {', '.join(AgentState)}",
+    )
     which.add_argument("--model", metavar="NAME", help="those that have this model")
     which.add_argument("--limit", metavar="N", type=_count, help="at most so many, in the order of their names")
     which.add_argument("--offset", metavar="N", type=_count, help="leave out so many before")

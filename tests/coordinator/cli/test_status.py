@@ -165,6 +165,15 @@ def test_plain_lines_count_the_whole_fleet() -> None:
     assert sum(line.startswith("agent ") for line in lines) == 1
 
 
+def test_a_state_that_there_is_not_names_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """As one types them."""
+    parser = argparse.ArgumentParser()
+    cli_status.add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--state", "sleepy"])
+    assert "(choose from 'connected', 'draining'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "asked"),
     [
