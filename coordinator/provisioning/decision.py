@@ -240,13 +240,16 @@ def decide(
     best = most_valuable(slow.problem, effort=effort, clock=clock)
     stays = tuple(sorted(slow.fixed_because.items()))
     rate_per_s = rate_of(forecast)
-    options = _options(slow, best, effort, clock)
-    if not options and limits.joules_per_answer is not None:
+    # Hosts that stay as they are may draw more by themselves, whoever else is awake.
+    is_exceeded = slow.allowed_w is not None and slow.fixed_w > slow.allowed_w
+    status = Status.INFEASIBLE if is_exceeded else best.status
+    options = () if is_exceeded else _options(slow, best, effort, clock)
+    if not options and not is_exceeded and limits.joules_per_answer is not None:
         # So few ask that even the least to keep awake costs more for each: then it is the least that is kept awake.
         return decide(fleet, forecast, replace(limits, joules_per_answer=None), np.inf, effort=effort, clock=clock)
     if not options:
-        text = correction(slow, effort=effort, clock=clock) if best.status is Status.INFEASIBLE else None
-        return Decision((), None, None, best, 0.0, 0.0, price_per_j, rate_per_s, best.status, stays, text)
+        text = correction(slow, effort=effort, clock=clock) if status is Status.INFEASIBLE else None
+        return Decision((), None, None, best, 0.0, 0.0, price_per_j, rate_per_s, status, stays, text)
     one = _without_waking(slow, choose(options, rate_per_s, price_per_j), price_per_j, effort, clock)
     return Decision(
         members=tuple(slow.experts[n].key for n in one.members),

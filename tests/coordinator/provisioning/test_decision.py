@@ -112,6 +112,17 @@ def test_a_limit_that_sleeping_hosts_alone_pass_is_told_as_it_was_set() -> None:
     assert decide(big(), traffic(5), replace(limits, average_w=float(asked)), 0.0).correction is None
 
 
+def test_hosts_that_stay_awake_above_the_watts_are_told() -> None:
+    """Hosts that cannot sleep draw more than is allowed, though what their experts add was never measured."""
+    stuck = Fleet(
+        (host(may_suspend=False, may_unload=False),), (expert(ready_w=None, load_s=None, load_j=None, energy=None),)
+    )
+    found = decide(stuck, traffic(5), Limits(average_w=20.0), 0.0)
+    assert found.status is Status.INFEASIBLE
+    assert found.correction is not None
+    assert "20 W are allowed. Allow 27 W" in found.correction
+
+
 def test_more_hosts_than_there_are_is_told() -> None:
     """A least number of hosts that the fleet does not have is named."""
     found = decide(BOTH, traffic(60), Limits(least_hosts={"m": 3}), 0.0)
