@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from tests.fakes.browser import Browser, chromium
 from tests.fakes.control import ExpertControl, expert_control
 from tests.fakes.fleet import FAKE_EXPERT
 
@@ -33,3 +34,10 @@ def quiet_log() -> Iterator[None]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield
     structlog.configure(wrapper_class=before)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A real browser, one for the tests of a file."""
+    with chromium(tmp_path_factory.mktemp("chromium")) as started:
+        yield started
