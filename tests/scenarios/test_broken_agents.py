@@ -221,7 +221,7 @@ async def test_an_agent_that_never_says_hello_is_cut_off(tmp_path: Path) -> None
 
 async def test_an_agent_that_never_reads_is_cut_off(tmp_path: Path) -> None:
     """Its pings keep it from being silent, but what it is sent would pile up for ever."""
-    async with fleet(tmp_path, listener={"handshake_s": 0.5, "heartbeat_s": 0.2}) as running, liar(running) as agent:
+    async with fleet(tmp_path, listener={"handshake_s": 0.5, "heartbeat_s": 0.6}) as running, liar(running) as agent:
         await until_serves(running)
         connection = agent.websocket._response.connection
         assert connection is not None
