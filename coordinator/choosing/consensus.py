@@ -3,8 +3,9 @@
 What a vote of a set of experts is worth is replayed from recorded answers (`moe2.coordinator.gate.vote_replay`). Each
 model is asked once, by the expert that takes the fewest joules, and those come first whose vote weighs most for its
 joules. Members that gain less than `SAME_VALUE` are not asked. The set with the largest `value - price * joules` is
-taken; its joules are those to expect, as most votes are settled before everybody was asked. Where too few recorded
-answers say what votes reach, a client that asks for a vote gets one: a second member is asked in any case.
+taken; its joules are those to expect, as most votes are settled before everybody was asked. Where nobody asked for a
+vote, it has to lead the best expert alone by the standard error of what it gains. Where too few recorded answers say
+what votes reach, a client that asks for a vote gets one: a second member is asked in any case.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ class Electorate:
 
         problem: has a voter that keeps them. wanted: probability of being right at which the client wants the asking
         to end; None leaves that to the price. is_asked_for: the client itself asks for a vote, so that several answer
-        where little is recorded; else `MIN_RECORDED` prompts have to speak for a vote of several.
+        where little is recorded; else `MIN_RECORDED` prompts have to speak for a vote of several, and its lead over one
+        has to be larger than its standard error.
         """
         plans, price_per_j = self._plans(size), self._outlook.price_per_j
         kinds = self._outlook.prompt_scores.kind_shares
@@ -117,7 +119,8 @@ class Electorate:
             usable &= np.isinf(plans.wanted)
         if is_asked_for:
             usable = _with_a_second_opinion(plans, values[0] - price_per_j * joules[0], usable, kinds)
-        chosen = int(best_plan(plans, values, joules, price_per_j, usable)[0])
+        doubts = None if is_asked_for else plans.doubts(kinds[None])
+        chosen = int(best_plan(plans, values, joules, price_per_j, usable, doubts)[0])
         models = [model for model in plans.members[chosen].tolist() if model >= 0]
         ends_at = float(plans.wanted[chosen]) if wanted is None else wanted
         why = _why_alone(plans, values[0], joules[0], usable, chosen) if is_asked_for and len(models) == 1 else None
@@ -174,17 +177,31 @@ class Electorate:
 
 
 def best_plan(
-    plans: VotePlans, values: FloatArray, joules: FloatArray, price_per_j: float, usable: npt.NDArray[np.bool_]
+    plans: VotePlans,
+    values: FloatArray,
+    joules: FloatArray,
+    price_per_j: float,
+    usable: npt.NDArray[np.bool_],
+    doubts: FloatArray | None = None,
 ) -> npt.NDArray[np.intp]:
     """(B,) the number of the plan with the largest value less the price of its joules, for each of B prompts.
 
     values, joules: (B, T) of each plan. usable: (T,) False for plans that may not be taken; one at least may. Of plans
     that differ by less than `SAME_VALUE` the one with the fewest joules is taken.
+
+    doubts: (B, T) by how much the best vote has to lead the best expert alone; None where any lead will do. The best of
+    many votes is one that was lucky on the recorded prompts, so that small leads do not come.
     """
     if price_per_j == 0.0:
         # Where joules have no price, nothing speaks for an end before the outcome is certain.
         usable = usable & np.isinf(plans.wanted)
     net = np.where(usable, values - price_per_j * joules, -np.inf)
+    if doubts is not None:
+        every, is_vote = np.arange(len(net)), plans.members[:, 1:].max(axis=1, initial=-1) >= 0
+        of_votes = np.where(is_vote, net, -np.inf)
+        best = of_votes.argmax(axis=1)
+        lead = of_votes[every, best] - np.where(is_vote, -np.inf, net).max(axis=1)
+        net = np.where(is_vote & (lead < doubts[every, best])[:, None], -np.inf, net)
     equals = net >= net.max(axis=1, keepdims=True) - SAME_VALUE
     return np.asarray(np.where(equals, joules, np.inf).argmin(axis=1))
 

@@ -52,6 +52,8 @@ class VotePlans:
     """(T,) probability of being right that ends the asking; inf where only certainty about the outcome does."""
     score: FloatArray
     """(K, T) how often the vote is right."""
+    doubt: FloatArray
+    """(K, T) the standard error of what the vote gains over its best member; 0 for one expert."""
     credit: FloatArray
     """(K, T, S) how often the winning answer is each member's, shared evenly among those that gave it."""
     asked: FloatArray
@@ -80,6 +82,13 @@ class VotePlans:
             members = self.members[:, place]
             found += np.where(members >= 0, above[:, members], 0.0) * (kinds @ self.credit[:, :, place])
         return np.asarray(np.clip(found, 0.0, 1.0))
+
+    def doubts(self, kinds: FloatArray) -> FloatArray:
+        """(B, T) the standard error of what each plan gains over its best member. kinds: (B, K), as in `values`.
+
+        That of a mean over kinds is not taken for smaller than theirs: kinds of few prompts are drawn to one mean.
+        """
+        return np.asarray(kinds @ self.doubt)
 
     def expected(self, costs: FloatArray, kinds: FloatArray) -> FloatArray:
         """(B, T) the sum of the members' costs (B, N) to expect, each counted as often as the member is asked.
@@ -154,7 +163,7 @@ class VoteReplay:
                 if prefix not in nodes:
                     former, other = nodes[prefix[:-1]], self.record.other
                     nodes[prefix] = former.with_vote(self._codes[:, last], self._weights[:, last], other)
-        members, wanted, scores, recorded = [], [], [], []
+        members, wanted, scores, doubt, recorded = [], [], [], [], []
         asked: list[Float32Array] = []
         effort: list[Float32Array] = []
         credit: list[Float32Array] = []
@@ -167,15 +176,18 @@ class VoteReplay:
             wanted += list(rules)
             recorded += [float((known & self._is_real).sum())] * len(rules)
             longer = [self._lengths[:, n] * asks for n, asks in zip(chosen, reached, strict=True)]
-            figures = np.concatenate([right - self._best_alone(chosen)[None], *reached, *longer, *credited])
-            means = self._by_kinds(figures, self._row_weight * known).reshape(-1, 3 * len(chosen) + 1, len(rules))
+            gain, weights = right - self._best_alone(chosen)[None], self._row_weight * known
+            figures = np.concatenate([gain, gain**2, *reached, *longer, *credited])
+            means = self._by_kinds(figures, weights).reshape(-1, 3 * len(chosen) + 2, len(rules))
             scores.append(means[:, 0] + self._by_kind[:, list(chosen)].max(axis=1)[:, None])
-            for shares, kept in zip(np.split(means[:, 1:], 3, axis=1), (asked, effort, credit), strict=True):
+            doubt.append(self._standard_errors(means[:, 1], weights))
+            for shares, kept in zip(np.split(means[:, 2:], 3, axis=1), (asked, effort, credit), strict=True):
                 kept.append(np.pad(shares.transpose(0, 2, 1), ((0, 0), (0, 0), (0, len(padding)))))
         return VotePlans(
             members=np.array(members, dtype=np.int64),
             wanted=np.array(wanted),
             score=np.concatenate(scores, axis=1).astype(np.float64),
+            doubt=np.concatenate(doubt, axis=1).astype(np.float64),
             credit=np.concatenate(credit, axis=1).astype(np.float64),
             asked=np.concatenate(asked, axis=1).astype(np.float64),
             effort=np.concatenate(effort, axis=1).astype(np.float64),
@@ -223,6 +235,15 @@ class VoteReplay:
         totals = np.add.reduceat(weights, self._starts)
         overall = sums.sum(axis=1) / totals.sum()
         return np.asarray(((sums + KIND_WEIGHT * overall[:, None]) / (totals + KIND_WEIGHT)).T)
+
+    def _standard_errors(self, squares: Float32Array, weights: Float32Array) -> Float32Array:
+        """(K, L) the standard errors of means that `_by_kinds` made, by the means of squares (K, L).
+
+        A kind's own prompts and the mean over all kinds, which counts as `KIND_WEIGHT` of them, each have their error.
+        """
+        totals = np.add.reduceat(weights, self._starts)[:, None] + KIND_WEIGHT
+        of_mean = (KIND_WEIGHT / totals) ** 2 / weights.sum()
+        return np.asarray(np.sqrt(squares * (1 / totals + of_mean)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -303,10 +303,10 @@ class _Study:
         plans = self._plans
         values = plans.values(rows.scores, rows.kind_shares)
         joules = plans.expected(rows.predicted_j, rows.kind_shares)
-        everything = np.ones(len(plans.wanted), dtype=np.bool_)
+        everything, doubts = np.ones(len(plans.wanted), dtype=np.bool_), plans.doubts(rows.kind_shares)
 
         def answered(price: float) -> Answered:
-            return self._by_plan(rows, best_plan(plans, values, joules, price, everything))
+            return self._by_plan(rows, best_plan(plans, values, joules, price, everything, doubts))
 
         return answered(_price(lambda price: float(answered(price)[1].mean()), limit_j))
 

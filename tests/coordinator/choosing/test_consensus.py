@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe2.coordinator.choosing.consensus import SAME_VALUE, best_plan
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Demand, Mode, SelectionRequest, Wish
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.choosing.selector import Selector
 from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.gate.checkpoint import load_checkpoint, save_checkpoint
+from moe2.coordinator.gate.vote_replay import VoteReplay
 from moe2.coordinator.gate.votes import VoteRecord
 from moe2.coordinator.training.votes import fitted_weights
 from tests.coordinator.experts import cost, expert
@@ -35,10 +38,22 @@ FLEET = (served("one", 3.0), served("two", 1.0), served("three", 2.0))
 
 def gated(tmp_path: Path, *scores: float, rows: int = 600, tokens: tuple[float, ...] | None = None) -> Selector:
     """A gate that knows models one, two, … and the votes of their independent answers. tokens: lengths of these."""
-    names = ["one", "two", "three", "large"][: len(scores)]
     random = np.random.default_rng(5)
     wrong = random.integers(1, len(scores) + 1, (rows, len(scores)))
     codes = np.where(random.random((rows, len(scores))) < np.array(scores), 0, wrong).astype(np.int16)
+    return recorded(tmp_path, codes, scores, tokens)
+
+
+def recorded(
+    tmp_path: Path,
+    codes: npt.NDArray[np.int16],
+    scores: tuple[float, ...] | None = None,
+    tokens: tuple[float, ...] | None = None,
+) -> Selector:
+    """A gate that knows models one, two, … by what they answered. scores: of each; None for those of the answers."""
+    rows, count = codes.shape
+    names = ["one", "two", "three", "large"][:count]
+    scores = tuple((codes == 0).mean(axis=0).tolist()) if scores is None else scores
     log_odds = np.tile(np.log(np.array(scores) / (1 - np.array(scores))), (rows, 1))
     base, slope, other = fitted_weights(codes, log_odds)
     path = write_gate(tmp_path / "gate.safetensors", names, ["all"], [list(scores)])
@@ -175,6 +190,51 @@ def test_auto_does_not_trust_votes_that_nobody_has_recorded(tmp_path: Path) -> N
     assert isinstance(decided, Selection)
     assert decided.mode is Mode.ROUTE
     assert isinstance(choose(chooser, *FLEET), Selection)
+
+
+def test_auto_wants_a_lead_beyond_its_error(tmp_path: Path) -> None:
+    """A vote that is said to gain less than its error is not taken by itself; a client that asks for it gets it."""
+    # Where the two others agree against the first one, they are right 50 times and it is right 46 times.
+    codes = [[0, 0, 0]] * 500 + [[1, 0, 0]] * 50 + [[0, 1, 1]] * 46 + [[0, 1, 0], [0, 0, 1]] * 40 + [[1, 2, 3]] * 300
+
+    def decided(mode: Mode, times: int) -> Selection:
+        chooser = recorded(tmp_path, np.tile(np.array(codes, dtype=np.int16), (times, 1)))
+        found = choose(chooser, *FLEET, mode=mode)
+        assert isinstance(found, Selection)
+        return found
+
+    assert decided(Mode.AUTO, 1).mode is Mode.ROUTE
+    asked_for = decided(Mode.CONSENSUS, 1)
+    assert len(asked_for.members) == 3
+    assert asked_for.vote is not None
+    # The same lead, recorded a hundred times as often, is one.
+    assert decided(Mode.AUTO, 100).mode is Mode.CONSENSUS
+
+
+@given(
+    values=st.lists(st.floats(0.3, 0.7), min_size=7, max_size=7),
+    doubts=st.lists(st.floats(0.0, 0.2), min_size=7, max_size=7),
+    price_per_j=st.sampled_from([0.0, 1e-3]),
+)
+def test_the_best_vote_leads_by_its_doubt_or_one_is_asked(
+    values: list[float], doubts: list[float], price_per_j: float
+) -> None:
+    """Of what may be taken, the best vote stands for all votes; without doubts any lead will do."""
+    plans = VoteReplay(VoteRecord.empty(3), np.full((1, 3), 0.5)).plans((0, 1, 2), 3)
+    usable = np.isinf(plans.wanted)
+    places, size = np.flatnonzero(usable), (plans.members >= 0).sum(axis=1)
+    assert len(places) == 7
+    value, doubt, joules = np.zeros((1, len(usable))), np.zeros((1, len(usable))), 10.0 * size[None]
+    value[0, places], doubt[0, places] = values, doubts
+    net = (value - price_per_j * joules)[0]
+    alone = max(net[n] for n in places if size[n] == 1)
+    vote = max((n for n in places if size[n] > 1), key=lambda n: float(net[n]))
+    chosen = int(best_plan(plans, value, joules, price_per_j, usable, doubt)[0])
+    if net[vote] - alone < doubt[0, vote]:
+        assert size[chosen] == 1
+        assert net[chosen] >= alone - SAME_VALUE
+    else:
+        assert chosen == int(best_plan(plans, value, joules, price_per_j, usable)[0])
 
 
 def test_many_models_leave_a_few_voters(tmp_path: Path) -> None:

@@ -164,6 +164,36 @@ def test_joules_follow_the_lengths_of_the_prompts_on_which_a_member_is_asked() -
     assert longer.expected(costs, kinds)[0, of_three] == pytest.approx(20 + 30 * share * 4 / 3, rel=0.02)
 
 
+def test_what_a_vote_gains_has_its_error() -> None:
+    """It falls with the root of the recorded prompts, and counts only those on which the vote ends otherwise."""
+
+    def doubt(rows: int, otherwise: int) -> float:
+        # Of `rows` prompts the first one, the best, is right on all but these, on which the two others agree rightly.
+        codes = [[0, 0, 0]] * (rows - otherwise) + [[1, 0, 0]] * otherwise
+        plans = VoteReplay(record(codes, [1.0, 1.0, 1.0]), np.array([[0.8, 0.7, 0.7]])).plans((0, 1, 2), 3)
+        of_one = int(np.flatnonzero((plans.members[:, 1:] < 0).all(axis=1))[0])
+        of_three = int(np.flatnonzero((plans.members[:, 2] >= 0) & np.isinf(plans.wanted))[0])
+        found = plans.doubts(np.ones((1, 1)))[0]
+        assert found[of_one] == 0.0
+        return float(found[of_three])
+
+    assert doubt(4000, 400) == pytest.approx((0.1 / 4000) ** 0.5, rel=0.05)
+    assert doubt(4000, 400) == pytest.approx(2 * doubt(16000, 1600), rel=0.05)
+    assert doubt(4000, 400) > 2 * doubt(4000, 40)
+
+
+def test_a_kind_of_few_prompts_is_no_surer_than_the_mean_it_is_drawn_to() -> None:
+    """The error of a kind's mean is between that of its own prompts and that of all."""
+    codes = np.array([[0, 0, 0], [1, 0, 0]] * 520, dtype=np.int16)
+    kinds = np.array([0] * 1000 + [1] * 40, dtype=np.int16)
+    known = replace(record([[0, 0, 0]], [1.0, 1.0, 1.0]), codes=codes, kinds=kinds)
+    plans = VoteReplay(known, np.full((2, 3), 0.7)).plans((0, 1, 2), 3)
+    of_three = int(np.flatnonzero((plans.members[:, 2] >= 0) & np.isinf(plans.wanted))[0])
+    many, few = plans.doubt[:, of_three]
+    every = float(plans.doubts(np.array([[0.5, 0.5]]))[0, of_three])
+    assert many < every < few < (0.5 / 40) ** 0.5
+
+
 def test_lengths_go_with_their_experts_and_survive_the_file(tmp_path: Path) -> None:
     """In another order of experts each has its own, and one without outcomes has usual ones."""
     known = replace(record([[0, 1], [1, 0]], [1.0, 1.0]), lengths=np.array([[0.5, 1.25], [1.5, 0.75]]))
