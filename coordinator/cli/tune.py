@@ -49,9 +49,11 @@ from moe2.coordinator.training.tuning import (
     Limits,
     Prediction,
     believed_scores,
+    check_questions,
     compared,
     costs_of,
     dearest_j,
+    number_of,
     predicted,
 )
 
@@ -138,6 +140,7 @@ class _Tuning:
         args, console = self._args, self._console
         status = await self._status()
         questions = read_questions(args.questions or usual_questions())
+        check_questions(questions)
         outfile = Outfile(self._out)
         if outfile.repaired:
             console.print(f"{self._out}: the last line was cut off and is dropped; its question is asked again.")
@@ -166,11 +169,15 @@ class _Tuning:
             self._check_limits(limits, loads)
             report, why = await self._survey(asker, questions, experts, outfile, limits)
         self._tell(report, why)
-        return await self._trained(status, {expert.key: expert.column for expert in live})
+        return await self._trained({expert.key: expert.column for expert in live})
+
+    async def _running(self) -> CoordinatorStatus:
+        """What the running coordinator says of itself. Raises NotRunningError."""
+        return msgspec.json.decode(await fetch(self._socket, STATUS_ROUTE), type=CoordinatorStatus)
 
     async def _status(self) -> CoordinatorStatus:
         try:
-            return msgspec.json.decode(await fetch(self._socket, STATUS_ROUTE), type=CoordinatorStatus)
+            return await self._running()
         except NotRunningError as error:
             raise Moe2Error(
                 f"The coordinator does not run: {error}", remedy="Start it, or name its configuration with --config."
@@ -233,7 +240,8 @@ class _Tuning:
     def _announce(self, questions: Sequence[Question], experts: Sequence[LiveExpert], prediction: Prediction) -> None:
         models = printable(", ".join(sorted({expert.model for expert in experts})))
         self._console.print(
-            f"{len(questions)} questions for {len(experts)} experts ({models}): {prediction.requests} requests to go.",
+            f"{number_of(len(questions), 'question')} for {number_of(len(experts), 'expert')} ({models}): "
+            f"{number_of(prediction.requests, 'request')} to go.",
             soft_wrap=True,
         )
         if not prediction.requests:
@@ -241,7 +249,9 @@ class _Tuning:
         joules = "an unknown number of joules" if prediction.joules is None else f"about {prediction.joules:,.0f} J"
         if prediction.unmeasured_j and prediction.joules is not None:
             joules += f" and an unknown number for {prediction.unmeasured_j} requests to experts that nobody measured"
-        minutes = "an unknown time" if prediction.seconds is None else f"about {prediction.seconds / 60:.0f} minutes"
+        minutes = "an unknown time"
+        if prediction.seconds is not None:
+            minutes = f"about {number_of(max(round(prediction.seconds / 60), 1), 'minute')}"
         self._console.print(
             f"They will take {joules} and {minutes}. Ctrl-C stops, and nothing is lost.", soft_wrap=True
         )
@@ -290,12 +300,15 @@ class _Tuning:
     def _tell(self, report: Report, why: str | None) -> None:
         spent = f", {report.joules:,.0f} J" if report.joules or not report.unmeasured else ""
         unmeasured = f" ({report.unmeasured} answers unmeasured)" if report.unmeasured else ""
-        self._console.print(f"{report.answered} answers{spent}{unmeasured}, kept in {self._out}.", soft_wrap=True)
+        answers = number_of(report.answered, "answer")
+        self._console.print(f"{answers}{spent}{unmeasured}, kept in {self._out}.", soft_wrap=True)
         tell_failures(report, self._console)
         if why is not None:
-            self._console.print(f"Ended early: {why}. {report.left} answers were not asked for.", soft_wrap=True)
+            self._console.print(
+                f"Ended early: {why}. {number_of(report.left, 'answer')} not asked for.", soft_wrap=True
+            )
 
-    async def _trained(self, status: CoordinatorStatus, columns: Mapping[str, str]) -> int:
+    async def _trained(self, columns: Mapping[str, str]) -> int:
         """Train on what is known, show the gain, and install the gate unless it is clearly behind.
 
         columns: what experts' scores are kept under, by their keys.
@@ -335,13 +348,14 @@ class _Tuning:
         save_checkpoint(path, gate.parameters, trained.manifest, gate.votes, gate.by_scoring, gate.answer_tokens)
         self._console.print(f"Installed {path}.", soft_wrap=True)
         trained_keys = {key for key, column in columns.items() if column in outcomes.experts}
-        return await self._reload(status.pid, trained_keys)
+        return await self._reload(trained_keys)
 
-    async def _reload(self, pid: int, experts: Collection[str]) -> int:
+    async def _reload(self, experts: Collection[str]) -> int:
         """Have the running coordinator read the gate, and wait until it judges these experts by it."""
         try:
-            os.kill(pid, signal.SIGHUP)
-        except ProcessLookupError:
+            # Asked for now: the process that ran before the questions may be gone, and its number another one's.
+            os.kill((await self._running()).pid, signal.SIGHUP)
+        except (NotRunningError, ProcessLookupError):
             self._console.print("The coordinator has ended meanwhile; it takes the gate when it starts.")
             return 0
         deadline_s = time.monotonic() + RELOAD_S

@@ -38,7 +38,7 @@ from moe2.coordinator.gate.gate import Gate, GateParameters
 from moe2.coordinator.training.config import TrainingConfig, TrainingError
 from moe2.coordinator.training.gain import Gain, best_single, chosen_scores, gain_of
 from moe2.coordinator.training.network import Batch, GateNetwork, entropy_regularised_loss, expert_log_odds
-from moe2.coordinator.training.outcomes import Outcomes
+from moe2.coordinator.training.outcomes import LEAST_ROWS, Outcomes
 from moe2.coordinator.training.preparation import PreparedRows, kinds_of
 from moe2.coordinator.training.profile import length_profile, scoring_profile
 from moe2.coordinator.training.votes import vote_record
@@ -164,12 +164,12 @@ def _check(outcomes: Outcomes, config: TrainingConfig) -> None:
         raise TrainingError("A gate needs at least two experts.", remedy="Choose more experts, or another source.")
     if not config.seeds:
         raise TrainingError("No seed was given.", remedy="Give at least one.")
-    for split, least in (("train", 20), ("val", 10)):
+    for split, least in LEAST_ROWS.items():
         known = (~np.isnan(outcomes.scores[outcomes.rows_of(split)])).any(axis=1).sum()
         if known < least:
             raise TrainingError(
                 f"The outcomes have {known} scored {split} rows for these experts; at least {least} are needed.",
-                remedy="Collect more outcomes, or choose experts that were run together.",
+                remedy="Collect more outcomes, which goes on where it ended, or choose experts that were run together.",
             )
     for n, name in enumerate(outcomes.experts):
         if np.isnan(outcomes.scores[outcomes.rows_of("train"), n]).all():

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from moe2.common.errors import Moe2Error
 from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.training.collect.outfile import Answered
+from moe2.coordinator.training.collect.questions import Question
 from moe2.coordinator.training.collect.survey import Report
 from moe2.coordinator.training.gain import Gain, best_single, chosen_scores, gain_of
-from moe2.coordinator.training.outcomes import Outcomes
+from moe2.coordinator.training.outcomes import LEAST_ROWS, Outcomes, split_of
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -57,6 +60,22 @@ def costs_of(answers: Iterable[Answered]) -> tuple[float | None, float | None]:
         if answer.by_scoring is not None:
             seconds.append(answer.by_scoring.seconds)
     return _known_mean(joules), _known_mean(seconds)
+
+
+def number_of(count: float, noun: str) -> str:
+    """The count with its noun, as in "1 minute" and "0.5 minutes"."""
+    return f"{count:,g} {noun}{'' if count == 1 else 's'}"
+
+
+def check_questions(questions: Sequence[Question]) -> None:
+    """Raise Moe2Error where a gate could not be trained even if every question were answered."""
+    splits = Counter(dict(question.labels).get("split") or split_of(question.id) for question in questions)
+    if any(splits[split] < least for split, least in LEAST_ROWS.items()):
+        raise Moe2Error(
+            f"These are too few questions: a gate learns from at least {LEAST_ROWS['train']} and is checked by "
+            f"at least {LEAST_ROWS['val']} others, and here are {splits['train']} and {splits['val']}.",
+            remedy="Add questions, or leave --questions out: moe2 comes with some hundred.",
+        )
 
 
 def _known_mean(values: Sequence[float | None]) -> float | None:
@@ -113,14 +132,14 @@ class Limits:
         `DEARER` times as dear as the dearest answer so far.
         """
         if self.max_s is not None and elapsed_s >= self.max_s:
-            return f"the limit of {self.max_s / 60:g} minutes is reached"
+            return f"the limit of {number_of(self.max_s / 60, 'minute')} is reached"
         if self.max_j is None:
             return None
         if report.unmeasured:
             return "joules are limited, but an expert's joules are not measured; use --max-minutes instead"
         each_j = DEARER * max(report.dearest_j, self.expected_j)
         if self.spent_j + report.joules + (report.asking + 1) * each_j > self.max_j:
-            return f"the limit of {self.max_j:g} J is reached"
+            return f"one more answer could go beyond the limit of {self.max_j:g} J"
         return None
 
 

@@ -7,8 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from moe2.common.errors import Moe2Error
+from moe2.coordinator.cli.tune import usual_questions
 from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.training.collect.outfile import Answered, ScoredChoices
+from moe2.coordinator.training.collect.questions import Question, read_questions
+from moe2.coordinator.training.collect.scoring import Metric
 from moe2.coordinator.training.collect.survey import Report
 from moe2.coordinator.training.outcomes import Outcomes
 from moe2.coordinator.training.tuning import (
@@ -17,6 +21,7 @@ from moe2.coordinator.training.tuning import (
     Limits,
     Prediction,
     believed_scores,
+    check_questions,
     compared,
     costs_of,
     folds_of,
@@ -80,6 +85,26 @@ def test_one_unmeasured_answer_makes_the_mean_unknown() -> None:
     assert costs_of([]) == (None, None)
 
 
+@pytest.mark.parametrize(("learn", "val"), [(20, 9), (19, 10), (0, 0)])
+def test_questions_of_which_no_gate_could_come_are_refused_before_anybody_is_asked(learn: int, val: int) -> None:
+    """The sentence says how many there are of each; one more of what lacks is enough."""
+
+    def questions(learn: int, val: int) -> list[Question]:
+        splits = ["train"] * learn + ["val"] * val
+        return [
+            Question(str(n), "1 + 1?", "2", Metric.NUMERIC, (), (("split", split),)) for n, split in enumerate(splits)
+        ]
+
+    with pytest.raises(Moe2Error, match=f"here are {learn} and {val}"):
+        check_questions(questions(learn, val))
+    check_questions(questions(max(learn, 20), max(val, 10)))
+
+
+def test_the_questions_that_come_with_moe2_are_enough() -> None:
+    """By the splits of their ids."""
+    check_questions(read_questions(usual_questions()))
+
+
 @pytest.mark.parametrize(
     ("limits", "report", "elapsed_s", "told"),
     [
@@ -92,7 +117,7 @@ def test_one_unmeasured_answer_makes_the_mean_unknown() -> None:
         (Limits(max_j=5.0, expected_j=10.0), Report(), 0.0, "5 J"),
         (Limits(max_j=100.0), Report(unmeasured=1), 0.0, "--max-minutes"),
         (Limits(max_s=60.0), Report(unmeasured=1), 59.0, None),
-        (Limits(max_s=60.0), Report(), 60.0, "1 minutes"),
+        (Limits(max_s=60.0), Report(), 60.0, "1 minute is"),
     ],
 )
 def test_limits_count_what_is_under_way(limits: Limits, report: Report, elapsed_s: float, told: str | None) -> None:
