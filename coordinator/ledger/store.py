@@ -186,7 +186,8 @@ class Ledger:
                 oldest = datetime.fromtimestamp(now_unix_s, UTC).date() - timedelta(days=self._retention_days)
                 writer.put(Prune(oldest.isoformat()))
             else:
-                log.warning("ledger_not_pruned", reason="the clock has jumped, or cannot be right")
+                # As after every first start.
+                log.info("ledger_not_pruned", reason="the clock has not been seen to go on evenly for a day yet")
             await asyncio.sleep(PRUNE_EVERY_S)
 
     async def _close(self, writer: LedgerWriter) -> None:
