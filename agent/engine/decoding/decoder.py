@@ -6,7 +6,6 @@ tokens of a step leave in one `Tokens`.
 
 from __future__ import annotations
 
-import math
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,11 +28,7 @@ _STEP_S = 0.25
 """How long a batch of prompt tokens alone should take: a new job or a cancellation waits at most about this long."""
 _SHARED_STEP_S = 0.08
 """The same while other jobs are being decoded: their streams pause for about this long."""
-_TILE_TOKENS = 64
-"""From so many tokens on llama.cpp's attention takes its tiled kernels on a CPU (ggml's GGML_FA_TILE_Q), with which 64
-tokens were read in the time of 38: a prompt is not cut into smaller parts."""
-_MIN_RATE_TOKENS = 32
-"""Batches of fewer tokens say nothing about prompts."""
+_MIN_PREFILL_TOKENS = 32
 _RATE_WEIGHT = 0.3
 """Weight of the newest batch in the running estimate of prompt tokens per second."""
 
@@ -153,9 +148,9 @@ class Decoder:
         """Decode one batch and report what came of it."""
         began_at_s = self._work_clock()
         self._branch()
-        prompts = sum(run.remaining for run in self._lanes.runs if not run.is_written)
-        prefill_tokens = self._prefill_budget(prompts)
+        prefill_tokens = self._prefill_budget()
         if self._guessing is not None:
+            prompts = sum(run.remaining for run in self._lanes.runs if not run.is_written)
             rate = self._prefill_tokens_per_s
             self._guessing.guess(
                 self._lanes,
@@ -371,18 +366,12 @@ class Decoder:
         if not keep_cached:
             self._cache.trim(run.lane, 0)
 
-    def _prefill_budget(self, waiting: int) -> int:
-        """How many of the tokens that wait to be read the next batch may take: all batches until the last about
-        alike, so that none is too small for the tiled kernels."""
+    def _prefill_budget(self) -> int:
         if self._prefill_tokens_per_s is None:
             return self._limits.batch_tokens
         shared = any(job.phases.first_at_s is not None for job in self._running)
         tokens = int(self._prefill_tokens_per_s * (_SHARED_STEP_S if shared else _STEP_S))
-        tokens = min(max(_TILE_TOKENS, tokens), self._limits.batch_tokens)
-        batches = math.ceil(waiting / tokens)
-        if batches > 1 and waiting < batches * _TILE_TOKENS:
-            batches -= 1
-        return min(math.ceil(waiting / max(1, batches)), self._limits.batch_tokens)
+        return max(_MIN_PREFILL_TOKENS, min(tokens, self._limits.batch_tokens))
 
     def _give_back(self, run: Run, chunk: Chunk, job: Job) -> int:
         """Take the guesses that were wrong out of the cache; returns how many were right."""
@@ -416,7 +405,8 @@ class Decoder:
             self._learn_rate(sum(len(chunk.tokens) for chunk in chunks), decode_s)
 
     def _learn_rate(self, tokens: int, seconds: float) -> None:
-        if tokens < _MIN_RATE_TOKENS or seconds <= 0:
+        """Batches of few tokens say nothing about prompts, so they do not count."""
+        if tokens < _MIN_PREFILL_TOKENS or seconds <= 0:
             return
         rate, known = tokens / seconds, self._prefill_tokens_per_s
         self._prefill_tokens_per_s = rate if known is None else known + _RATE_WEIGHT * (rate - known)
