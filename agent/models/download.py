@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from http.client import responses
 from pathlib import Path
 from random import Random
 from urllib.parse import urljoin, urlsplit
@@ -232,8 +233,7 @@ def _check_status(answer: aiohttp.ClientResponse, name: str) -> None:
     if answer.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
         return
     # Not the words of the server, which may be any.
-    words = {status.value: status.phrase for status in HTTPStatus}
-    told = f"{name} answers {answer.status} {words.get(answer.status, '')}".rstrip() + "."
+    told = f"{name} answers {answer.status} {responses.get(answer.status, '')}".rstrip() + "."
     if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise BrokenOffError(told, remedy="Pull again later: it goes on where it was.")
     raise DownloadError(told, remedy="Check the address.")
