@@ -15,9 +15,8 @@ from moe2.agent.engine.decoding.drafting import Drafter
 from moe2.agent.engine.protocol import Finished
 from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.speculation import Speculation
-from moe2.common.generation import Sampling
 from moe2.common.link.messages import Submit
-from moe2.common.link.prompts import TextPrompt
+from tests.agent.engine.decoding.letterjobs import letter_job
 from tests.agent.engine.simulation import Engine, SimulatedCache, logits_after
 
 _STEP_S = 0.01
@@ -71,14 +70,7 @@ def engine(
 
 
 def submit(job_id: str, text: str = "qwertz", *, most: int = 150) -> Submit:
-    return Submit(
-        request_id="r",
-        model="m",
-        job_id=job_id,
-        prompt=TextPrompt(text=text),
-        sampling=Sampling(temperature=0),
-        max_tokens=most,
-    )
+    return letter_job(job_id, text, max_tokens=most)
 
 
 def ended(of: Engine, job_id: str) -> Finished:
