@@ -43,10 +43,8 @@ from moe2.coordinator.http.openapi.route import OpenApiRoute
 from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.routes.answering import Answering
 from moe2.coordinator.http.routes.books import FeedbackRoutes, LedgerRoute
-from moe2.coordinator.http.routes.embeddings import EmbeddingsRoutes
 from moe2.coordinator.http.routes.events import EventsRoute
 from moe2.coordinator.http.routes.generation import GenerationRoutes
-from moe2.coordinator.http.routes.llamaserver import LlamaServerRoutes
 from moe2.coordinator.http.routes.models import ModelsRoutes
 from moe2.coordinator.http.routes.ollama import OllamaRoutes
 from moe2.coordinator.http.routes.orders import OrdersRoute, WishRoute
@@ -387,12 +385,10 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         app.on_response_prepare.append(add_request_id)
         self._browsers.add_to(app)
-        GenerationRoutes(self._answering).add_to(app)
+        GenerationRoutes(self._answering, self._table).add_to(app)
         ModelsRoutes(self._table, lambda: self._answering.settings.aliases).add_to(app)
-        EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
         OllamaRoutes(self._answering, self._table).add_to(app)
-        LlamaServerRoutes(self._answering, self._table).add_to(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
         FeedbackRoutes(
             self._feedback,

@@ -23,8 +23,7 @@ from moe2.common.terminal.screen import StatusView, show
 from moe2.coordinator.cli.accuracy import show_calibration
 from moe2.coordinator.cli.fleet import told
 from moe2.coordinator.http.body.decode import whole_number
-from moe2.coordinator.http.routes.fleet_query import MAX_HOSTS
-from moe2.coordinator.observing.fleet_view import AgentState
+from moe2.coordinator.observing.fleet_view import MAX_HOSTS, AgentState
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
 
 DRAWN_HOSTS = 50

@@ -17,6 +17,8 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.status import AgentRow, CoordinatorStatus, FleetCounts, ProvisioningStatus
 
+MAX_HOSTS = 10_000
+"""The largest part of a fleet that may be asked for, and the most hosts that may be left out before it."""
 MAX_SHOWN_WARNINGS = 64
 """Warnings of a part of the fleet, the gravest first."""
 MAX_SHOWN_NAMES = 20

@@ -13,11 +13,17 @@ from moe2.common.generation import MAX_TOKENS, MAX_TOP_K, Generation, Sampling
 from moe2.common.link.prompts import ChatPrompt, TextPrompt
 from moe2.coordinator.choosing.request import NO_WISH, Ballot, Demand, Mode, Wish, estimate_prompt_tokens
 from moe2.coordinator.choosing.selector import ANY_MODEL
-from moe2.coordinator.http.body.conversation import messages_of, split_begun, without_empty_fields
 from moe2.coordinator.http.body.decode import convert, idle_parameters, json_object, without_unknown
 from moe2.coordinator.http.body.embeddings import tokens_in
 from moe2.coordinator.http.body.modes import ballot_of, modes_of
-from moe2.coordinator.http.body.prompts import prompts_of, set_by, thinking_of
+from moe2.coordinator.http.body.prompt import (
+    messages_of,
+    prompts_of,
+    set_by,
+    split_begun,
+    thinking_of,
+    without_empty_fields,
+)
 from moe2.coordinator.http.body.requests import MAX_PROMPTS, ChatRequest, CommonRequest, TextRequest
 from moe2.coordinator.http.body.tools import Offered, Structure, offered_by, structure_of
 from moe2.coordinator.http.errors import invalid, quoted, unsupported

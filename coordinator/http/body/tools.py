@@ -1,6 +1,9 @@
 """The parameters for tools and for the answer's form: `tools`, `tool_choice`, `response_format`, `grammar`. PURE.
 
-`functions` and `function_call`, which OpenAI had before, are read as `tools` and `tool_choice`.
+`functions` and `function_call`, which OpenAI had before, are read as `tools` and `tool_choice`. A custom tool, whose
+input is a text, is to the model a function with one argument. A regular expression becomes the pattern of that text,
+and holds as the schema of a strict function does. A Lark grammar holds where the tool is the only one that may be
+called and one must be: then the whole answer is its input.
 
 Only the expert's own parser can tell whether a schema is usable or a grammar valid; it is left to it.
 """
@@ -15,7 +18,6 @@ import msgspec
 
 from moe2.common.generation import Generation, ToolRules
 from moe2.common.link.prompts import Tool
-from moe2.coordinator.http.body.customtools import function_of, grammar_of
 from moe2.coordinator.http.body.requests import (
     MAX_STRUCTURE_BYTES,
     AllowedTools,
@@ -26,8 +28,10 @@ from moe2.coordinator.http.body.requests import (
     ChosenTool,
     CommonRequest,
     Grammar,
+    GrammarFormat,
     JsonObjectFormat,
     JsonSchemaFormat,
+    OfferedCustom,
     OfferedFunction,
     OfferedTool,
     TextFormat,
@@ -36,6 +40,8 @@ from moe2.coordinator.http.errors import invalid, quoted, unsupported
 
 FREE_FORM = Generation()
 Choice: TypeAlias = str | ChosenTool | ChosenCustomTool | AllowedTools | None
+INPUT = "input"
+"""The argument that carries a custom tool's text."""
 
 
 @dataclass(frozen=True)
@@ -223,3 +229,27 @@ def _schema(schema: Mapping[str, Any] | None, where: str) -> str:
     if len(content) > MAX_STRUCTURE_BYTES:
         raise invalid(f"'{where}' has more than {MAX_STRUCTURE_BYTES} bytes.", param=where)
     return content.decode()
+
+
+def grammar_of(custom: OfferedCustom) -> GrammarFormat | None:
+    """Returns the grammar of a custom tool's input; None where it is any text."""
+    return custom.format if isinstance(custom.format, GrammarFormat) else None
+
+
+def function_of(custom: OfferedCustom, where: str) -> tuple[Tool, dict[str, Any]]:
+    """Returns a custom tool as the model is offered it, but for its parameters, and the schema of these.
+
+    where: the parameter that has it. Raises `ApiError` (400) for a grammar that is too long.
+    """
+    text: dict[str, Any] = {"type": "string"}
+    described = custom.description or ""
+    if (form := grammar_of(custom)) is not None:
+        grammar = form.grammar
+        if len(grammar.definition.encode()) > MAX_STRUCTURE_BYTES:
+            raise invalid(f"'{where}.format' has more than {MAX_STRUCTURE_BYTES} bytes.", param=f"{where}.format")
+        if grammar.syntax == "regex":
+            text["pattern"] = f"^(?:{grammar.definition})$"
+        kind = "Lark grammar" if grammar.syntax == "lark" else "regular expression"
+        described = f"{described}\nThe {INPUT} follows this {kind}:\n{grammar.definition}".strip()
+    schema = {"type": "object", "properties": {INPUT: text}, "required": [INPUT], "additionalProperties": False}
+    return Tool(name=custom.name, description=described or None), schema

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from moe2.common.link.prompts import ToolCall
-from moe2.coordinator.http.body.customtools import INPUT
+from moe2.coordinator.http.body.tools import INPUT
 from moe2.coordinator.http.faces.toolcalls import CallArguments, CallBegun
 
 

@@ -20,7 +20,7 @@ from moe2.common.jsonspan import JsonSpan
 from moe2.common.link.messages import TokenPiece
 from moe2.common.link.prompts import ToolCall
 from moe2.common.textstream import HeldPieces
-from moe2.coordinator.http.body.customtools import INPUT
+from moe2.coordinator.http.body.tools import INPUT
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _ARGUMENTS = ("arguments", "parameters")

@@ -1,6 +1,10 @@
-"""What all faces that show vectors have in common: the request for them, and their numbers. PURE."""
+"""The face of `POST /v1/embeddings`, and what it has in common with others that show vectors. PURE."""
 
 from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,10 +13,47 @@ from moe2.common.generation import Generation
 from moe2.coordinator.choosing.request import ROUTE_ONLY, Mode
 from moe2.coordinator.choosing.selector import ANY_MODEL
 from moe2.coordinator.fleet.table import CapabilityTable
+from moe2.coordinator.http.body.decode import json_object
 from moe2.coordinator.http.body.embeddings import EmbeddingsRequest, texts_of
-from moe2.coordinator.http.body.parse import Call, wish_of
+from moe2.coordinator.http.body.parse import Call, read_struct, wish_of
 from moe2.coordinator.http.errors import invalid, unsupported
-from moe2.coordinator.http.faces.face import Incoming
+from moe2.coordinator.http.faces.face import Asked, End, Incoming, NeverStreamed, Origin, Part
+
+
+def embeddings_face(incoming: Incoming, table: CapabilityTable) -> Asked:
+    """Reads the body of a request. Raises `ApiError` (400), which names the parameter."""
+    fields = json_object(incoming.body)
+    request, ignored = read_struct(fields, EmbeddingsRequest, incoming.reading)
+    call = vectors_call(request, incoming, table, ignored=ignored)
+    return Asked(call, EmbeddingsEncoder(request))
+
+
+class EmbeddingsEncoder(NeverStreamed):
+    """The `Encoder` of vectors, which never come as a stream."""
+
+    def __init__(self, request: EmbeddingsRequest) -> None:
+        self._request = request
+
+    def whole(self, origin: Origin, parts: Sequence[Part], end: End) -> dict[str, Any]:
+        """Returns a list of `embedding` objects, in the order of the texts."""
+        tokens = end.receipt.tokens.prompt
+        return {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": index, "embedding": self._shown(vector)}
+                for index, vector in enumerate(end.vectors)
+            ],
+            "model": origin.model,
+            "usage": None if tokens is None else {"prompt_tokens": tokens, "total_tokens": tokens},
+            "moe2": end.receipt,
+        }
+
+    def _shown(self, vector: bytes) -> str | list[float]:
+        """Returns a vector as the client wants it: cut to `dimensions` and at length 1 again, as numbers or base64."""
+        numbers = numbers_of(vector, self._request.dimensions)
+        if self._request.encoding_format == "base64":
+            return base64.b64encode(numbers.tobytes()).decode()
+        return [float(number) for number in numbers]
 
 
 def vectors_call(

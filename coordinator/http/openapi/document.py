@@ -40,10 +40,9 @@ from moe2.coordinator.http.openapi.operations import (
     ref,
 )
 from moe2.coordinator.http.routes.books import FeedbackAnswer
-from moe2.coordinator.http.routes.fleet_query import MAX_HOSTS
 from moe2.coordinator.http.routes.plan import PlanAnswer
 from moe2.coordinator.ledger.report import By, SumRow
-from moe2.coordinator.observing.fleet_view import AgentState
+from moe2.coordinator.observing.fleet_view import MAX_HOSTS, AgentState
 from moe2.coordinator.serving.receipt import Receipt
 from moe2.coordinator.supply.orders import Wanted
 from moe2.coordinator.supply.pulls import PullWanted

@@ -14,7 +14,7 @@ from moe2.common.link.prompts import TextPrompt
 from moe2.coordinator.choosing.selector import ANY_MODEL
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.http.access.auth import PRINCIPAL
-from moe2.coordinator.http.access.parsing import BODY
+from moe2.coordinator.http.access.upload import BODY
 from moe2.coordinator.http.body.parse import Call, Reading
 from moe2.coordinator.http.errors import ApiError, invalid, refused
 from moe2.coordinator.http.faces.face import EVENTS, Asked, End, Face, Incoming, Part

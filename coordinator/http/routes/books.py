@@ -19,7 +19,7 @@ from moe2.coordinator.database.postgresql import DatabaseError
 from moe2.coordinator.gate.feedback import AlreadyScoredError, Feedback, FeedbackBook, UnknownRequestError
 from moe2.coordinator.gate.feedback_file import FeedbackFile
 from moe2.coordinator.http.access.auth import PRINCIPAL
-from moe2.coordinator.http.access.parsing import BODY
+from moe2.coordinator.http.access.upload import BODY
 from moe2.coordinator.http.body.decode import convert, json_object, whole_number
 from moe2.coordinator.http.body.requests import FeedbackRequest
 from moe2.coordinator.http.errors import invalid, refused

@@ -10,7 +10,7 @@ from moe2.common.link.messages import TokenPiece
 from moe2.common.link.prompts import TextPrompt
 from moe2.common.link.reports import ExpertReport
 from moe2.coordinator.http.body.parse import Call
-from moe2.coordinator.http.body.prompts import idle_settings
+from moe2.coordinator.http.body.prompt import idle_settings
 from moe2.coordinator.http.errors import ApiError, error_of, explained, listed_in_header
 from moe2.coordinator.http.faces.face import ChoiceEncoder, Encoder, Origin, Part, PartReader, Text
 from moe2.coordinator.serving.effects import Cancelled, Completed, Failed, Outcome

@@ -14,7 +14,7 @@ from moe2.common.generation import MODEL_SAMPLING
 from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.coordinator.choosing.selector import ANY_MODEL
 from moe2.coordinator.fleet.table import CapabilityTable
-from moe2.coordinator.http.access.parsing import BODY
+from moe2.coordinator.http.access.upload import BODY
 from moe2.coordinator.http.body.decode import json_object
 from moe2.coordinator.http.body.ollama import OllamaModelRequest
 from moe2.coordinator.http.body.parse import read_struct

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from moe2.common.errors import Moe2Error
-from moe2.coordinator.http.access.parsing import BODY
+from moe2.coordinator.http.access.upload import BODY
 from moe2.coordinator.http.body.decode import json_object
 from moe2.coordinator.http.errors import ApiError, invalid
 from moe2.coordinator.http.paths import ORDERS_PATH, PULLS_PATH, PUSHES_PATH, WISH_PATH

@@ -16,7 +16,7 @@ from moe2.coordinator.choosing.explain import Decision, FrontierRow, decision_of
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.http.access.auth import PRINCIPAL
-from moe2.coordinator.http.access.parsing import BODY
+from moe2.coordinator.http.access.upload import BODY
 from moe2.coordinator.http.body.parse import Call, Reading, parse_chat, parse_completion
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.keys.keys import ANYBODY, Principal

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 from aiohttp import web
 
 from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS
 from moe2.coordinator.http.body.decode import whole_number
-from moe2.coordinator.http.errors import invalid
+from moe2.coordinator.http.errors import invalid, quoted
 from moe2.coordinator.http.paths import (
     CALIBRATION_PATH,
     FLEET_PATH,
@@ -18,13 +19,43 @@ from moe2.coordinator.http.paths import (
     METRICS_PATH,
     READINESS_PATH,
 )
-from moe2.coordinator.http.routes.fleet_query import fleet_query
 from moe2.coordinator.observing.accuracy import WINDOW, CalibrationWindow
-from moe2.coordinator.observing.fleet_view import page_of
+from moe2.coordinator.observing.fleet_view import MAX_HOSTS, AgentState, FleetQuery, page_of
 from moe2.coordinator.observing.metrics import CoordinatorMetrics
 
+NAMES = ("limit", "offset", "q", "state", "model")
 MAX_LAST = 1_000_000_000
 """The largest accepted `last`, far above the number of requests that are kept."""
+
+
+def fleet_query(parameters: Mapping[str, str], *, limit: int | None = None) -> FleetQuery:
+    """Returns the hosts that are asked for; `limit` holds where the request says nothing.
+
+    Raises `ApiError` for a parameter with a value that means nothing; others are none of its business.
+    """
+    state = parameters.get("state") or None
+    if state is not None and state not in tuple(AgentState):
+        raise invalid(f"'state' must be one of {', '.join(AgentState)}, not {quoted(state)}.", param="state")
+    for name in ("q", "model"):
+        if len(parameters.get(name, "")) > MAX_NAME_CHARACTERS:
+            raise invalid(f"'{name}' must not be longer than {MAX_NAME_CHARACTERS} characters.", param=name)
+    return FleetQuery(
+        limit=_number(parameters, "limit", limit),
+        offset=_number(parameters, "offset", 0) or 0,
+        text=parameters.get("q", ""),
+        state=None if state is None else AgentState(state),
+        model=parameters.get("model") or None,
+    )
+
+
+def _number(parameters: Mapping[str, str], name: str, otherwise: int | None) -> int | None:
+    text = parameters.get(name)
+    if not text:
+        return otherwise
+    found = whole_number(text, 0, MAX_HOSTS)
+    if found is None:
+        raise invalid(f"'{name}' must be a whole number of hosts, from 0 to {MAX_HOSTS}.", param=name)
+    return found
 
 
 class CalibrationRoute:

@@ -11,8 +11,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from moe2.common.link.messages import TokenPiece
 from moe2.coordinator.http.body.parse import parse_chat
-from moe2.coordinator.http.faces.answer import usage_of
-from moe2.coordinator.http.faces.completions import CompletionEncoder
+from moe2.coordinator.http.faces.completions import CompletionEncoder, usage_of
 from moe2.coordinator.http.faces.face import End, Origin, Part, Text
 from tests.coordinator.receipts import receipt
 

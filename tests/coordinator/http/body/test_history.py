@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from moe2.common.link.prompts import ChatMessage, ChatPrompt, ToolCall
 from moe2.coordinator.choosing.request import Mode
-from moe2.coordinator.http.body.conversation import call_id_for_templates
 from moe2.coordinator.http.body.parse import Call, Reading, parse_chat
+from moe2.coordinator.http.body.prompt import call_id_for_templates
 from moe2.coordinator.http.errors import ApiError
 
 USER = {"role": "user", "content": "Hi"}

@@ -12,7 +12,7 @@ from moe2.common.link.prompts import ChatPrompt, TextPrompt
 from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.coordinator.choosing.request import Mode
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
-from moe2.coordinator.http.body.prompts import idle_settings
+from moe2.coordinator.http.body.prompt import idle_settings
 from moe2.coordinator.http.errors import ApiError
 
 

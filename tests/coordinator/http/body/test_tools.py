@@ -10,8 +10,8 @@ import pytest
 from moe2.common.generation import ToolRules
 from moe2.common.link.prompts import ChatMessage, ChatPrompt, Tool, ToolCall
 from moe2.coordinator.choosing.request import Mode
-from moe2.coordinator.http.body.conversation import call_id_for_templates
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
+from moe2.coordinator.http.body.prompt import call_id_for_templates
 from moe2.coordinator.http.errors import ApiError
 from moe2.coordinator.serving.request import uses_tools
 

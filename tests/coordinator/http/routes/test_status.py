@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from moe2.coordinator.http.errors import ApiError
-from moe2.coordinator.http.routes.fleet_query import MAX_HOSTS, fleet_query
-from moe2.coordinator.observing.fleet_view import AgentState, FleetQuery
+from moe2.coordinator.http.routes.status import fleet_query
+from moe2.coordinator.observing.fleet_view import MAX_HOSTS, AgentState, FleetQuery
 
 
 def test_nothing_asks_for_the_whole_fleet() -> None:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from moe2.coordinator.http.access.parsing import MAX_ON_LOOP_BYTES, Body, ParsingThread
+from moe2.coordinator.http.access.upload import MAX_ON_LOOP_BYTES, Body, ParsingThread
 from moe2.coordinator.http.errors import ApiError, invalid
 
 LONG = bytes(MAX_ON_LOOP_BYTES + 1)

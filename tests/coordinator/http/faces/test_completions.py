@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from moe2.common.link.messages import TokenAlternative, TokenPiece
 from moe2.coordinator.http.errors import ApiError, error_of, invalid, unsupported
-from moe2.coordinator.http.faces.answer import ChunkWriter, Header, choice_of, full_response, logprobs_of, usage_of
+from moe2.coordinator.http.faces.completions import ChunkWriter, Header, choice_of, full_response, logprobs_of, usage_of
 from moe2.coordinator.serving.effects import Failed
 from moe2.coordinator.serving.receipt import Receipt, receipt_of
 from tests.coordinator.lives import LifeBench
