@@ -28,7 +28,11 @@ _STEP_S = 0.25
 """How long a batch of prompt tokens alone should take: a new job or a cancellation waits at most about this long."""
 _SHARED_STEP_S = 0.08
 """The same while other jobs are being decoded: their streams pause for about this long."""
-_MIN_PREFILL_TOKENS = 32
+_TILE_TOKENS = 64
+"""On a CPU llama.cpp's attention reads a prompt in tiles of so many tokens (ggml's GGML_FA_TILE_Q), and goes a slower
+way with fewer: 64 tokens were read in the time of 38."""
+_MIN_RATE_TOKENS = 32
+"""Batches of fewer tokens say nothing about prompts."""
 _RATE_WEIGHT = 0.3
 """Weight of the newest batch in the running estimate of prompt tokens per second."""
 
@@ -371,7 +375,7 @@ class Decoder:
             return self._limits.batch_tokens
         shared = any(job.phases.first_at_s is not None for job in self._running)
         tokens = int(self._prefill_tokens_per_s * (_SHARED_STEP_S if shared else _STEP_S))
-        return max(_MIN_PREFILL_TOKENS, min(tokens, self._limits.batch_tokens))
+        return min(max(1, tokens // _TILE_TOKENS) * _TILE_TOKENS, self._limits.batch_tokens)
 
     def _give_back(self, run: Run, chunk: Chunk, job: Job) -> int:
         """Take the guesses that were wrong out of the cache; returns how many were right."""
@@ -405,8 +409,7 @@ class Decoder:
             self._learn_rate(sum(len(chunk.tokens) for chunk in chunks), decode_s)
 
     def _learn_rate(self, tokens: int, seconds: float) -> None:
-        """Batches of few tokens say nothing about prompts, so they do not count."""
-        if tokens < _MIN_PREFILL_TOKENS or seconds <= 0:
+        if tokens < _MIN_RATE_TOKENS or seconds <= 0:
             return
         rate, known = tokens / seconds, self._prefill_tokens_per_s
         self._prefill_tokens_per_s = rate if known is None else known + _RATE_WEIGHT * (rate - known)

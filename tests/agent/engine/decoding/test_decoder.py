@@ -147,6 +147,36 @@ def test_answers_without_a_limit_never_take_what_others_reserved() -> None:
     assert ends["endless one"].decoded_tokens > 256 // 3
 
 
+@pytest.mark.parametrize(
+    ("rate", "letters_of_prompt", "batches"),
+    [
+        (100, 40, [40]),
+        (100, 120, [64, 56]),
+        (100, 247, [64, 64, 64, 55]),
+        (800, 190, [190]),
+        (800, 430, [192, 192, 46]),
+        (9000, 700, [512, 188]),
+    ],
+)
+def test_a_prompt_is_cut_into_whole_tiles(rate: int, letters_of_prompt: int, batches: list[int]) -> None:
+    """A quarter of a second's tokens in whole tiles of 64, and one at least."""
+    engine = Engine(slots=1, cells=2048, batch_tokens=512, seconds=lambda tokens: tokens / rate)
+    engine.decoder.submit(letter_job("known", "b" * 300, max_tokens=1))
+    engine.run()
+    sizes: list[int] = []
+    passes = engine.cache.on_decode
+
+    def decoded(tokens: int) -> None:
+        sizes.append(tokens)
+        passes(tokens)
+
+    engine.cache.on_decode = decoded
+    engine.decoder.submit(letter_job("job", "a" * letters_of_prompt, max_tokens=1))
+    engine.run()
+    assert sizes == batches
+    assert engine.text("job") == expected_text("a" * letters_of_prompt, 1)
+
+
 def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     """The short prompt's first token comes before the long prompt's prefill is done."""
     engine = Engine(slots=2, cells=96, batch_tokens=8)
