@@ -76,8 +76,9 @@ def told(status: CoordinatorStatus) -> list[str]:
     """Who is awake and why, in lines."""
     names = {row.agent_id: printable(row.agent_name) for row in status.agents}
     asleep = [names[row.agent_id] for row in status.agents if row.asleep]
-    more = f" and {len(asleep) - MAX_NAMED} more" if len(asleep) > MAX_NAMED else ""
-    lines = [f"Asleep: {', '.join(asleep[:MAX_NAMED]) or 'nobody'}{more}."]
+    # Of a part of the fleet only the hosts that are shown have names here.
+    n_asleep = status.counts.asleep if status.counts else len(asleep)
+    lines = [f"Asleep: {_listed(asleep, n_asleep) if asleep or not n_asleep else f'{n_asleep} that are not shown'}."]
     provisioning = status.provisioning
     if provisioning is None or provisioning.mode == "off":
         returning = _returning(provisioning) if provisioning else []
@@ -104,7 +105,7 @@ def told(status: CoordinatorStatus) -> list[str]:
     lines += savings(provisioning, names)
     for said, hosts in (("Pinned", provisioning.pinned), ("Sent to sleep", provisioning.kept_asleep)):
         if hosts:
-            lines.append(f"{said} by an operator: {', '.join(map(printable, hosts))}.")
+            lines.append(f"{said} by an operator: {_listed(list(map(printable, hosts)))}.")
     return lines
 
 
@@ -112,11 +113,8 @@ def _returning(provisioning: ProvisioningStatus) -> list[str]:
     """What mode act had put to sleep and what to do to leave it so, in a line; none where everybody is back."""
     if not provisioning.returning:
         return []
-    more = f" and {len(provisioning.returning) - MAX_NAMED} more" if len(provisioning.returning) > MAX_NAMED else ""
-    who = ", ".join(map(printable, provisioning.returning[:MAX_NAMED]))
-    return [
-        f"Being brought back, as mode act is over: {who}{more}. `moe2-coordinator fleet sleep HOST` leaves one asleep."
-    ]
+    who = _listed(list(map(printable, provisioning.returning)))
+    return [f"Being brought back, as mode act is over: {who}. `moe2-coordinator fleet sleep HOST` leaves one asleep."]
 
 
 def savings(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[str]:
@@ -163,9 +161,14 @@ def _left(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[str]:
 
 def _several(keys: Sequence[str], names: dict[str, str], n_keys: int | None = None) -> str:
     """The experts by name; of many the first, and how many more there are."""
-    n_more = (n_keys or len(keys)) - MAX_NAMED
-    named = ", ".join(_expert(key, names) for key in keys[:MAX_NAMED]) or "nobody"
-    return f"{named} and {n_more} more" if n_more > 0 else named
+    return _listed([_expert(key, names) for key in keys[:MAX_NAMED]], n_keys or len(keys))
+
+
+def _listed(names: Sequence[str], n_all: int | None = None) -> str:
+    """The first names, and how many more there are. n_all: how many there are where `names` has not all of them."""
+    named = names[:MAX_NAMED]
+    n_more = (len(names) if n_all is None else n_all) - len(named)
+    return (", ".join(named) or "nobody") + (f" and {n_more} more" if n_more > 0 else "")
 
 
 def _expert(key: str, names: dict[str, str]) -> str:

@@ -311,6 +311,7 @@ def _provisioning_lines(status: CoordinatorStatus) -> list[str]:
             "provisioning",
             mode=provisioning.mode,
             proof=provisioning.status,
+            wanted=len(provisioning.awake) if provisioning.n_awake is None else provisioning.n_awake,
             awake=",".join(provisioning.awake) or None,
             standing_w=known(provisioning.standing_w, figures.number),
             least_w=known(provisioning.least_w, figures.number),

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 from rich.console import Console
 
 from moe2.common import localsocket
@@ -19,8 +20,9 @@ from moe2.common.energy import Quality
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.reports import HostFacts, Performance, SensorReport
 from moe2.common.localsocket import STATUS_ROUTE
-from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus
+from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus, ProvisioningStatus
 from moe2.coordinator.cli import status as cli_status
+from moe2.coordinator.cli.fleet import told
 from moe2.coordinator.observing.fleet_view import FleetQuery, page_of
 from tests.common.samples import SMALL_EXPERT
 from tests.coordinator import receipts
@@ -163,6 +165,23 @@ def test_plain_lines_count_the_whole_fleet() -> None:
         "shown=1 warnings=0"
     )
     assert sum(line.startswith("agent ") for line in lines) == 1
+
+
+def test_a_part_of_the_fleet_says_how_many_others_there_are() -> None:
+    """Who sleeps or is wanted beyond those that are shown is counted, not left out."""
+    keys = tuple(f"id-{number}/m" for number in range(100))
+    asleep = tuple(replace(row(f"host-{number:02d}"), connected=False, asleep=True) for number in range(30))
+    slow = ProvisioningStatus(mode="observe", status="optimal", awake=keys, pinned=tuple(f"pin-{n}" for n in range(50)))
+    whole = replace(status(*asleep), provisioning=slow)
+    shown = page_of(whole, FleetQuery(limit=5))
+    said = "\n".join(told(shown))
+    assert "Asleep: host-00, host-01, host-02, host-03, host-04 and 25 more." in said
+    assert "m on id-19 and 80 more." in said
+    assert "pin-19 and 30 more." in said
+    assert "Asleep: 30 that are not shown." in told(page_of(whole, FleetQuery(limit=0)))
+    [line] = [line for line in cli_status.lines(shown, 0.0) if line.startswith("provisioning ")]
+    assert "wanted=100 awake=id-0/m," in line
+    assert line.count(",") == 19
 
 
 def test_a_state_that_there_is_not_names_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
