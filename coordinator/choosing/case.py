@@ -67,7 +67,7 @@ class Case:
             forecast = self.load.writing(self.roster)
             # A limited set of candidates is chosen by what they are worth for this very prompt, not on average.
             worth = self.worth if self.budgets.max_experts is None else self.prompt_worth
-            return [replace(self._outlook(forecast, worth, self.ruled_out), answer_tokens=self._usual_tokens)]
+            return [self._outlook(forecast, worth, self.ruled_out, answer_tokens=self._usual_tokens)]
         largest = self.budgets.max_experts or DEFAULT_PANEL
         out = {**incapable_experts(mode, self.roster), **self.ruled_out}
         return [
@@ -88,9 +88,9 @@ class Case:
         work = work_in(mode, self.roster, self.load, size, eligible)
         # Who writes well need not score options well.
         scores = self.prompt_scores.by_scoring if mode is Mode.VOTE else None
-        outlook = self._outlook(work.forecast, self.worth.together, ruled_out, work, scores or self.prompt_scores)
         # Only where a member's one job is to write an answer does its usual length say what the job takes.
-        return replace(outlook, answer_tokens=self._usual_tokens) if mode is Mode.CONSENSUS else outlook
+        usual = self._usual_tokens if mode is Mode.CONSENSUS else None
+        return self._outlook(work.forecast, self.worth.together, ruled_out, work, scores, answer_tokens=usual)
 
     def _outlook(
         self,
@@ -99,6 +99,8 @@ class Case:
         ruled_out: Mapping[str, str],
         work: Work | None = None,
         scores: PromptScores | None = None,
+        *,
+        answer_tokens: FloatArray | None,
     ) -> Outlook:
         return Outlook(
             forecast,
@@ -110,6 +112,7 @@ class Case:
             self.draw,
             self.price_per_j,
             self.prices,
+            answer_tokens,
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from moe2.common.cost import Quantiles
 from moe2.coordinator.choosing.fine_level import why_not
-from moe2.coordinator.choosing.forecast import BoolArray, FloatArray, IntArray, Prediction
+from moe2.coordinator.choosing.forecast import BoolArray, IntArray, Prediction
 from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.request import Budgets, Explain, Mode
 from moe2.coordinator.choosing.result import NoExpert, Outlook, Selection
@@ -318,23 +318,27 @@ def _nearest(outlook: Outlook, is_candidate: BoolArray, chosen: Sequence[int]) -
     is_candidate: (N,). chosen: places of the chosen experts. The nearest have the best score less the price of their
     joules, of equal ones those with the fewest joules: a few of the other candidates, and a few of those that are none.
     """
-    is_chosen = np.zeros(len(is_candidate), dtype=np.bool_)
-    is_chosen[list(chosen)] = True
-    net, joules = outlook.net_scores, outlook.expected_j
-    near = _best(np.flatnonzero(is_candidate & ~is_chosen), net, joules, NEAREST_CANDIDATES)
-    others = _best(np.flatnonzero(~is_candidate & ~is_chosen), net, joules, NEAREST_OTHERS)
-    return sorted(int(place) for part in (np.flatnonzero(is_chosen), near, others) for place in part)
+    near, others = is_candidate.copy(), ~is_candidate
+    near[list(chosen)] = others[list(chosen)] = False
+    places = set(chosen)
+    for which, most in ((near, NEAREST_CANDIDATES), (others, NEAREST_OTHERS)):
+        places.update(_best(which.nonzero()[0], outlook, most).tolist())
+    return sorted(places)
 
 
-def _best(places: IntArray, net: FloatArray, joules: FloatArray, most: int) -> IntArray:
-    """The `most` of `places` with the largest `net` (N,), of equal ones with the fewest `joules` (N,)."""
+def _best(places: IntArray, outlook: Outlook, most: int) -> IntArray:
+    """The `most` of `places` with the best score less the price of their joules, of equal ones with the fewest joules.
+
+    The best of a whole fleet are found before they are put in order: a sort of thousands takes longer.
+    """
     if len(places) <= most:
         return places
-    worth = net[places]
+    worth = outlook.net_scores[places]
     least = np.partition(worth, len(places) - most)[len(places) - most]
-    better, equal = places[worth > least], places[worth == least]
-    thriftiest = equal[np.argsort(joules[equal], kind="stable")]
-    return np.concatenate([better, thriftiest[: most - len(better)]])
+    best: IntArray = places[worth >= least]
+    if len(best) > most:
+        best = best[np.lexsort((outlook.expected_j[best], -outlook.net_scores[best]))[:most]]
+    return best
 
 
 def _counts(outlook: Outlook, n_candidates: int, n_shown: int) -> Counts:

@@ -143,7 +143,11 @@ def convert(fields: Mapping[str, Any], kind: type[T]) -> T:
         read = msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise _refusal(str(error), fields, kind) from None
-    for name, (values, why) in _neutral(kind).items():
+    neutral = _neutral(kind)
+    for name in fields:
+        if name not in neutral:
+            continue
+        values, why = neutral[name]
         value = getattr(read, name)
         # By type as well: to Python, true equals 1.
         if value is not None and not any(type(value) is type(one) and value == one for one in values):
@@ -199,9 +203,9 @@ def _find_idle(value: Any, tree: _IdleTree, param: str, out: dict[str, None]) ->
         for each in value:
             _find_idle(each, tree, f"{param}[]", out)
     elif isinstance(value, Mapping):
-        for name, found in tree.items():
-            part = value.get(name)
-            if part is None:
+        for name, part in value.items():
+            found = tree.get(name)
+            if found is None or part is None:
                 continue
             if isinstance(found, dict):
                 _find_idle(part, found, _joined(param, name), out)
