@@ -32,10 +32,11 @@ class Outbox:
 
     def put_tokens(self, jobs: tuple[JobPieces, ...]) -> None:
         for job in jobs:
-            self._tail.setdefault(job.job_id, []).extend(job.pieces)
-            self._tail_pieces += sum(1 + len(piece.alternatives) for piece in job.pieces)
-        if self._tail_pieces >= MAX_PIECES:
-            self._close_tail()
+            for piece in job.pieces:
+                self._tail.setdefault(job.job_id, []).append(piece)
+                self._tail_pieces += 1 + len(piece.alternatives)
+                if self._tail_pieces >= MAX_PIECES:
+                    self._close_tail()
 
     def take(self) -> JobMessage | None:
         """The oldest message, or None."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from functools import cache
-from typing import Any, Generic, TypeVar
+from functools import cache, reduce
+from operator import or_
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 
 import msgpack
 import msgspec
@@ -21,7 +22,6 @@ import msgspec.inspect
 
 from moe2.common.errors import LinkCode, ProtocolError
 from moe2.common.link.messages import (
-    MAX_CANDIDATES,
     CancelJob,
     CommandAnswer,
     Fault,
@@ -53,6 +53,10 @@ SMALL_FRAME_BYTES = 64 * 1024
 """For messages that say one thing: no such message of a sound peer comes near it."""
 MEDIUM_FRAME_BYTES = 256 * 1024
 REPORT_FRAME_BYTES = 1024 * 1024
+TOKENS_FRAME_BYTES = 1024 * 1024
+MAX_PIECES_PER_FRAME = 16_384
+"""The most tokens in one frame of an agent, all jobs together. Taking in a million of the shortest takes seconds."""
+LEAST_PIECE_BYTES = 2
 _SMALL = (
     *(Hello, Welcome, Refused, Ping, Pong, Fault, Goodbye, TakeToken, CancelJob, JobStarted, JobDone, JobFailed),
     *(
@@ -72,13 +76,12 @@ _SMALL = (
 )
 MAX_BYTES_BY_KIND: dict[type[Any], int] = {
     Report: REPORT_FRAME_BYTES,
+    Tokens: TOKENS_FRAME_BYTES,
     NextTokens: MEDIUM_FRAME_BYTES,
     JobScored: MEDIUM_FRAME_BYTES,
     **dict.fromkeys(_SMALL, SMALL_FRAME_BYTES),
 }
 """The largest frame of each kind of message that has a limit below that of all frames."""
-MAX_FIELDS = 64
-"""Of one map in a message that has bytes in it."""
 # The text is sent back to the peer and logged.
 MAX_PROBLEM_CHARACTERS = 400
 
@@ -92,6 +95,17 @@ T = TypeVar("T")
 
 class _Numbered(msgspec.Struct):
     number: int | None = None
+
+
+class _JobShape(msgspec.Struct, array_like=True):
+    job_id: msgspec.Raw
+    pieces: msgspec.Raw
+
+
+class _TokensShape(msgspec.Struct):
+    """What can be said of the size of a message of tokens before any of them is built."""
+
+    jobs: tuple[_JobShape, ...]
 
 
 class _Envelope(msgspec.Struct):
@@ -120,11 +134,15 @@ class Codec(Generic[T]):
         self._decoder = msgspec.msgpack.Decoder(union)
         self._numbers = msgspec.msgpack.Decoder(_Numbered)
         self._envelopes = msgspec.msgpack.Decoder(_Envelope)
+        self._shapes = msgspec.msgpack.Decoder(_TokensShape)
         self._max_bytes = {kind.__struct_config__.tag: limit for kind, limit in (max_bytes_by_kind or {}).items()}
-        self._always_small_enough = min(self._max_bytes.values(), default=max_frame_bytes)
+        least_bytes = (*self._max_bytes.values(), LEAST_PIECE_BYTES * MAX_PIECES_PER_FRAME)
+        self._always_small_enough = min(least_bytes) if self._max_bytes else max_frame_bytes
         self._ops = {info.__struct_config__.tag for info in _members(union)}
-        self._spelled_ops = {info.__struct_config__.tag for info in _members(union) if _is_spelled(info)}
+        spelled = [info for info in _members(union) if _is_spelled(info)]
+        self._spelled_ops = {info.__struct_config__.tag for info in spelled}
         """Ops of messages that have bytes in them."""
+        self._spelled_decoder = msgspec.msgpack.Decoder(_union(map(_as_spelled, spelled)))
         self.max_frame_bytes = max_frame_bytes
 
     def encode(self, message: T, *, number: int | None = None) -> bytes:
@@ -148,32 +166,46 @@ class Codec(Generic[T]):
     def decode(self, frame: bytes) -> T:
         if len(frame) > self.max_frame_bytes:
             raise FrameTooLargeError(len(frame), self.max_frame_bytes)
-        if len(frame) > self._always_small_enough:
-            self._refuse_inflated(frame)
+        looked = self._refuse_inflated(frame) if len(frame) > self._always_small_enough else None
         try:
             good: T = self._decoder.decode(frame)
             return good
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            envelope = self._envelope(frame)
+            envelope = looked or self._envelope(frame)
             if envelope.op not in self._spelled_ops:
                 raise self._unreadable(envelope, error) from error
         try:
             return self._spelled(frame)
-        except (msgspec.MsgspecError, msgpack.exceptions.UnpackException, ValueError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise self._unreadable(envelope, error) from error
 
     def _spelled(self, frame: bytes) -> T:
-        """A message whose bytes are written as base64, as the link has them; msgspec's decoder wants them raw."""
-        content = msgpack.unpackb(frame, raw=False, max_array_len=MAX_CANDIDATES, max_map_len=MAX_FIELDS)
+        """A message whose bytes are written as base64, as the link has them; msgspec's decoder wants them raw.
+
+        It is decoded as what it is, too: of anything at all, a frame of nested lists would be built in seconds.
+        """
+        content = msgspec.to_builtins(self._spelled_decoder.decode(frame))
         spelled: T = msgspec.convert(content, self._union)
         return spelled
 
-    def _refuse_inflated(self, frame: bytes) -> None:
-        """Raise for a frame that is too large for its op."""
+    def _refuse_inflated(self, frame: bytes) -> _Envelope:
+        """Raise for a frame that is too large for its op, or has too many tokens; return what it says of itself."""
         envelope = self._envelope(frame)
         limit = self._max_bytes.get(envelope.op)
         if limit is not None and len(frame) > limit:
             problem = f"{len(frame)} bytes are more than the {limit} that it may have."
+            raise self._unreadable(envelope, ValueError(problem))
+        if limit is not None and envelope.op == Tokens.__struct_config__.tag:
+            self._refuse_crowded(frame, envelope)
+        return envelope
+
+    def _refuse_crowded(self, frame: bytes, envelope: _Envelope) -> None:
+        try:
+            n_pieces = sum(_length(job.pieces) for job in self._shapes.decode(frame).jobs)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return  # It is no message of tokens, which is said when it is read.
+        if n_pieces > MAX_PIECES_PER_FRAME:
+            problem = f"{n_pieces} tokens are more than the {MAX_PIECES_PER_FRAME} that it may have."
             raise self._unreadable(envelope, ValueError(problem))
 
     def _envelope(self, frame: bytes) -> _Envelope:
@@ -264,6 +296,40 @@ class FrameSplitter:
             yield frame
 
 
+def _length(raw: msgspec.Raw) -> int:
+    """The number of items of an array that is not read, https://github.com/msgpack/msgpack/blob/master/spec.md; 0 for
+    anything else."""
+    head = bytes(memoryview(raw)[:5])
+    match head[0]:
+        case 0xDC:
+            return int.from_bytes(head[1:3])
+        case 0xDD:
+            return int.from_bytes(head[1:5])
+        case first:
+            return first & 0x0F if first & 0xF0 == 0x90 else 0
+
+
+@cache
+def _as_spelled(kind: Any) -> Any:
+    """A type with texts in the places of bytes, as the link has them."""
+    if kind is bytes:
+        return str
+    if get_origin(kind) is Annotated:
+        return Annotated[(_as_spelled(get_args(kind)[0]), *kind.__metadata__)]
+    if get_origin(kind) is tuple:
+        return tuple.__class_getitem__(tuple(map(_as_spelled, get_args(kind))))
+    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        return kind
+    fields = [
+        (field.encode_name, _as_spelled(field.type), *(() if field.required else (field.default,)))
+        for field in msgspec.structs.fields(kind)
+    ]
+    config = kind.__struct_config__
+    return msgspec.defstruct(
+        kind.__name__, fields, array_like=config.array_like, tag=config.tag, tag_field=config.tag_field
+    )
+
+
 @cache
 def _is_spelled(kind: type[Any]) -> bool:
     """True if messages of this kind can have bytes in them, which are written as base64."""
@@ -286,6 +352,10 @@ def _has_bytes(info: msgspec.inspect.Type) -> bool:
             return any(map(_has_bytes, info.types))
         case _:
             return False
+
+
+def _union(kinds: Iterable[Any]) -> Any:
+    return reduce(or_, kinds, None)
 
 
 def _members(union: Any) -> tuple[Any, ...]:

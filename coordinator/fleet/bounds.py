@@ -17,6 +17,8 @@ MAX_TOKENS = 10**9
 MAX_NAME_CHARACTERS = 128
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Characters that would break a line of a log, or cannot be written at all."""
+_TO_SPACES = {code: " " for code in range(0xE000) if CONTROL.match(chr(code))}
+"""For `str.translate`, which takes a tenth of the time where all characters of a text are such."""
 MAX_TEXT_CHARACTERS = 2000
 """The most characters of a text that is only shown."""
 _WITHOUT_TEXT = frozenset((type(None), bool, int, float))
@@ -31,7 +33,7 @@ def shown(value: T, most: int = MAX_TEXT_CHARACTERS) -> T:
     if isinstance(value, str):
         # A word of an enumeration is a text, too, and sound.
         is_sound = type(value) is not str or (len(value) <= most and CONTROL.search(value) is None)
-        made = value if is_sound else CONTROL.sub(" ", value[:most])
+        made = value if is_sound else value[:most].translate(_TO_SPACES)
     elif isinstance(value, msgspec.Struct):
         # Every end of a job and every report comes through here, and most of their fields are figures.
         texts: dict[str, object] = {}

@@ -211,6 +211,8 @@ class AgentChecks:
             if given.n_pieces > given.max_pieces:
                 return f"{given.n_pieces} tokens where at most {given.max_pieces - 1} were asked for"
         for piece in job.pieces:
+            if piece.logprob is None and not piece.hex and not piece.alternatives:
+                continue  # It is a text alone, as most are.
             if piece.logprob is not None and not _is_logprob(piece.logprob):
                 return f"a log-probability of {piece.logprob}"
             for other in piece.alternatives:

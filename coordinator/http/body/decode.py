@@ -161,7 +161,7 @@ def without_unknown(fields: Mapping[str, Any], kind: type[msgspec.Struct]) -> tu
     Such a name is `messages[].id`, whichever messages have it.
     """
     out: dict[str, None] = {}
-    found: dict[str, Any] = _pruned(fields, types.type_info(kind), "", out)
+    found: dict[str, Any] = _pruned(fields, _form(kind), "", out)
     return found, tuple(out)
 
 
@@ -214,8 +214,14 @@ def _find_idle(value: Any, tree: _IdleTree, param: str, out: dict[str, None]) ->
 
 
 @functools.cache
+def _form(kind: type[msgspec.Struct]) -> types.Type:
+    """Returns what there is to know of a struct's type. Finding it out takes as long as a hundred bodies."""
+    return types.type_info(kind)
+
+
+@functools.cache
 def _idle_tree(kind: type[msgspec.Struct]) -> _IdleTree:
-    return _idle_in(types.type_info(kind))
+    return _idle_in(_form(kind))
 
 
 def _idle_in(info: types.Type) -> _IdleTree:
@@ -237,14 +243,14 @@ def _idle_in(info: types.Type) -> _IdleTree:
 @functools.cache
 def _names(kind: type[msgspec.Struct]) -> frozenset[str]:
     """Returns the names of a struct's fields as a body has them."""
-    (info,) = _structs(types.type_info(kind))
+    (info,) = _structs(_form(kind))
     return frozenset(field.encode_name for field in info.fields)
 
 
 @functools.cache
 def _neutral(kind: type[msgspec.Struct]) -> dict[str, tuple[tuple[Any, ...], str]]:
     """Returns the parameters that are accepted only with values that change nothing, these values, and why."""
-    (info,) = _structs(types.type_info(kind))
+    (info,) = _structs(_form(kind))
     extras = ((field.name, _extra(field.type)) for field in info.fields)
     return {name: (extra["only"], extra.get("why", "")) for name, extra in extras if extra.get("only")}
 
@@ -254,7 +260,7 @@ def _refusal(text: str, fields: Mapping[str, Any], kind: type[msgspec.Struct]) -
     before, at, path = text.rpartition(" - at ")
     problem = before if at else text
     field = _FIELD.fullmatch(problem)
-    param, info, value = "", types.type_info(kind), fields
+    param, info, value = "", _form(kind), fields
     for step in _STEP.finditer(path):
         param, info, value = _step(param, info, value, step)
         extra = _extra(info)

@@ -139,9 +139,11 @@ class ResponseEncoder:
         """The part of the reasoning that is being written."""
         self._events: list[bytes] = []
         self._n_events = 0
+        self._streams = True
 
     def whole(self, origin: Origin, parts: Sequence[Part], end: End) -> dict[str, Any]:
         """Returns the `response` object."""
+        self._streams = False
         self.begin(origin)
         self.parts(parts)
         self.end(end)
@@ -295,6 +297,9 @@ class ResponseEncoder:
         return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1, "content_index": 0}
 
     def _say(self, kind: str, **fields: Any) -> None:
+        """Writes an event, unless the answer is wanted whole: nobody reads it then, and each repeats a long text."""
+        if not self._streams:
+            return
         event = {"type": kind, "sequence_number": self._n_events, **fields}
         self._n_events += 1
         self._events.append(b"event: " + kind.encode() + b"\ndata: " + msgspec.json.encode(event) + b"\n\n")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from moe2.agent.link.outbox import MAX_PIECES, Outbox
 from moe2.common.link.messages import JobDone, JobPieces, JobUsage, TokenAlternative, TokenPiece, Tokens
 from moe2.common.link.session import JobMessage
-from moe2.common.link.wire import wire_codec
+from moe2.common.link.wire import MAX_PIECES_PER_FRAME, wire_codec
 
 MIN_FRAME_LIMIT = 65_536
 
@@ -84,6 +84,20 @@ def test_merged_frames_stay_below_the_smallest_frame_limit() -> None:
     assert sum(len(job.pieces) for message in messages if isinstance(message, Tokens) for job in message.jobs) == (
         MAX_PIECES
     )
+
+
+def test_tokens_that_come_at_once_are_sent_in_parts() -> None:
+    """A prompt is repeated by the batch; no frame has more tokens than a coordinator takes in."""
+    outbox = Outbox()
+    told = [str(n) for n in range(3 * MAX_PIECES + 1)]
+    outbox.put_tokens((*pieces("1", *told), *pieces("2", "x")))
+    messages = [message for message in drained(outbox) if isinstance(message, Tokens)]
+    sizes = [sum(len(job.pieces) for job in message.jobs) for message in messages]
+    assert sizes == [MAX_PIECES, MAX_PIECES, MAX_PIECES, 2]
+    assert [
+        piece.text for message in messages for job in message.jobs if job.job_id == "1" for piece in job.pieces
+    ] == (told)
+    assert MAX_PIECES < MAX_PIECES_PER_FRAME
 
 
 @given(

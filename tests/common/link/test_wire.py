@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from moe2.common.errors import ProtocolError
 from moe2.common.link.messages import PROTOCOL_VERSION, JobFailed, Ping, Pong, Submit, Tokens, WireMessage
 from moe2.common.link.prompts import TextPrompt
-from moe2.common.link.wire import SMALL_FRAME_BYTES, FrameSplitter, UnreadableMessage, length_prefixed, wire_codec
+from moe2.common.link.wire import (
+    MAX_PIECES_PER_FRAME,
+    SMALL_FRAME_BYTES,
+    FrameSplitter,
+    UnreadableMessage,
+    length_prefixed,
+    wire_codec,
+)
 from tests.common.samples import SAMPLES
 
 GOLDEN = dict(
@@ -237,6 +244,16 @@ def test_a_length_over_the_limit_is_refused_before_its_bytes_arrive() -> None:
 
 EMPTY_MAPS = b"\xdd" + (500_000).to_bytes(4, "big") + b"\x80" * 500_000
 """An array of half a million empty maps: a byte each on the wire, 64 bytes each in memory."""
+NESTED = b"\xdc\x03\xff" + 1023 * (b"\xdc\x01\xe0" + b"\x90" * 480)
+"""As many arrays as there may be vectors, each of empty ones."""
+SHORTEST = b"\x91\xa0"
+"""A token of no characters."""
+
+
+def _tokens(*n_pieces: int) -> bytes:
+    """A frame of tokens, the shortest that there are: so many of each of some jobs."""
+    jobs = b"".join(b"\x92\xa1j\xdd" + n.to_bytes(4, "big") + SHORTEST * n for n in n_pieces)
+    return _with_field({"op": "tokens"}, "jobs", b"\xdc" + len(n_pieces).to_bytes(2, "big") + jobs)
 
 
 def _with_field(content: dict[str, Any], name: str, packed: bytes) -> bytes:
@@ -247,19 +264,25 @@ def _with_field(content: dict[str, Any], name: str, packed: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "field"),
+    "frame",
     [
-        ({"op": "report", "seq": 1, "host": {"hostname": "h", "system": "s", "architecture": "a"}}, "experts"),
-        ({"op": "tokens"}, "jobs"),
-        ({"op": "next_tokens", "job_id": "j", "step": 0}, "candidates"),
-        ({"op": "job_scored", "job_id": "j", "usage": {}}, "scores"),
-        ({"op": "job_failed", "job_id": "j", "code": "internal", "message": "m"}, "usage"),
-        ({"op": "hello"}, "protocol_min"),
+        _with_field(
+            {"op": "report", "seq": 1, "host": {"hostname": "h", "system": "s", "architecture": "a"}},
+            "experts",
+            EMPTY_MAPS,
+        ),
+        _with_field({"op": "tokens"}, "jobs", EMPTY_MAPS),
+        _with_field({"op": "next_tokens", "job_id": "j", "step": 0}, "candidates", EMPTY_MAPS),
+        _with_field({"op": "job_scored", "job_id": "j", "usage": {}}, "scores", EMPTY_MAPS),
+        _with_field({"op": "job_failed", "job_id": "j", "code": "internal", "message": "m"}, "usage", EMPTY_MAPS),
+        _with_field({"op": "hello"}, "protocol_min", EMPTY_MAPS),
+        _with_field({"op": "vectors", "job_id": "j"}, "vectors", NESTED),
+        _tokens(MAX_PIECES_PER_FRAME // 2, MAX_PIECES_PER_FRAME // 2 + 1),
+        _tokens(*40 * [MAX_PIECES_PER_FRAME]),
     ],
 )
-def test_nothing_is_built_of_a_frame_that_is_mostly_empty_maps(content: dict[str, Any], field: str) -> None:
+def test_nothing_is_built_of_a_frame_that_is_mostly_empty_maps(frame: bytes) -> None:
     """A frame that would take a hundred times its size is refused by its length, or by that of its arrays."""
-    frame = _with_field(content, field, EMPTY_MAPS)
     tracemalloc.start()
     try:
         with pytest.raises(UnreadableMessage):
@@ -268,6 +291,16 @@ def test_nothing_is_built_of_a_frame_that_is_mostly_empty_maps(content: dict[str
     finally:
         tracemalloc.stop()
     assert peak_bytes < 4 * len(frame)
+
+
+def test_a_frame_has_so_many_tokens() -> None:
+    """As many as there may be are read, of all jobs together; one more is refused by name."""
+    half = MAX_PIECES_PER_FRAME // 2
+    read = wire_codec().decode(_tokens(half, half))
+    assert isinstance(read, Tokens)
+    assert [len(job.pieces) for job in read.jobs] == [half, half]
+    with pytest.raises(UnreadableMessage, match=f"{2 * half + 1} tokens are more than the {MAX_PIECES_PER_FRAME}"):
+        wire_codec().decode(_tokens(half, half + 1))
 
 
 def test_an_unknown_field_costs_nothing_whatever_it_holds() -> None:

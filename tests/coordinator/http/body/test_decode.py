@@ -6,10 +6,20 @@ import json
 from typing import Annotated, Any, Literal
 
 import msgspec
+import msgspec.inspect
 import pytest
 from msgspec import Meta
 
-from moe2.coordinator.http.body.decode import MAX_DIGITS, MAX_FIELDS, MAX_FLOATS, MAX_TEXTS, convert, json_object
+from moe2.coordinator.http.body.decode import (
+    MAX_DIGITS,
+    MAX_FIELDS,
+    MAX_FLOATS,
+    MAX_TEXTS,
+    convert,
+    idle_parameters,
+    json_object,
+    without_unknown,
+)
 from moe2.coordinator.http.errors import ApiError
 
 
@@ -72,6 +82,28 @@ def test_an_error_names_the_place_and_what_is_accepted(fields: dict[str, Any], p
     with pytest.raises(ApiError) as caught:
         convert(json_object(json.dumps({"name": "x", **fields}).encode()), Drawing)
     assert (caught.value.param, caught.value.message) == (param, message)
+
+
+def test_a_kind_of_body_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finding out what there is to know of a type takes as long as a hundred bodies; not each bad one costs that."""
+    looked_at: list[Any] = []
+    find_out = msgspec.inspect.type_info
+
+    def look(kind: Any) -> msgspec.inspect.Type:
+        looked_at.append(kind)
+        return find_out(kind)
+
+    monkeypatch.setattr(msgspec.inspect, "type_info", look)
+
+    class Frame(msgspec.Struct, forbid_unknown_fields=True):
+        width: int
+
+    for fields in ({"width": "a"}, {"height": 1}, {}):
+        with pytest.raises(ApiError):
+            convert(fields, Frame)
+        assert without_unknown(fields, Frame)
+        assert idle_parameters(fields, Frame) == ()
+    assert looked_at == [Frame]
 
 
 def test_what_fits_is_read() -> None:

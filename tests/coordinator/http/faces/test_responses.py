@@ -110,6 +110,15 @@ def test_the_sdk_puts_a_stream_together_again(parts: tuple[Part, ...]) -> None:
     assert events[-1]["response"]["output"] == answer["output"]
 
 
+def test_an_answer_that_is_wanted_whole_has_no_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would repeat all of a long text, on the event loop, for nobody."""
+    encoded: list[Any] = []
+    monkeypatch.setattr(msgspec.json, "encode", encoded.append)
+    answer = encoder().whole(ORIGIN, (Text([TokenPiece("Hm")], is_reasoning=True), *told(CALL), text("a")), end())
+    assert [item["type"] for item in answer["output"]] == ["reasoning", "function_call", "message"]
+    assert encoded == []
+
+
 def test_reasoning_is_an_item_before_the_message() -> None:
     """The SDK reads its events, and a next turn gets it back."""
     parts = (Text([TokenPiece("Hm"), TokenPiece(".")], is_reasoning=True), text("Yes"))
