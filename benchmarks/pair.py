@@ -41,7 +41,7 @@ from moe2.agent.energy.profiles import find_profile
 from moe2.agent.settings import AgentSettings
 from moe2.common.logs import configure_logging
 from moe2.coordinator.database.postgresql import Session
-from moe2.coordinator.database.shared_keys import KeyTable
+from moe2.coordinator.database.shared_trust import KeyTable
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, Scope, mint
 from moe2.coordinator.keys.store import KeyFile
 from tests.fakes.coordinatorprocess import CoordinatorProcess

@@ -32,7 +32,7 @@ from moe2.coordinator.cli import (
 from moe2.coordinator.cli.contradictions import contradictions
 from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.database.postgresql import Session
-from moe2.coordinator.database.shared_register import SharedRegister
+from moe2.coordinator.database.shared_trust import SharedRegister
 from moe2.coordinator.fleet.register_file import RegisterFile, RegisterStore
 from moe2.coordinator.gate.checkpoint import load_checkpoint
 from moe2.coordinator.runtime import EventLoop, allow_open_files, collect_seldom, share_processor

@@ -73,8 +73,7 @@ from moe2.coordinator.serving.receipt import Receipt
 from moe2.coordinator.serving.service import Service
 from moe2.coordinator.serving.waiting_room import MAX_AGENT_QUEUE_S
 from moe2.coordinator.settings import CoordinatorSettings
-from moe2.coordinator.supply.desk import SupplyDesk
-from moe2.coordinator.supply.listener import FileListener
+from moe2.coordinator.supply.desk import FileListener, SupplyDesk
 
 log = structlog.get_logger()
 

@@ -36,7 +36,7 @@ PURE = (
     "coordinator/fleet/bounds.py",
     "coordinator/fleet/checks.py",
     "coordinator/fleet/report_checks.py",
-    "coordinator/fleet/standby_checks.py",
+    "coordinator/fleet/report_checks.py",
     "coordinator/fleet/table.py",
     "coordinator/gate/*.py",
     "coordinator/planning/*.py",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from moe2.coordinator.answers.numerals import without_latex
+from moe2.coordinator.answers.normal_form import without_latex
 
 MAX_SEGMENT = 300
 MAX_DECLARATIONS = 50

@@ -20,8 +20,15 @@ import msgspec
 
 from moe2.coordinator.answers.declarations import DECLARING, MAX_SEGMENT, NAMING, affirmed, declared, sentence_of
 from moe2.coordinator.answers.form import AnswerForm, AnswerKind, telling_field
-from moe2.coordinator.answers.normal_form import narrow, normalised
-from moe2.coordinator.answers.numerals import last_number, number_in_words, number_key, numbers_in, without_latex
+from moe2.coordinator.answers.normal_form import (
+    last_number,
+    narrow,
+    normalised,
+    number_in_words,
+    number_key,
+    numbers_in,
+    without_latex,
+)
 
 MAX_CHARACTERS = 20_000
 """Of a longer text only so many characters at its end are read: an answer stands there, and time is bounded."""

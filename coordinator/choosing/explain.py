@@ -18,8 +18,8 @@ from moe2.coordinator.choosing.forecast import BoolArray, IntArray, Prediction
 from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.request import Budgets, Explain, Mode
 from moe2.coordinator.choosing.result import NoExpert, Outlook, Selection
-from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.planning.proof import Plan, Proof
+from moe2.coordinator.planning.search import FrontierPoint
 
 MAX_WHOLE_FLEET = 8
 """Decisions about so many experts show every one of them, whatever is asked for."""

@@ -51,9 +51,8 @@ from moe2.coordinator.choosing.request import (
 )
 from moe2.coordinator.choosing.result import Member, NoExpert, Outlook, Selection
 from moe2.coordinator.fleet.table import Expert, HostPower
-from moe2.coordinator.planning.frontier import FrontierPoint, frontier
 from moe2.coordinator.planning.proof import Plan
-from moe2.coordinator.planning.search import Effort
+from moe2.coordinator.planning.search import Effort, FrontierPoint, frontier
 
 ANY_MODEL = ("moe2", "auto")
 """Model names that leave the choice to the coordinator."""

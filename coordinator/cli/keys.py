@@ -27,7 +27,7 @@ from moe2.common.terminal.figures import fact_line, known, printable
 from moe2.common.terminal.output import say, say_json, tell
 from moe2.common.terminal.screen import table_console
 from moe2.coordinator.database.postgresql import Session
-from moe2.coordinator.database.shared_keys import KeyTable
+from moe2.coordinator.database.shared_trust import KeyTable
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, KeyRecord, KeySet, KeyState, Scope, mint
 from moe2.coordinator.keys.store import KeyFile
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of

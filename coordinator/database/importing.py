@@ -8,8 +8,7 @@ from pathlib import Path
 from moe2.coordinator.database.bulletin import Bulletin
 from moe2.coordinator.database.postgresql import Cursor, Session
 from moe2.coordinator.database.schema import check_version
-from moe2.coordinator.database.shared_keys import KeyTable
-from moe2.coordinator.database.shared_register import SharedRegister
+from moe2.coordinator.database.shared_trust import KeyTable, SharedRegister
 from moe2.coordinator.database.shipper import write_requests
 from moe2.coordinator.fleet.register import Register
 from moe2.coordinator.fleet.register_file import RegisterFile

@@ -12,17 +12,15 @@ from typing import TypeVar
 import structlog
 
 from moe2.common.health import HealthWarning, Severity
-from moe2.coordinator.database.answers import SharedAnswers
 from moe2.coordinator.database.books import SharedBooks
-from moe2.coordinator.database.bulletin import Bulletin
+from moe2.coordinator.database.bulletin import Bulletin, SharedAnswers
 from moe2.coordinator.database.lender import RECALL, Lender
 from moe2.coordinator.database.membership import Membership, trouble
 from moe2.coordinator.database.postgresql import Cursor, DatabaseError, Session, defect_of
 from moe2.coordinator.database.rates import SharedRates
 from moe2.coordinator.database.settings import DatabaseSection
-from moe2.coordinator.database.shared_keys import KeyCopy
-from moe2.coordinator.database.shared_register import SUBJECT as REGISTER
-from moe2.coordinator.database.shared_register import SharedRegister
+from moe2.coordinator.database.shared_trust import SUBJECT as REGISTER
+from moe2.coordinator.database.shared_trust import KeyCopy, SharedRegister
 from moe2.coordinator.database.shipper import Shipper
 from moe2.coordinator.gate.feedback import Feedback
 from moe2.coordinator.ledger.accounts import Accounts

@@ -10,7 +10,8 @@
 5. An expert that is nowhere better and in no cost cheaper than another is held only together with that other, and one
    with as many such others as a panel has members is left out from the start (`dominance`).
 
-`plan` is the solver; `_Search` is the tree of nodes; `minimal_infeasible` serves its branching.
+`plan` is the solver, and `frontier` asks it once for each of several energy budgets; `_Search` is the tree of nodes;
+`minimal_infeasible` serves its branching.
 """
 
 from __future__ import annotations
@@ -341,6 +342,37 @@ def plan(
         nodes=nodes,
         elapsed_s=spent() if spent else None,
     )
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """The plan for one energy budget, all other limits as in the problem: what more joules would buy."""
+
+    energy_budget_j: float
+    plan: Plan
+
+
+def frontier(
+    problem: Problem,
+    energy_budgets_j: Sequence[float],
+    *,
+    table: ValueTable | None = None,
+    effort: Effort | None = None,
+    clock: Callable[[], float] | None = None,
+) -> tuple[FrontierPoint, ...]:
+    """The plans for several energy budgets, by rising budget; the value never falls, even where searches are cut short.
+
+    table: values computed before, as in `plan`. effort: limits of the search for each budget. clock: monotonic
+    seconds. Raises ProblemError for a budget that is negative or not finite.
+    """
+    points: list[FrontierPoint] = []
+    known: tuple[int, ...] = ()
+    for budget in sorted(energy_budgets_j):
+        priced = replace(problem, budgets=replace(problem.budgets, energy_j=float(budget)))
+        found = plan(priced, table=table, effort=effort, clock=clock, known=known)
+        known = found.members
+        points.append(FrontierPoint(float(budget), found))
+    return tuple(points)
 
 
 def _without_dominated(candidates: Candidates, known: Sequence[int]) -> tuple[Candidates, list[int]]:

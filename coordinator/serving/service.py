@@ -29,7 +29,7 @@ from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.choosing.selector import Selector
 from moe2.coordinator.fleet.table import CapabilityTable, agent_of
 from moe2.coordinator.keys.keys import Principal
-from moe2.coordinator.planning.frontier import FrontierPoint
+from moe2.coordinator.planning.search import FrontierPoint
 from moe2.coordinator.serving import effects, events
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
 from moe2.coordinator.serving.chooser import Chooser

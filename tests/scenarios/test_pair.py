@@ -15,8 +15,7 @@ import pytest
 
 from moe2.common.link.messages import Suspend
 from moe2.coordinator.database.postgresql import Session
-from moe2.coordinator.database.shared_keys import KeyTable
-from moe2.coordinator.database.shared_register import SharedRegister
+from moe2.coordinator.database.shared_trust import KeyTable, SharedRegister
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, mint
 from moe2.coordinator.ledger.schema import reading
 from moe2.coordinator.provisioning import keeper

@@ -19,7 +19,7 @@ import pytest
 
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.schema import known_version, version_of
-from moe2.coordinator.database.shared_keys import KeyTable
+from moe2.coordinator.database.shared_trust import KeyTable
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, mint
 from moe2.coordinator.ledger.schema import reading
 from tests.fakes.agentprocess import agent_process

@@ -13,8 +13,8 @@ import structlog
 from aiohttp import web
 
 from moe2.common.error_codes import ErrorCode
-from moe2.coordinator.database.answers import Score, SharedAnswers
 from moe2.coordinator.database.books import Contributor, Others, SharedBooks
+from moe2.coordinator.database.bulletin import Score, SharedAnswers
 from moe2.coordinator.database.postgresql import DatabaseError
 from moe2.coordinator.gate.feedback import AlreadyScoredError, Feedback, FeedbackBook, UnknownRequestError
 from moe2.coordinator.gate.feedback_file import FeedbackFile

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.answers.form import LETTERS
-from moe2.coordinator.answers.numerals import last_number
+from moe2.coordinator.answers.normal_form import last_number
 from moe2.coordinator.training.collect.scoring import Metric, said
 from moe2.coordinator.training.outcomes import LABEL_COLUMNS, SPLITS, read_columns
 

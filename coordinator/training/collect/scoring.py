@@ -11,8 +11,7 @@ from enum import StrEnum
 
 from moe2.coordinator.answers.extraction import extract
 from moe2.coordinator.answers.form import AnswerForm, AnswerKind, form_of
-from moe2.coordinator.answers.normal_form import normalised
-from moe2.coordinator.answers.numerals import last_number, number_key
+from moe2.coordinator.answers.normal_form import last_number, normalised, number_key
 
 
 class Metric(StrEnum):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moe2.coordinator.answers.extraction import MAX_CHARACTERS, extract
 from moe2.coordinator.answers.form import OPEN, AnswerForm, AnswerKind, form_of
-from moe2.coordinator.answers.numerals import number_key
+from moe2.coordinator.answers.normal_form import number_key
 
 PLACES = ("New York", "New York City", "York", "none of these")
 FOUR = AnswerForm(AnswerKind.CHOICE, PLACES, is_lettered=True)

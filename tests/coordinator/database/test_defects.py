@@ -14,7 +14,7 @@ from moe2.coordinator.choosing.result import NoExpert
 from moe2.coordinator.database import lender as lender_module
 from moe2.coordinator.database import pair as pair_module
 from moe2.coordinator.database.postgresql import Cursor, DatabaseUnreachableError, Session
-from moe2.coordinator.database.shared_register import SharedRegister
+from moe2.coordinator.database.shared_trust import SharedRegister
 from moe2.coordinator.ledger.accounts import Amount
 from tests.coordinator.database.test_lender import DAY, coordinators, drawn, limited
 from tests.coordinator.database.test_membership import codes, member

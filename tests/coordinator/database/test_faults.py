@@ -16,7 +16,7 @@ import pytest
 
 from moe2.coordinator.database.membership import Membership
 from moe2.coordinator.database.postgresql import DatabaseUnreachableError, Session
-from moe2.coordinator.database.shared_keys import KeyCopy, KeyTable
+from moe2.coordinator.database.shared_trust import KeyCopy, KeyTable
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, mint
 from moe2.coordinator.ledger import store as ledger_module
 from moe2.coordinator.ledger.schema import open_for_writing, reading

@@ -16,8 +16,7 @@ from moe2.coordinator.database.importing import import_files
 from moe2.coordinator.database.pair import Pair
 from moe2.coordinator.database.postgresql import DatabaseError, Session
 from moe2.coordinator.database.settings import DatabaseSection
-from moe2.coordinator.database.shared_keys import KeyTable
-from moe2.coordinator.database.shared_register import SharedRegister
+from moe2.coordinator.database.shared_trust import KeyTable, SharedRegister
 from moe2.coordinator.fleet.register import EnrolledAgent, EnrolmentToken, Presented, Register, add_token, admit
 from moe2.coordinator.fleet.register_file import RegisterFile
 from moe2.coordinator.gate.feedback import Feedback

@@ -12,7 +12,7 @@ from moe2.common.link.messages import CommandAnswer, CommandOutcome, Report
 from moe2.common.standby import IdlePower, Standby, StandingEnergy, TransitionCost, WakeAddress
 from moe2.coordinator.fleet.bounds import MAX_TEXT_CHARACTERS
 from moe2.coordinator.fleet.checks import AgentChecks
-from moe2.coordinator.fleet.standby_checks import address_fault
+from moe2.coordinator.fleet.report_checks import address_fault
 from tests.common.samples import COST, STANDBY
 from tests.coordinator.experts import expert_report, report
 

@@ -11,10 +11,9 @@ import pytest
 from moe2.coordinator.planning import greedy, search
 from moe2.coordinator.planning.candidates import TIE
 from moe2.coordinator.planning.exclusions import Cause
-from moe2.coordinator.planning.frontier import frontier
 from moe2.coordinator.planning.problem import Limit, PanelBudgets, Problem
 from moe2.coordinator.planning.proof import Plan, Status
-from moe2.coordinator.planning.search import Effort
+from moe2.coordinator.planning.search import Effort, frontier
 from moe2.coordinator.planning.value_table import TableError, ValueTable
 from moe2.coordinator.planning.values import Coverage, FloatArray
 from tests.coordinator.planning import cases

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.coordinator.answers.numerals import last_number
+from moe2.coordinator.answers.normal_form import last_number
 from moe2.coordinator.training.collect.scoring import Metric, said, score
 
 PETS = ("a cat", "a dog", "a bird", "none of these")

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from moe2.coordinator.answers.normal_form import normalised
-from moe2.coordinator.answers.numerals import last_number
+from moe2.coordinator.answers.normal_form import last_number, normalised
 from moe2.coordinator.cli.tune import usual_questions
 from moe2.coordinator.training.collect.questions import read_questions
 from moe2.coordinator.training.collect.scoring import Metric, score

@@ -1,19 +1,104 @@
-"""The register of agents in the shared database: changed in one transaction, and copied by every coordinator."""
+"""Whom coordinators trust together, in the shared database: API keys and the register of agents.
+
+Each is a table that is changed in one transaction, and a copy in memory that every coordinator checks by.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import msgspec
+from pydantic import ValidationError
 
 from moe2.coordinator.database.postgresql import Cursor, DatabaseError, Session
 from moe2.coordinator.fleet.register import EnrolledAgent, EnrolmentToken, Register
+from moe2.coordinator.keys.keys import DailyLimits, KeyRecord, KeySet
 
 T = TypeVar("T")
 SUBJECT = "agents"
 Row = TypeVar("Row", EnrolledAgent, EnrolmentToken)
+
+
+class KeyTable:
+    """The keys in the database, as the commands read and change them."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._changing: tuple[Cursor, KeySet] | None = None
+
+    def read(self) -> KeySet:
+        """Returns the keys. Raises `DatabaseError`."""
+        with self._session.transaction() as cursor:
+            return _read_keys(cursor)
+
+    @contextmanager
+    def changing(self) -> Iterator[KeySet]:
+        """Locks the keys and yields them, to be changed by `write` within the block. Raises `DatabaseError`."""
+        with self._session.transaction() as cursor:
+            cursor.execute("LOCK TABLE keys IN SHARE ROW EXCLUSIVE MODE")
+            keys = _read_keys(cursor)
+            self._changing = (cursor, keys)
+            try:
+                yield keys
+            finally:
+                self._changing = None
+
+    def write(self, keys: KeySet) -> None:
+        """Writes the keys that were added or changed, within `changing`; none is removed. Raises `DatabaseError`."""
+        if self._changing is None:
+            raise RuntimeError("keys are written within `changing` only")
+        cursor, before = self._changing
+        known = before.by_id()
+        cursor.executemany(
+            "INSERT INTO keys (id, record) VALUES (%s, %s::jsonb) "
+            "ON CONFLICT (id) DO UPDATE SET record = excluded.record",
+            [(key.id, key.model_dump_json(exclude_none=True)) for key in keys.keys if known.get(key.id) != key],
+        )
+
+
+class KeyCopy:
+    """A coordinator's copy of the keys; a `KeySource`. is_believed: whether it is young enough to be believed."""
+
+    def __init__(self, is_believed: Callable[[], bool]) -> None:
+        self._is_believed = is_believed
+        self._known: tuple[int, KeySet] = (0, KeySet())
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether the copy is young enough to be believed."""
+        return self._is_believed()
+
+    def stamp(self) -> int:
+        """Returns a number that changes whenever the keys do."""
+        return self._known[0]
+
+    def read(self) -> KeySet:
+        """Returns the keys."""
+        return self._known[1]
+
+    def limits_of(self, key_id: str | None) -> DailyLimits:
+        """Returns the daily limits of a key by its id, wherever it is used; none of a key that is not known."""
+        known = self.read().by_id()
+        return known[key_id].principal.daily if key_id in known else DailyLimits()
+
+    def load(self, cursor: Cursor) -> None:
+        """Makes the copy anew, in the membership's thread."""
+        self._known = (self._known[0] + 1, _read_keys(cursor))
+
+
+def _read_keys(cursor: Cursor) -> KeySet:
+    cursor.execute("SELECT record FROM keys ORDER BY made")
+    try:
+        return KeySet(keys=tuple(KeyRecord.model_validate(record) for (record,) in cursor.fetchall()))
+    except ValidationError as error:
+        places = sorted({".".join(map(str, fault["loc"])) for fault in error.errors(include_input=False)})
+        raise DatabaseError(
+            f"The API keys in the database cannot be used: {', '.join(places)}.",
+            remedy="They were written by a newer moe2, or by hand: install that release, or correct the table keys.",
+        ) from None
 
 
 class SharedRegister:
@@ -48,7 +133,7 @@ class SharedRegister:
             told, after = change(before)
             if after is not before:
                 write_register(cursor, before, after)
-            found = (_revision(cursor), after)
+            found = (_register_revision(cursor), after)
         # Also where nothing was changed: what was decided on may be newer than the copy.
         self._adopt(found)
         return told
@@ -72,12 +157,12 @@ class SharedRegister:
 
     def load(self, cursor: Cursor) -> None:
         """Makes the copy anew where it is not that of the last change. Raises `DatabaseError`."""
-        self._adopt((_revision(cursor), self._fresh(cursor)))
+        self._adopt((_register_revision(cursor), self._fresh(cursor)))
 
     def _fresh(self, cursor: Cursor) -> Register:
         """Returns the register as it is in the database; the copy, where nothing has changed since it was made."""
         known = self._known
-        return known[1] if known and known[0] == _revision(cursor) else _read(cursor)
+        return known[1] if known and known[0] == _register_revision(cursor) else _read_register(cursor)
 
     def _adopt(self, found: tuple[int, Register]) -> None:
         # Two threads adopt: what was read before a change must not replace what came after it.
@@ -121,13 +206,13 @@ def _write_rows(cursor: Cursor, table: str, key: str, before: Mapping[str, Row],
         cursor.execute(f"DELETE FROM {table} WHERE {key} = ANY(%s)", [list(gone)])  # noqa: S608
 
 
-def _revision(cursor: Cursor) -> int:
+def _register_revision(cursor: Cursor) -> int:
     cursor.execute("SELECT n FROM revisions WHERE subject = %s", [SUBJECT])
     found = cursor.fetchone()
     return int(found[0]) if found else 0
 
 
-def _read(cursor: Cursor) -> Register:
+def _read_register(cursor: Cursor) -> Register:
     try:
         cursor.execute("SELECT record FROM enrolment_tokens ORDER BY made")
         tokens = tuple(msgspec.convert(record, EnrolmentToken) for (record,) in cursor.fetchall())
