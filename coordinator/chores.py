@@ -16,7 +16,7 @@ from moe2.coordinator.ledger.standing import BOOK_EVERY_S, StandingBook
 from moe2.coordinator.ledger.store import Ledger
 from moe2.coordinator.observing.history import RecentPast
 from moe2.coordinator.provisioning.price_book import PriceBook
-from moe2.coordinator.provisioning.price_file import PriceFile
+from moe2.coordinator.provisioning.state_files import PriceFile
 from moe2.coordinator.serving.service import Service
 
 log = structlog.get_logger()

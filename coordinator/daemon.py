@@ -64,7 +64,7 @@ from moe2.coordinator.observing.metrics import CoordinatorMetrics
 from moe2.coordinator.observing.traffic import AskedEverywhere, asked_of
 from moe2.coordinator.provisioning.keeper import Keeper
 from moe2.coordinator.provisioning.price_book import FLEET, PriceBook
-from moe2.coordinator.provisioning.price_file import PriceFile
+from moe2.coordinator.provisioning.state_files import PriceFile
 from moe2.coordinator.runtime import ListenerTls
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
 from moe2.coordinator.serving.effects import Completed

@@ -4,6 +4,8 @@ The most is worth what has the largest `value - price * joules`: of one expert t
 chance that at least one member answers well. The price says how much score a joule has to bring (0 where joules count
 only by the limits); joules are the median of the prediction, which is closer to what is spent on average than its p95.
 Among equals fewer joules decide, then the sooner end.
+
+In `auto` the modes are compared in the same way, each by its value less the price of its joules, whatever its name.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from math import isnan
 import numpy as np
 
 from moe2.common.link.reports import ExpertState
+from moe2.coordinator.choosing.consensus import SAME_VALUE, voted_value
 from moe2.coordinator.choosing.forecast import FloatArray, Forecast, IntArray
 from moe2.coordinator.choosing.panel_cost import coverage
 from moe2.coordinator.choosing.prefix_affinity import Affinity
-from moe2.coordinator.choosing.quality import MAX_LISTED_EXPERTS
-from moe2.coordinator.choosing.result import Outlook, Selection
+from moe2.coordinator.choosing.quality import MAX_LISTED_EXPERTS, RosterVotes
+from moe2.coordinator.choosing.result import NoExpert, Outlook, Selection
 from moe2.coordinator.planning import dominance, lattice
 from moe2.coordinator.planning.candidates import TIE, Candidates
 from moe2.coordinator.planning.problem import Problem
@@ -30,6 +33,8 @@ MAX_STARTS = 64
 """Most candidates that a panel under a price is grown from."""
 SAME_JOULES = 0.05
 """Predicted joules that differ by a smaller share count as equal: predictions are no better than that."""
+AUTO_MIN_GAIN = 0.05
+"""What a panel has to add to the chance of a good answer for several to vote, where nothing is recorded of votes."""
 
 
 def net_value(outlook: Outlook, places: list[int]) -> float:
@@ -204,3 +209,45 @@ def _exchanged(candidates: Candidates, p: FloatArray, owed: FloatArray) -> list[
     while worth(better := improved(best)) > worth(best) + TIE:
         best = better
     return best
+
+
+def is_worth_it(panel: Selection, votes: RosterVotes) -> bool:
+    """True where a panel that scores choices is worth more than its best member, less the price of its joules.
+
+    Its value is what recorded votes of its members reach. Where there are none it is the chance that any member answers
+    well, which promises too much and so has to gain `AUTO_MIN_GAIN`; and as a prior from a model's size says nothing of
+    what several models know together, the gate must know every member then.
+    """
+    places, outlook = _places(panel), panel.outlook
+    if len(places) < 2:
+        return False
+    if voted_value(outlook, votes, places) is not None:
+        return _net(panel, places, votes) >= max(_net(panel, [place], votes) for place in places) + SAME_VALUE
+    alone = max(net_value(outlook, [place]) for place in places)
+    is_known = bool(outlook.prompt_scores.trained[places].all())
+    return is_known and net_value(outlook, places) - alone >= AUTO_MIN_GAIN
+
+
+def is_better_vote(together: Selection | NoExpert, single: Selection | NoExpert, votes: RosterVotes) -> bool:
+    """True where a vote over final answers of several has more value, less the price of its joules, than `single`."""
+    if not isinstance(together, Selection) or together.vote is None or len(together.members) < 2:
+        return False
+    if not isinstance(single, Selection):
+        return True
+    net = together.vote.value - together.outlook.price_per_j * together.vote.expected_j
+    return net >= _net(single, _places(single), votes) + SAME_VALUE
+
+
+def _net(decided: Selection, places: list[int], votes: RosterVotes) -> float:
+    """The value of the experts at `places` less the price of the joules to expect of them all."""
+    outlook = decided.outlook
+    value = voted_value(outlook, votes, places)
+    if value is None:
+        value = float(outlook.prompt_scores.scores[places].max())
+    return value - outlook.price_per_j * float(outlook.expected_j[places].sum())
+
+
+def _places(decided: Selection) -> list[int]:
+    """The members' places in the roster."""
+    keys = decided.outlook.forecast.roster.keys
+    return [keys.index(member.expert.key) for member in decided.members]

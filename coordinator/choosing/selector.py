@@ -18,11 +18,10 @@ from moe2.common.error_codes import ErrorCode
 from moe2.coordinator.choosing.candidates import best_first, solve
 from moe2.coordinator.choosing.case import Case, stated_problem
 from moe2.coordinator.choosing.consensus import Electorate, predicted_of_vote
-from moe2.coordinator.choosing.fine_level import best_expert, best_members, net_value
+from moe2.coordinator.choosing.fine_level import best_expert, best_members, is_better_vote, is_worth_it, net_value
 from moe2.coordinator.choosing.forecast import IntArray, Roster
 from moe2.coordinator.choosing.lengths import Lengths
 from moe2.coordinator.choosing.mixture import renormalised
-from moe2.coordinator.choosing.mode_choice import is_better_vote, is_worth_it
 from moe2.coordinator.choosing.panel_cost import (
     DEFAULT_PANEL,
     Load,

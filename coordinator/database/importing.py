@@ -15,7 +15,7 @@ from moe2.coordinator.fleet.register_file import RegisterFile
 from moe2.coordinator.gate.feedback_file import FeedbackFile
 from moe2.coordinator.keys.store import KeyFile
 from moe2.coordinator.ledger.journal import everything
-from moe2.coordinator.provisioning.memory_file import MemoryFile
+from moe2.coordinator.provisioning.state_files import MemoryFile
 
 ROWS_AT_ONCE = 1000
 

@@ -20,8 +20,7 @@ import structlog
 
 from moe2.coordinator.database.postgresql import DatabaseError, Session
 from moe2.coordinator.keys.keys import Principal
-from moe2.coordinator.provisioning.price_book import PriceBook, SavedPrice
-from moe2.coordinator.provisioning.price_sharing import merged
+from moe2.coordinator.provisioning.price_book import PriceBook, SavedPrice, merged
 
 HOLD_S = 2.0
 """The time for which requests that were drawn may be used."""

@@ -25,12 +25,10 @@ from moe2.common.status import AgentRow, ProvisioningStatus
 from moe2.coordinator.choosing.forecast import Roster
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.fleet.table import CapabilityTable
-from moe2.coordinator.provisioning.decision import DAY_S, Decision, Tolerances
+from moe2.coordinator.provisioning.decision import DAY_S, SMALL_FLEET, Decision, Outlook, Tolerances
 from moe2.coordinator.provisioning.figures import Fleet
 from moe2.coordinator.provisioning.held_jobs import HeldJobs
 from moe2.coordinator.provisioning.hysteresis import Change, Transition
-from moe2.coordinator.provisioning.memory_file import Memory, MemoryFile
-from moe2.coordinator.provisioning.outlook import SMALL_FLEET, Outlook
 from moe2.coordinator.provisioning.problem import Limits, limits_of
 from moe2.coordinator.provisioning.reading import (
     busy_of,
@@ -42,6 +40,7 @@ from moe2.coordinator.provisioning.reading import (
 )
 from moe2.coordinator.provisioning.settings import ProvisioningSection
 from moe2.coordinator.provisioning.shadow import Shadow
+from moe2.coordinator.provisioning.state_files import Memory, MemoryFile
 from moe2.coordinator.provisioning.statement import status_of, unknown_pins, warnings_of
 from moe2.coordinator.provisioning.steering import CHANGE_S, Order, Steering, Wishes, command_of
 from moe2.coordinator.provisioning.traffic import Asked, Forecast, Traffic

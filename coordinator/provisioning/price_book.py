@@ -3,6 +3,10 @@
 A request stands under several averages at once, and pays the sum of their prices: each is the multiplier of its own
 budget. What it spends counts for each of them. A key's daily limit is paced like an average, whose target is what is
 left of the day divided by the requests that are still expected, so that it is not spent by noon.
+
+Coordinators learn one price together: each adds what it has learned since the last time to what all have (`merged`). A
+step of the price depends on the answer that it was learned from and little on the price itself, so that the steps of
+several coordinators add up, in whatever order they come.
 """
 
 from __future__ import annotations
@@ -32,6 +36,17 @@ from moe2.coordinator.provisioning.rhythm import is_sound as rhythm_is_sound
 MAX_SCOPES = 20_000
 """Most scopes that are remembered, the latest used ones; a key has two at most."""
 FLEET = "fleet"
+_ADDED = (
+    "price_per_j",
+    "usual_price_per_j",
+    "slack",
+    "variance_j2",
+    "n_answers",
+    "n_unmeasured",
+    "spent_j",
+    "recent_j",
+    "recent_answers",
+)
 
 
 @dataclass(frozen=True)
@@ -288,3 +303,40 @@ class PriceBook:
 
 def _kept(price: Price, target_j: float, day: int | None) -> SavedPrice:
     return SavedPrice(**{**msgspec.structs.asdict(price), "target_j": target_j, "day": day})
+
+
+def merged(before: SavedPrice | None, own: SavedPrice, shared: SavedPrice | None) -> SavedPrice:
+    """Returns the price that all coordinators go on with.
+
+    before: what all had when this coordinator last took it over; None where it never has. own: what it has now. shared:
+    what all have now; None where nobody has shared anything yet. A price of another target, or of another day, is left
+    alone: that of the coordinator which has settled last counts.
+    """
+    if shared is None or not price_is_sound(shared) or _is_other(own, shared):
+        return own
+    if before is None or _is_other(own, before):
+        return shared
+    changes = {name: getattr(shared, name) + (getattr(own, name) - getattr(before, name)) for name in _ADDED}
+    changes = {name: max(0, value) for name, value in changes.items()}
+    is_news = own != before
+    return msgspec.structs.replace(
+        shared,
+        **changes,
+        owed_j=shared.owed_j + (own.owed_j - before.owed_j),
+        saving_j=_mean(own.saving_j, shared.saving_j) if is_news else shared.saving_j,
+        enough_per_j=own.enough_per_j if is_news else shared.enough_per_j,
+        n_saturated=own.n_saturated if is_news else shared.n_saturated,
+        target_j=own.target_j if is_news else shared.target_j,
+        is_simulated=own.is_simulated if is_news else shared.is_simulated,
+    )
+
+
+def _is_other(one: SavedPrice, other: SavedPrice) -> bool:
+    """Whether two prices are not of the same budget: another fixed target, or another day."""
+    return one.day != other.day or (one.day is None and one.target_j != other.target_j)
+
+
+def _mean(one: float | None, other: float | None) -> float | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return (one + other) / 2

@@ -18,10 +18,9 @@ import numpy as np
 from moe2.coordinator.choosing.request import ASSUMED_ANSWER_TOKENS
 from moe2.coordinator.planning.awake import AwakeProblem, Need, Room
 from moe2.coordinator.planning.values import BestOf, BoolArray, FloatArray, IntArray
-from moe2.coordinator.provisioning.capacity import most_offered
 from moe2.coordinator.provisioning.figures import ExpertFigures, Fleet, HostFigures, Readiness
 from moe2.coordinator.provisioning.settings import ProvisioningSection
-from moe2.coordinator.provisioning.traffic import ClassForecast, Forecast
+from moe2.coordinator.provisioning.traffic import ClassForecast, Forecast, most_offered
 
 USUAL_LENGTHS = (256, ASSUMED_ANSWER_TOKENS)
 """Tokens of prompt and answer that are assumed before any answer has been seen."""

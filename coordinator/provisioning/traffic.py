@@ -1,8 +1,13 @@
-"""The traffic that a fleet has had and will have: rates by category and model, how sure they are, and lengths. PURE.
+"""The traffic that a fleet has had and will have, and how much of it an expert takes before people wait. PURE.
+
+Traffic is rates by category and model, how sure they are, and lengths.
 
 Rates have the shape of a week. Each hour of the week is shrunk towards the same hour of all days, and that towards the
 mean of all hours, as Gamma priors do it; the last half hour then moves the hour's rate. Requests come in bursts, so an
 hour's upper rate is that of a Gamma distribution that counts fewer requests than there were.
+
+An expert has several slots and one queue. Requests come at random and slots serve them one by one (M/M/k; Erlang 1917).
+Measured seconds of service, which hold what a batch costs each of its requests, stand for the law of service.
 """
 
 from __future__ import annotations
@@ -34,6 +39,8 @@ _BURSTINESS = 2.0
 """Variance of counts over their mean; the public traces have 1 to 3 when thinned to an edge fleet's rates."""
 _UPPER_Z = 1.2816
 """Standard normal quantile of 0.9."""
+LATE_SHARE = 0.05
+"""Share of requests that may wait longer than they should: what p95 means."""
 
 
 @dataclass(frozen=True)
@@ -189,3 +196,35 @@ def _upper(rate_per_s: float) -> float:
     if count < 0.3:
         return rate_per_s + 1.5 / HOUR_S
     return rate_per_s * (1.0 - 1.0 / (9.0 * count) + _UPPER_Z / (3.0 * math.sqrt(count))) ** 3
+
+
+def waits(slots: int, offered: float) -> float:
+    """The share of requests that find all slots taken, with `offered` erlangs on `slots`; 1 where the queue grows."""
+    if offered >= slots:
+        return 1.0
+    if offered <= 0.0:
+        return 0.0
+    blocked = 1.0
+    for slot in range(1, slots + 1):
+        # Erlang B by its recursion, which overflows for no number of slots.
+        blocked = offered * blocked / (slot + offered * blocked)
+    return blocked / (1.0 - offered / slots * (1.0 - blocked))
+
+
+def waits_longer(slots: int, offered: float, service_s: float, patience_s: float) -> float:
+    """The share of requests that wait longer than `patience_s` for a slot, which each holds for `service_s`."""
+    return waits(slots, offered) * math.exp(-max(0.0, slots - offered) * max(0.0, patience_s) / service_s)
+
+
+def most_offered(slots: int, service_s: float, patience_s: float, *, share: float = LATE_SHARE) -> float:
+    """The most erlangs at which no more than `share` of requests wait longer than `patience_s`."""
+    if patience_s < 0.0 or slots < 1 or not service_s > 0.0:
+        return 0.0
+    low, high = 0.0, float(slots)
+    for _ in range(40):
+        middle = (low + high) / 2
+        if waits_longer(slots, middle, service_s, patience_s) <= share:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,4 +1,7 @@
-"""Asks who answers, with what the service knows of the experts besides what they report. PURE."""
+"""Asks who answers, with what the service knows besides reports, and learns from how it went. PURE.
+
+What is learned of a request that has ended are the lengths of its prompt and its answer.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from moe2.common.error_codes import ErrorCode
+from moe2.coordinator.choosing.lengths import Lengths
 from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.choosing.refusal import if_loading
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
 from moe2.coordinator.choosing.selector import Selector, can_serve
 from moe2.coordinator.fleet.table import CapabilityTable
+from moe2.coordinator.serving.attempt import Purpose
+from moe2.coordinator.serving.effects import Completed
 from moe2.coordinator.serving.judge import ExpertJudge
 from moe2.coordinator.serving.life import Lifecycle
 
@@ -91,3 +97,30 @@ class Chooser:
             if not isinstance(roused, NoExpert) or chosen.code == ErrorCode.NO_LIVE_EXPERT:
                 return roused
         return chosen
+
+
+def learn_lengths(lengths: Lengths, life: Lifecycle) -> None:
+    """Learns from every prompt that was read, and from an answer that one expert wrote from beginning to end."""
+    for attempt in life.attempts:
+        usage = attempt.usage
+        # What is only scored was in the cache, or came with the choices.
+        if attempt.purpose is not Purpose.SCORE and usage is not None and usage.decoded_tokens:
+            foreseen = attempt.prediction.shape
+            lengths.prompts.ran(attempt.expert.identity, life.request.demand, usage, foreseen)
+            lengths.n_learned += 1
+    _learn_answer(lengths, life)
+
+
+def _learn_answer(lengths: Lengths, life: Lifecycle) -> None:
+    attempt, outcome = life.leading, life.outcome
+    # A panel's text is not one model's, and two authors in turn say nothing about either.
+    if attempt is None or attempt.purpose is not Purpose.ANSWER or len(life.authors) > 1:
+        return
+    if isinstance(outcome, Completed) and attempt.usage is not None:
+        lengths.answers.ended(
+            attempt.selection.category,
+            attempt.expert.identity,
+            life.request.demand,
+            attempt.usage.decoded_tokens,
+            is_cut=outcome.reason == "length",
+        )

@@ -14,8 +14,8 @@ from moe2.coordinator.choosing.request import Mode
 from moe2.coordinator.choosing.result import Selection
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import Attempt
-from moe2.coordinator.serving.collaboration import Collaboration
 from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.mode import Collaboration
 
 N = TypeVar("N", int, float)
 

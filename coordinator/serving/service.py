@@ -32,19 +32,16 @@ from moe2.coordinator.keys.keys import Principal
 from moe2.coordinator.planning.search import FrontierPoint
 from moe2.coordinator.serving import effects, events
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
-from moe2.coordinator.serving.chooser import Chooser
+from moe2.coordinator.serving.chooser import Chooser, learn_lengths
 from moe2.coordinator.serving.exchange import Exchange
-from moe2.coordinator.serving.hedging import HedgeRation
 from moe2.coordinator.serving.judge import ExpertJudge
-from moe2.coordinator.serving.learning import learn_lengths
 from moe2.coordinator.serving.life import Lifecycle
 from moe2.coordinator.serving.modes import MODES
-from moe2.coordinator.serving.orphans import Orphans
 from moe2.coordinator.serving.queue import Queue
 from moe2.coordinator.serving.receipt import Receipt, receipt_of
 from moe2.coordinator.serving.request import Request
 from moe2.coordinator.serving.settings import DispatchSection
-from moe2.coordinator.serving.totals import Totals
+from moe2.coordinator.serving.tallies import HedgeRation, Orphans, Totals
 
 log = structlog.get_logger()
 

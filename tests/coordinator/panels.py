@@ -24,8 +24,8 @@ from moe2.coordinator.choosing.request import Ballot, Mode, SelectionRequest, Wi
 from moe2.coordinator.choosing.result import Member, NoExpert, Selection, still_down
 from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.serving import events
-from moe2.coordinator.serving.collaboration import Collaboration
 from moe2.coordinator.serving.effects import Deliver, Effect, SubmitJob, Tell
+from moe2.coordinator.serving.mode import Collaboration
 from tests.coordinator.experts import expert, selector
 from tests.coordinator.lives import USAGE, LifeBench
 

@@ -11,7 +11,7 @@ import pytest
 from moe2.common.link.messages import Suspend
 from moe2.coordinator.cli.fleet import told
 from moe2.coordinator.provisioning import keeper
-from moe2.coordinator.provisioning.memory_file import Memory
+from moe2.coordinator.provisioning.state_files import Memory
 from moe2.coordinator.provisioning.steering import Away
 from tests.fakes.fleet import POLL_S, Fleet, fleet
 from tests.scenarios.test_provisioning import row

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from moe2.coordinator.observing.history import EndedRequest
-from moe2.coordinator.serving.collaboration import Collaboration, MemberShare
+from moe2.coordinator.serving.mode import Collaboration, MemberShare
 from tests.coordinator.receipts import line, receipt
 from tests.fakes.browser import Browser
 from tests.fakes.control import ExpertControl

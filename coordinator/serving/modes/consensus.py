@@ -18,9 +18,9 @@ from moe2.coordinator.choosing.request import ASSUMED_ANSWER_TOKENS, ROUTE_ONLY
 from moe2.coordinator.choosing.result import Member, NoExpert, Selection, VoteRule
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import Attempt, Purpose
-from moe2.coordinator.serving.collaboration import Collaboration, MemberShare
 from moe2.coordinator.serving.effects import Completed, Effect, Remark
 from moe2.coordinator.serving.life import MAX_ATTEMPTS, Lifecycle
+from moe2.coordinator.serving.mode import Collaboration, MemberShare
 from moe2.coordinator.serving.modes.panel import PanelRun, patience_s
 from moe2.coordinator.serving.modes.route import Route
 

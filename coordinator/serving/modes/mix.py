@@ -25,9 +25,9 @@ from moe2.common.link.messages import (
 from moe2.common.textstream import Likelihood, TextStream
 from moe2.coordinator.choosing.result import Member, Selection
 from moe2.coordinator.serving.attempt import Attempt, Purpose
-from moe2.coordinator.serving.collaboration import Collaboration
 from moe2.coordinator.serving.effects import Completed, Effect, Tell
 from moe2.coordinator.serving.life import Lifecycle, MakeJob
+from moe2.coordinator.serving.mode import Collaboration
 from moe2.coordinator.serving.modes.panel import PanelRun
 from moe2.coordinator.serving.modes.token_mixture import TokenDraw, TokenMixture, mix_tokens
 

@@ -16,10 +16,9 @@ from moe2.common.link.messages import JobFailed
 from moe2.coordinator.choosing.mixture import FloatArray, renormalised
 from moe2.coordinator.choosing.result import Member
 from moe2.coordinator.serving.attempt import Attempt
-from moe2.coordinator.serving.collaboration import DroppedMember, MemberShare
 from moe2.coordinator.serving.effects import Effect, Failed
 from moe2.coordinator.serving.life import Lifecycle
-from moe2.coordinator.serving.mode import ModeRun
+from moe2.coordinator.serving.mode import DroppedMember, MemberShare, ModeRun
 
 PATIENCE = 2.0
 """A member is late after so many times its p95 and `GRACE_S`, as soon as somebody else is there."""

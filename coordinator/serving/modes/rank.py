@@ -13,14 +13,13 @@ import numpy as np
 
 from moe2.common.link.messages import JobDone, JobScored, TokenPiece
 from moe2.common.textstream import answer_text
-from moe2.coordinator.choosing.judging import judged, says_of
-from moe2.coordinator.choosing.mixture import FloatArray, best_of
+from moe2.coordinator.choosing.mixture import FloatArray, best_of, judged, says_of
 from moe2.coordinator.choosing.result import Selection
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import Attempt, Purpose
-from moe2.coordinator.serving.collaboration import CandidateShare, Collaboration
 from moe2.coordinator.serving.effects import Completed, Effect
 from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.mode import CandidateShare, Collaboration
 from moe2.coordinator.serving.modes.panel import PanelRun
 from moe2.coordinator.serving.modes.vote import no_scores, score_job
 

@@ -8,9 +8,9 @@ from moe2.coordinator.choosing.mixture import FloatArray, best_of, distributions
 from moe2.coordinator.choosing.request import Ballot
 from moe2.coordinator.choosing.result import Member, Selection
 from moe2.coordinator.serving.attempt import Attempt, Purpose
-from moe2.coordinator.serving.collaboration import Collaboration
 from moe2.coordinator.serving.effects import Completed, Effect
 from moe2.coordinator.serving.life import Lifecycle, MakeJob
+from moe2.coordinator.serving.mode import Collaboration
 from moe2.coordinator.serving.modes.panel import PanelRun
 
 

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from moe2.common.cost import EnergyProfile, LatencyProfile, Spread
 from moe2.common.energy import Quality
-from moe2.coordinator.choosing.answer_lengths import MAX_CLASSES, AnswerLengths, LengthSums
 from moe2.coordinator.choosing.forecast import Roster
-from moe2.coordinator.choosing.lengths import Lengths, SavedLengths
+from moe2.coordinator.choosing.lengths import MAX_CLASSES, AnswerLengths, Lengths, LengthSums, SavedLengths
 from moe2.coordinator.choosing.request import ASSUMED_ANSWER_TOKENS, Demand
 from tests.coordinator.experts import expert
 

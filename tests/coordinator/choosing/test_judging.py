@@ -7,8 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.coordinator.choosing.judging import CHANCE, JUDGES_SAY, TIES_SAY, judged, says_of
-from moe2.coordinator.choosing.mixture import FloatArray, distributions, gate_weights, mixture
+from moe2.coordinator.choosing.mixture import (
+    CHANCE,
+    JUDGES_SAY,
+    TIES_SAY,
+    FloatArray,
+    distributions,
+    gate_weights,
+    judged,
+    mixture,
+    says_of,
+)
 
 EACH_ITS_OWN = np.eye(3, dtype=bool)
 EVEN = np.full(3, 1 / 3)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moe2.common.cost import RequestShape
 from moe2.common.link.messages import JobUsage
-from moe2.coordinator.choosing.prompt_lengths import PromptLengths
+from moe2.coordinator.choosing.lengths import PromptLengths
 from moe2.coordinator.choosing.request import Demand
 
 

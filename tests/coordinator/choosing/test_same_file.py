@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from moe2.common.link.messages import JobUsage
 from moe2.coordinator.choosing.forecast import Roster
+from moe2.coordinator.choosing.lengths import PromptLengths
 from moe2.coordinator.choosing.prefix_affinity import Affinities
-from moe2.coordinator.choosing.prompt_lengths import PromptLengths
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Demand
 from moe2.coordinator.fleet.table import Expert

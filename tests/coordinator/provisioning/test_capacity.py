@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe2.coordinator.provisioning.capacity import most_offered, waits, waits_longer
+from moe2.coordinator.provisioning.traffic import most_offered, waits, waits_longer
 
 
 @pytest.mark.parametrize(("slots", "offered", "share"), [(1, 0.5, 0.5), (2, 1.0, 1 / 3), (10, 5.0, 0.0361)])

@@ -12,8 +12,8 @@ from moe2.coordinator.choosing.request import Demand, ScopePrice, SelectionReque
 from moe2.coordinator.keys.keys import ANYBODY, DailyLimits, Principal
 from moe2.coordinator.provisioning import price_book
 from moe2.coordinator.provisioning.price_book import Averages, PriceBook, SavedPrices, Spending
-from moe2.coordinator.provisioning.price_file import PriceFile
 from moe2.coordinator.provisioning.rhythm import DAY_S, HOUR_S
+from moe2.coordinator.provisioning.state_files import PriceFile
 
 NOON_S = 20_000 * DAY_S + 12 * HOUR_S
 ASKED = SelectionRequest(model="moe2", demand=Demand(10, 10))

@@ -7,8 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.coordinator.provisioning.price_book import SavedPrice
-from moe2.coordinator.provisioning.price_sharing import merged
+from moe2.coordinator.provisioning.price_book import SavedPrice, merged
 
 steps = st.lists(st.tuples(st.integers(0, 1), st.floats(0.0, 0.5), st.booleans()), max_size=60)
 

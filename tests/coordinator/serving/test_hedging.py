@@ -28,9 +28,8 @@ from moe2.coordinator.serving.effects import (
     SubmitJob,
     Suspect,
 )
-from moe2.coordinator.serving.hedging import HedgeRation
 from moe2.coordinator.serving.receipt import receipt_of
-from moe2.coordinator.serving.totals import Totals
+from moe2.coordinator.serving.tallies import HedgeRation, Totals
 from tests.coordinator.experts import cost, expert, selector, speed
 from tests.coordinator.lives import EXPERTS, USAGE, LifeBench, outcomes, retires, stopped, submitted
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from moe2.coordinator.serving import orphans
-from moe2.coordinator.serving.orphans import Orphans
+from moe2.coordinator.serving import tallies
+from moe2.coordinator.serving.tallies import Orphans
 
 
 def test_an_agent_is_told_once_per_job() -> None:
@@ -36,7 +36,7 @@ def test_an_orphan_that_has_ended_is_forgotten() -> None:
 def test_an_agent_that_makes_up_jobs_fills_no_memory() -> None:
     """The oldest ones go."""
     known = Orphans()
-    for n in range(orphans.MAX_REMEMBERED + 10):
+    for n in range(tallies.MAX_ORPHANS + 10):
         known.heard("a", str(n))
-    assert len(known) == orphans.MAX_REMEMBERED
+    assert len(known) == tallies.MAX_ORPHANS
     assert known.heard("a", "0")

@@ -8,7 +8,7 @@ import pytest
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import ContinuationScore, JobScored, ScoreJob, Submit
-from moe2.coordinator.choosing.judging import JUDGES_SAY
+from moe2.coordinator.choosing.mixture import JUDGES_SAY
 from moe2.coordinator.choosing.request import Mode
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import events
