@@ -1,6 +1,6 @@
 """The choice for a vote over final answers: who is asked, in which order, and when asking ends. PURE.
 
-What a vote of a set of experts is worth is replayed from recorded answers (`moe2.coordinator.gate.vote_replay`). Each
+What a vote of a set of experts is worth is replayed from recorded answers (`moe2.coordinator.gate.votes`). Each
 model is asked once, by the expert that takes the fewest joules, and those come first whose vote weighs most for its
 joules. Members that gain less than `SAME_VALUE` are not asked. The set with the largest `value - price * joules` is
 taken; its joules are those to expect, as most votes are settled before everybody was asked. Where nobody asked for a
@@ -21,7 +21,7 @@ from moe2.coordinator.choosing.forecast import FloatArray, IntArray, Prediction
 from moe2.coordinator.choosing.panel_cost import joint_prediction
 from moe2.coordinator.choosing.quality import RosterVotes, VotedWorth
 from moe2.coordinator.choosing.result import Outlook, VoteRule
-from moe2.coordinator.gate.vote_replay import MAX_VOTERS, VotePlans
+from moe2.coordinator.gate.votes import MAX_VOTERS, VotePlans
 from moe2.coordinator.planning.candidates import Candidates
 from moe2.coordinator.planning.problem import Problem, exceeds
 from moe2.coordinator.planning.values import Listed

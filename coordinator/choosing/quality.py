@@ -21,7 +21,7 @@ from moe2.coordinator.gate.feedback import Tally
 from moe2.coordinator.gate.fleet_gate import FleetGate, GateMismatchError
 from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.gate.prior import ExpertFacts, facts_from_name
-from moe2.coordinator.gate.vote_replay import VoteReplay
+from moe2.coordinator.gate.votes import VoteReplay
 from moe2.coordinator.planning.value_table import ValueTable
 from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, Listed, SetValue
 

@@ -13,8 +13,8 @@ from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.http.routes.plan import PlanAnswer
 from moe2.coordinator.provisioning.decision import decide
+from moe2.coordinator.provisioning.figures import fleet_of
 from moe2.coordinator.provisioning.problem import limits_of
-from moe2.coordinator.provisioning.reading import fleet_of
 from moe2.coordinator.provisioning.statement import unknown_pins
 from moe2.coordinator.settings import CoordinatorSettings
 

@@ -15,8 +15,7 @@ from moe2.common.errors import Moe2Error
 from moe2.common.terminal.commandline import optional_packages
 from moe2.common.terminal.output import Screen
 from moe2.coordinator.cli.train import add_pool_arguments, chosen_pool
-from moe2.coordinator.training.evaluate.report import FIFTHS, EvaluationReport
-from moe2.coordinator.training.evaluate.vote_report import VoteReport
+from moe2.coordinator.training.evaluate.report import FIFTHS, EvaluationReport, VoteReport
 from moe2.coordinator.training.outcomes import read_outcomes
 
 

@@ -1,9 +1,12 @@
-"""The measured figures of hosts and experts that the slow level decides by. PURE; None is unmeasured, never 0."""
+"""The measured figures of hosts and experts that the slow level decides by, as agents report them. PURE.
+
+None is unmeasured, never 0.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import cast
@@ -11,7 +14,14 @@ from typing import cast
 import numpy as np
 
 from moe2.common.cost import EnergyProfile, LatencyProfile, RequestShape
+from moe2.common.errors import Moe2Error
+from moe2.common.link.reports import ExpertReport, ExpertState
+from moe2.common.standby import IdlePower, Standby, TransitionCost
+from moe2.common.status import AgentRow
 from moe2.coordinator.planning.values import FloatArray, IntArray
+
+Scores = Callable[[str], Mapping[str, float]]
+"""The expected scores of an expert by category, given its key."""
 
 
 class Readiness(StrEnum):
@@ -24,6 +34,14 @@ class Readiness(StrEnum):
     """Its process has ended, and its host is awake."""
     ASLEEP = "asleep"
     """Its host is suspended."""
+
+
+_READINESS = {
+    ExpertState.READY: Readiness.READY,
+    ExpertState.LOADING: Readiness.LOADING,
+    ExpertState.RESTARTING: Readiness.LOADING,
+    ExpertState.COLD: Readiness.COLD,
+}
 
 
 @dataclass(frozen=True)
@@ -152,3 +170,153 @@ class Fleet:
         for expert in self.experts:
             found.setdefault(expert.host, []).append(expert)
         return {host: tuple(own) for host, own in found.items()}
+
+
+class UnknownHostError(Moe2Error):
+    """No agent has this name or id, or several have."""
+
+
+def fleet_of(rows: tuple[AgentRow, ...], scores: Scores, *, wakes_by_command: bool = False) -> Fleet:
+    """The fleet of all agents that are connected or asleep. Experts that have failed are not part of it.
+
+    wakes_by_command: hosts can be woken by other means than magic packets to the addresses that they report.
+    """
+    hosts: list[HostFigures] = []
+    experts: list[ExpertFigures] = []
+    for row in sorted(rows, key=lambda row: row.agent_id):
+        if not (row.connected or row.asleep) or (row.draining and not row.asleep):
+            continue
+        usable = [one for one in row.experts if one.state is not ExpertState.FAILED]
+        standby = row.standby or Standby()
+        hosts.append(_host(row, standby, usable, wakes_by_command=wakes_by_command))
+        own = [_expert(row, standby, one, scores) for one in sorted(usable, key=lambda one: one.model)]
+        if not hosts[-1].can_sleep and _power_w(standby, ()) is None:
+            # Its watts hold all its models, so that it is not known what one of them adds.
+            own = [replace(one, ready_w=None) for one in own]
+        experts.extend(own)
+    return Fleet(tuple(hosts), tuple(experts))
+
+
+def _host(row: AgentRow, standby: Standby, experts: list[ExpertReport], *, wakes_by_command: bool) -> HostFigures:
+    asleep = next((one.power_w for one in standby.idle if one.asleep), None)
+    wake, suspend = standby.wake_cost, standby.suspend_cost
+    return HostFigures(
+        key=row.agent_id,
+        name=row.agent_name,
+        awake_w=_awake_w(standby, experts),
+        asleep_w=asleep,
+        wake_s=wake.duration_s if wake else None,
+        wake_j=_joules(wake),
+        suspend_s=suspend.duration_s if suspend else None,
+        suspend_j=_joules(suspend),
+        memory_bytes=row.host.memory_bytes if row.host else None,
+        may_suspend=standby.allow_suspend
+        and standby.suspend_fault is None
+        and (wakes_by_command or bool(standby.wake_addresses)),
+        may_unload=standby.allow_unload,
+        wake_is_known=wakes_by_command or any(one.armed and one.network for one in standby.wake_addresses),
+        has_plug=any(one.name.startswith("wall:") and one.state == "present" for one in row.sensors),
+    )
+
+
+def _awake_w(standby: Standby, experts: list[ExpertReport]) -> float | None:
+    """Watts of the host awake without a model in memory, or with all its models where it has never been without."""
+    bare = _power_w(standby, ())
+    return bare if bare is not None else _power_w(standby, tuple(sorted(one.model for one in experts)))
+
+
+def _expert(row: AgentRow, standby: Standby, report: ExpertReport, scores: Scores) -> ExpertFigures:
+    key = f"{row.agent_id}/{report.model}"
+    load = report.load_cost
+    return ExpertFigures(
+        key=key,
+        host=row.agent_id,
+        model=report.model,
+        readiness=Readiness.ASLEEP if row.asleep else _READINESS[report.state],
+        slots=report.slots,
+        latency=report.latency,
+        energy=report.energy,
+        scores=scores(key),
+        ready_w=_ready_w(standby, report.model, tuple(sorted(one.model for one in row.experts))),
+        load_s=load.duration_s if load else report.load_s,
+        load_j=_joules(load),
+        unload_j=_joules(report.unload_cost),
+        memory_bytes=report.file_bytes,
+    )
+
+
+def _ready_w(standby: Standby, model: str, models: tuple[str, ...]) -> float | None:
+    """Watts that a model in memory adds to its host: measured alone, or as the difference of two sets of models.
+
+    0 where the host's watts without any model are not known: they then hold all its models.
+    """
+    bare, alone = _power_w(standby, ()), _power_w(standby, (model,))
+    if bare is None:
+        return 0.0 if _power_w(standby, models) is not None else None
+    if alone is not None:
+        return max(0.0, alone - bare)
+    others = tuple(other for other in models if other != model)
+    together, without = _power_w(standby, models), _power_w(standby, others)
+    if together is not None and without is not None:
+        return max(0.0, together - without)
+    return None
+
+
+def _power_w(standby: Standby, models: tuple[str, ...]) -> float | None:
+    def is_it(idle: IdlePower) -> bool:
+        return not idle.asleep and tuple(sorted(idle.models)) == models
+
+    return next((idle.power_w for idle in standby.idle if is_it(idle)), None)
+
+
+def _joules(cost: TransitionCost | None) -> float | None:
+    return cost.energy_j if cost else None
+
+
+def row_called(rows: Sequence[AgentRow], host: str) -> AgentRow:
+    """The row of the host with this name, or whose id begins so. Raises `UnknownHostError` where it is not one host."""
+    exact = [row for row in rows if host in (row.agent_name, row.agent_id)]
+    found = exact or [row for row in rows if row.agent_id.startswith(host)]
+    if len(found) != 1:
+        known = ", ".join(sorted(row.agent_name for row in rows)) or "none"
+        what = "No host is" if not found else f"{len(found)} hosts are"
+        raise UnknownHostError(f"{what} called {host!r}.", remedy=f"Known are: {known}.")
+    return found[0]
+
+
+def busy_of(rows: Sequence[AgentRow]) -> dict[str, int]:
+    """The requests of each connected host's experts, waiting ones included, by the id of its agent."""
+    return {row.agent_id: sum(one.active + one.queued for one in row.experts) for row in rows if row.connected}
+
+
+def require_suspendable(row: AgentRow, *, wakes_by_command: bool) -> None:
+    """Raise Moe2Error, with what to do, where the host may or can not be suspended, or nobody could wake it again."""
+    if not (row.connected or row.asleep):
+        raise Moe2Error(
+            f"{row.agent_name} is lost: its agent is not connected.",
+            remedy=f"Look whether {row.agent_name} is on; `moe2-coordinator fleet wake {row.agent_name}` calls it.",
+        )
+    if row.standby is None or not row.standby.allow_suspend:
+        raise Moe2Error(
+            f"{row.agent_name} may not be suspended.",
+            remedy=f"Set allow_suspend = true in the agent's configuration on {row.agent_name}.",
+        )
+    if row.standby.suspend_fault:
+        raise Moe2Error(f"{row.agent_name} cannot be suspended: {row.standby.suspend_fault}.")
+    require_wakeable(row, wakes_by_command=wakes_by_command)
+
+
+def require_wakeable(row: AgentRow, *, wakes_by_command: bool) -> None:
+    """Raise Moe2Error, with what to do, where nobody could wake the host."""
+    if not (wakes_by_command or (row.standby and row.standby.wake_addresses)):
+        raise Moe2Error(
+            f"Nobody could wake {row.agent_name}: it has no network card that magic packets reach.",
+            remedy="Set provisioning.wake_command to a command that wakes it.",
+        )
+
+
+def wakeable_of(rows: Sequence[AgentRow], *, by_command: bool) -> frozenset[str]:
+    """The ids of the agents whose hosts can be woken: by magic packets to addresses that they have reported, or by a
+    command of the operator's."""
+    known = ((row.agent_id, row.standby) for row in rows)
+    return frozenset(key for key, standby in known if standby is not None and (standby.wake_addresses or by_command))

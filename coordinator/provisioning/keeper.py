@@ -26,11 +26,8 @@ from moe2.coordinator.choosing.forecast import Roster
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.provisioning.decision import DAY_S, SMALL_FLEET, Decision, Outlook, Tolerances
-from moe2.coordinator.provisioning.figures import Fleet
-from moe2.coordinator.provisioning.held_jobs import HeldJobs
-from moe2.coordinator.provisioning.hysteresis import Change, Transition
-from moe2.coordinator.provisioning.problem import Limits, limits_of
-from moe2.coordinator.provisioning.reading import (
+from moe2.coordinator.provisioning.figures import (
+    Fleet,
     busy_of,
     fleet_of,
     require_suspendable,
@@ -38,6 +35,9 @@ from moe2.coordinator.provisioning.reading import (
     row_called,
     wakeable_of,
 )
+from moe2.coordinator.provisioning.held_jobs import HeldJobs
+from moe2.coordinator.provisioning.hysteresis import Change, Transition
+from moe2.coordinator.provisioning.problem import Limits, limits_of
 from moe2.coordinator.provisioning.settings import ProvisioningSection
 from moe2.coordinator.provisioning.shadow import Shadow
 from moe2.coordinator.provisioning.state_files import Memory, MemoryFile

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from moe2.coordinator.answers.normal_form import normalised
 from moe2.coordinator.gate.calibration import log_odds_of
-from moe2.coordinator.gate.vote_replay import MAX_VOTERS
 from moe2.coordinator.gate.votes import (
+    MAX_VOTERS,
     NO_ANSWER,
     NOT_ASKED,
     PRIOR_BASE,

@@ -20,8 +20,8 @@ from examples.demo.models import Model
 from examples.demo.setup import Setup
 from moe2.common.status import AverageRow, CoordinatorStatus
 from moe2.coordinator.provisioning.decision import Decision, decide
+from moe2.coordinator.provisioning.figures import fleet_of
 from moe2.coordinator.provisioning.problem import Limits
-from moe2.coordinator.provisioning.reading import fleet_of
 
 PROMPT = "Name a colour of the sky."
 MAX_TOKENS = 8

@@ -18,9 +18,9 @@ from moe2.coordinator.http.access.upload import BODY
 from moe2.coordinator.http.body.parse import Call, Reading
 from moe2.coordinator.http.errors import ApiError, invalid, refused
 from moe2.coordinator.http.faces.face import EVENTS, Asked, End, Face, Incoming, Part
-from moe2.coordinator.http.routes.eventstream import EventStream
 from moe2.coordinator.http.routes.incoming import (
     Answer,
+    EventStream,
     blaming,
     headers_of,
     origin_of,

@@ -20,12 +20,11 @@ from moe2.common.errors import Moe2Error
 from moe2.coordinator.choosing.consensus import MAX_MODELS, best_plan
 from moe2.coordinator.gate.fleet_gate import FleetGate
 from moe2.coordinator.gate.prior import facts_from_name
-from moe2.coordinator.gate.vote_replay import MAX_VOTERS, VoteCount, VoteReplay
-from moe2.coordinator.gate.votes import RIGHT, CodeArray
+from moe2.coordinator.gate.votes import MAX_VOTERS, RIGHT, CodeArray, VoteCount, VoteReplay
 from moe2.coordinator.training.config import TrainingConfig
 from moe2.coordinator.training.evaluate.profiles import fleet_costs
+from moe2.coordinator.training.evaluate.report import BehindBest, EarlyStop, PolicyFigures, VoteReport
 from moe2.coordinator.training.evaluate.study import Parts, split_for_report
-from moe2.coordinator.training.evaluate.vote_report import BehindBest, EarlyStop, PolicyFigures, VoteReport
 from moe2.coordinator.training.outcomes import Outcomes
 from moe2.coordinator.training.preparation import kinds_of
 from moe2.coordinator.training.train import Progress, TrainedGate, train_gate

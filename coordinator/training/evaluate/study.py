@@ -17,14 +17,21 @@ from moe2.coordinator.gate.calibration import expected_calibration_error, log_od
 from moe2.coordinator.gate.features import FeatureConfig
 from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.training.config import TrainingConfig
-from moe2.coordinator.training.evaluate.averages import Case, average_figures, targets
-from moe2.coordinator.training.evaluate.budgets import Budget, budget_grid, feasible_under
-from moe2.coordinator.training.evaluate.days import day_figures
-from moe2.coordinator.training.evaluate.panels import PanelSelector, Planner
-from moe2.coordinator.training.evaluate.profiles import PROFILES, Costs, default_hosts, fleet_costs
+from moe2.coordinator.training.evaluate.averages import Case, average_figures, day_figures, targets
+from moe2.coordinator.training.evaluate.profiles import (
+    PROFILES,
+    Budget,
+    Costs,
+    budget_grid,
+    default_hosts,
+    feasible_under,
+    fleet_costs,
+)
 from moe2.coordinator.training.evaluate.report import FIFTHS, BudgetFigures, EvaluationReport, RouterFigures
 from moe2.coordinator.training.evaluate.routers import (
     ORACLES,
+    PanelSelector,
+    Planner,
     Router,
     baseline_routers,
     by_panel,

@@ -6,9 +6,15 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from moe2.coordinator.training.evaluate.report import AverageFigures, BudgetFigures, DayFigures, EvaluationReport
+from moe2.coordinator.training.evaluate.report import (
+    AverageFigures,
+    BudgetFigures,
+    DayFigures,
+    EvaluationReport,
+    PolicyFigures,
+    VoteReport,
+)
 from moe2.coordinator.training.evaluate.study import MOE2
-from moe2.coordinator.training.evaluate.vote_report import PolicyFigures, VoteReport
 
 NO_LIMIT = "none"
 

@@ -18,8 +18,7 @@ from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.choosing.selector import Selector
 from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.gate.checkpoint import load_checkpoint, save_checkpoint
-from moe2.coordinator.gate.vote_replay import VoteReplay
-from moe2.coordinator.gate.votes import VoteRecord
+from moe2.coordinator.gate.votes import VoteRecord, VoteReplay
 from moe2.coordinator.training.votes import fitted_weights
 from tests.coordinator.experts import cost, expert
 from tests.fakes.gates import write_gate

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from moe2.coordinator.answers.vote import Settled, Vote
 from moe2.coordinator.gate.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from moe2.coordinator.gate.vote_replay import MAX_VOTERS, VoteReplay
-from moe2.coordinator.gate.votes import NO_ANSWER, NOT_ASKED, RIGHT, VoteRecord, assumed_codes
+from moe2.coordinator.gate.votes import MAX_VOTERS, NO_ANSWER, NOT_ASKED, RIGHT, VoteRecord, VoteReplay, assumed_codes
 from moe2.coordinator.planning.values import Listed
 from moe2.coordinator.training.votes import fitted_weights
 from tests.fakes.gates import write_gate

@@ -7,8 +7,7 @@ import pytest
 from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.standby import IdlePower, Standby, TransitionCost, WakeAddress
 from moe2.common.status import AgentRow
-from moe2.coordinator.provisioning.figures import Fleet, Readiness
-from moe2.coordinator.provisioning.reading import fleet_of
+from moe2.coordinator.provisioning.figures import Fleet, Readiness, fleet_of
 
 ADDRESS = WakeAddress(interface="eth0", mac="3c:6d:66:01:02:03", network="10.0.0.0/24", broadcast="10.0.0.255")
 COST = TransitionCost(duration_s=4.0, energy_j=300.0)

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from moe2.coordinator.training.evaluate.panels import PanelProblem
+from moe2.coordinator.training.evaluate.routers import PanelProblem
 
 
 def best_panel(problem: PanelProblem) -> tuple[int, ...]:

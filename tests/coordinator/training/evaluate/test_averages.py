@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe2.coordinator.training.evaluate.averages import Case, average_figures, targets
-from moe2.coordinator.training.evaluate.days import day_figures
+from moe2.coordinator.training.evaluate.averages import Case, average_figures, day_figures, targets
 from moe2.coordinator.training.evaluate.profiles import Costs
 from moe2.coordinator.training.evaluate.report import AverageFigures
 

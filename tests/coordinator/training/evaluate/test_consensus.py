@@ -14,7 +14,7 @@ from rich.console import Console
 from moe2.coordinator.cli import evaluate as command
 from moe2.coordinator.training.config import TrainingConfig
 from moe2.coordinator.training.evaluate.consensus import VoteEvaluationError, default_pools, evaluate_votes
-from moe2.coordinator.training.evaluate.vote_report import BehindBest, PolicyFigures, VoteReport
+from moe2.coordinator.training.evaluate.report import BehindBest, PolicyFigures, VoteReport
 from moe2.coordinator.training.outcomes import Outcomes, read_outcomes
 from tests.coordinator.training.outcome_tables import synthetic_outcomes
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from moe2.coordinator.training.evaluate.panels import PanelProblem, Planner
+from moe2.coordinator.training.evaluate.routers import PanelProblem, Planner
 from tests.coordinator.training.evaluate.enumeration import best_panel
 
 # Steps far above the planner's rounding, so that both see the same ties.

@@ -10,9 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from moe2.coordinator.training.evaluate.budgets import Budget, budget_grid, feasible_under
 from moe2.coordinator.training.evaluate.plots import write_plots
-from moe2.coordinator.training.evaluate.profiles import default_hosts, fleet_costs
+from moe2.coordinator.training.evaluate.profiles import Budget, budget_grid, default_hosts, feasible_under, fleet_costs
 from moe2.coordinator.training.evaluate.report import EvaluationReport
 from moe2.coordinator.training.evaluate.study import (
     ALL_EXPERTS,
