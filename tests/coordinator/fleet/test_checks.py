@@ -12,9 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from moe2.common.cost import LatencyProfile, Spread
 from moe2.common.energy import Energy, Quality
-from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import (
     Candidate,
     CommandAnswer,
@@ -39,15 +37,9 @@ from moe2.common.link.messages import (
     Vectors,
 )
 from moe2.common.link.prompts import TextPrompt
-from moe2.common.link.reports import HostFacts, Performance, SensorReport
-from moe2.common.link.supply import ModelFile, ModelStore
-from moe2.common.placement import DeviceShare
-from moe2.common.standby import IdlePower, StandingEnergy, TransitionCost
-from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS, MAX_TEXT_CHARACTERS
+from moe2.coordinator.fleet.bounds import MAX_TEXT_CHARACTERS
 from moe2.coordinator.fleet.checks import MAX_UNKNOWN_JOBS, AgentChecks, hello_fault
-from moe2.coordinator.fleet.report_checks import fault_in, sound_report
-from tests.common.samples import SMALLEST_HOST, STANDBY
-from tests.coordinator.experts import MEASURED, cost, expert_report, hello, report, speed
+from tests.coordinator.experts import expert_report, hello, report
 from tests.scenarios.fuzz.messages import any_message
 
 PROMPT = TextPrompt(text="hi")
@@ -341,214 +333,6 @@ def _floats(value: Any) -> Iterator[float]:
 def test_names_are_short_and_have_no_control_characters(fields: dict[str, str], is_sound: bool) -> None:
     """Ids, names and versions must be short and without control characters."""
     assert (hello_fault(replace(hello(), **fields)) is None) == is_sound
-
-
-# --- Reports ----------------------------------------------------------------------------------------------------------
-
-
-def sound(told: Report) -> Report:
-    return sound_report(told)[0]
-
-
-def test_a_sound_report_is_left_alone() -> None:
-    """A report with all that agents measure passes as the very same object."""
-    emptying = replace(MEASURED, occupancy=(-0.5, 1.0))
-    told = report(
-        expert_report(energy=cost(0.5), parameters=7, load_s=1.0, performance=Performance(idle_w=-0.01)),
-        expert_report("other", latency=None),
-        expert_report("third", latency=emptying),
-        sensors=(SensorReport(name="rapl", state="present", power_w=3.0),),
-        warnings=(HealthWarning(code="throttled", severity=Severity.NOTICE, message="m", remedy="r"),),
-    )
-    assert sound_report(told) == (told, ())
-    assert sound(told) is told
-
-
-SHOWN = (
-    expert_report(measured_age_s=1.0),
-    expert_report(measured_age_s=2.0),
-    expert_report(measured_age_s=float("inf")),
-    expert_report(slots=0),
-    expert_report(active=1, load_cost=TransitionCost(duration_s=1.0)),
-    expert_report(active=1, load_cost=TransitionCost(duration_s=-1.0)),
-    expert_report(active=-1),
-    expert_report(queued=3, elsewhere=2),
-    expert_report(elsewhere=-2),
-    expert_report(performance=Performance(idle_w=float("nan"))),
-    expert_report("other"),
-)
-
-
-NAN = float("nan")
-HOSTS = tuple(
-    replace(SMALLEST_HOST, **fields) for fields in ({}, {"cpu_count": 2}, {"cpu_count": -1}, {"hostname": "a\nb"})
-)
-SENSORS = tuple(SensorReport(name="s", state="present", power_w=power_w) for power_w in (1.0, 2.0, NAN, None))
-WARNINGS = tuple(
-    HealthWarning(code=code, severity=Severity.NOTICE, message=text, remedy="r")
-    for code, text in (("fine", "m"), ("fine", "m\n"), ("BAD", "m"))
-)
-STANDBYS = (
-    None,
-    STANDBY,
-    replace(STANDBY, asleep_s=-1.0),
-    replace(STANDBY, asleep_s=1.0, idle=(IdlePower(power_w=NAN),)),
-    replace(STANDBY, wake_cost=TransitionCost(duration_s=-1.0), suspend_fault="a\nb"),
-    replace(STANDBY, energy=StandingEnergy(epoch="a b")),
-    replace(STANDBY, energy=StandingEnergy(epoch="a", idle_j=-1.0), wake_addresses=()),
-)
-FILES = tuple(ModelFile(name="f", size_bytes=1, sha256="ab", origin="o", added_unix_s=at) for at in (1.0, -1.0))
-STORES = (None, *(ModelStore(files=(file,)) for file in FILES))
-REPORTS = st.builds(
-    lambda experts, host, **parts: replace(report(*experts, **parts), host=host),
-    st.lists(st.sampled_from(SHOWN), max_size=3),
-    st.sampled_from(HOSTS),
-    sensors=st.lists(st.sampled_from(SENSORS), max_size=2).map(tuple),
-    warnings=st.lists(st.sampled_from(WARNINGS), max_size=2).map(tuple),
-    standby=st.sampled_from(STANDBYS),
-    models=st.sampled_from(STORES),
-)
-
-
-def test_what_a_report_repeats_is_kept_once() -> None:
-    """An equal part becomes that of the former report; of an expert that only works or ages, what it is made of."""
-    told = report(
-        expert_report(latency=MEASURED), expert_report("other"), sensors=SENSORS[:1], standby=STANDBY, models=STORES[1]
-    )
-    same, former = (msgspec.msgpack.decode(msgspec.msgpack.encode(told), type=Report) for _ in range(2))
-    assert same == former
-    again = sound_report(same, former)[0]
-    assert all(getattr(again, part) is getattr(former, part) for part in ("host", "experts", "sensors", "models"))
-    assert again.standby is not None
-    assert former.standby is not None
-    assert again.standby.idle is former.standby.idle
-    older = replace(
-        same,
-        experts=(replace(same.experts[0], measured_age_s=5.0, active=1), same.experts[1]),
-        sensors=(replace(same.sensors[0], power_w=9.0),),
-    )
-    passed = sound_report(older, former)[0]
-    assert passed == older
-    assert passed.experts[0].latency is former.experts[0].latency
-    assert passed.experts[1] is former.experts[1]
-    assert passed.sensors[0].name is former.sensors[0].name
-
-
-@given(st.lists(REPORTS, max_size=6))
-def test_what_was_sound_before_changes_no_verdict(reports: list[Report]) -> None:
-    """Whatever an agent has reported before, its next report is taken as if it were the first."""
-    former = None
-    for told in reports:
-        passed = sound_report(told, former)
-        assert repr(passed) == repr(sound_report(told))
-        former = passed[0]
-
-
-@pytest.mark.parametrize(
-    ("fields", "fault"),
-    [
-        ({"slots": 0}, "0 slots, 4096 tokens of context"),
-        ({"slots": 10**9}, "1000000000 slots, 4096 tokens of context"),
-        ({"context_tokens": -1}, "2 slots, -1 tokens of context"),
-        ({"parameters": -4522}, "parameters is -4522"),
-        ({"load_s": float("inf")}, "load_s is inf"),
-        ({"latency": speed(float("inf"), -50.0)}, "latency.decode[0] is -0.02"),
-        ({"latency": speed(1.0, 1.0, spread=Spread(p50=0.0, p95=1e308))}, "latency.ttft is 1e+308"),
-        ({"latency": speed(1.0, 1.0, slots=0)}, "latency.slots is 0"),
-        ({"energy": cost(float("nan"))}, "energy.coefficients[1] is nan"),
-        ({"latency": replace(MEASURED, occupancy=(float("nan"), 1.0))}, "latency.occupancy[0] is nan"),
-    ],
-)
-def test_a_figure_that_cannot_be_is_named(fields: dict[str, Any], fault: str) -> None:
-    """The fault says where in the report the impossible figure is."""
-    assert fault_in(expert_report(**fields)) == fault
-
-
-def test_only_the_unsound_expert_is_left_out() -> None:
-    """An expert with an impossible figure is left out, the one beside it serves on, and both sides are told."""
-    good, bad = expert_report("good"), expert_report("bad", slots=0)
-    checked = AgentChecks().check(report(good, bad))
-    [told] = checked.messages
-    assert isinstance(told, Report)
-    assert told.experts == (good,)
-    [warning] = told.warnings
-    assert warning.code == "report_unsound"
-    assert "'bad'" in warning.message
-    assert isinstance(good.latency, LatencyProfile)
-    assert len(checked.faults) == 1
-    assert not checked.suspends
-
-
-def test_a_model_that_is_there_twice_is_left_out() -> None:
-    """A model that is reported twice is left out, as two experts of one key would break every choice."""
-    told = sound(report(expert_report("m"), expert_report("m"), expert_report("other")))
-    assert [expert.model for expert in told.experts] == ["other"]
-    [warning] = told.warnings
-    assert "2 times" in warning.message
-
-
-@pytest.mark.parametrize("model", ["", "m\x1b[31m", "x" * 129])
-def test_a_model_whose_name_cannot_be_is_left_out(model: str) -> None:
-    """A model with an unusable name is left out, as names are shown in terminals, logs and metrics."""
-    told = sound(report(expert_report(model)))
-    assert told.experts == ()
-    assert len(told.warnings[0].message) < 300
-
-
-@pytest.mark.parametrize("power_w", [math.nan, math.inf, -3.0, 1e9])
-def test_watts_that_cannot_be_are_unknown(power_w: float) -> None:
-    """A sensor's impossible watts become unknown and do not spoil the fleet's sum."""
-    told = sound(report(expert_report(), sensors=(SensorReport(name="rapl", state="present", power_w=power_w),)))
-    assert told.sensors[0].power_w is None
-    assert "'rapl'" in told.warnings[0].message
-
-
-def test_figures_that_are_only_shown_become_unknown() -> None:
-    """An impossible figure that is only shown becomes unknown and costs its expert nothing."""
-    bad = expert_report(performance=Performance(decode_tokens_per_s=math.nan, n_requests=2), measured_age_s=math.inf)
-    [expert] = sound(report(bad)).experts
-    assert expert.performance == Performance(n_requests=2)
-    assert expert.measured_age_s is None
-
-
-def test_a_warning_with_an_odd_code_is_left_out() -> None:
-    """A warning with an odd code is left out, as codes are labels of a metric."""
-    odd = HealthWarning(code="a\nb", severity=Severity.NOTICE, message="m", remedy="r")
-    assert [warning.code for warning in sound(report(warnings=(odd,))).warnings] == ["report_unsound"]
-
-
-def test_no_text_of_a_report_drives_a_terminal() -> None:
-    """Control characters in texts of host, experts, sensors, warnings and files become spaces."""
-    odd = "a\x1b[2J\nb"
-    file = ModelFile(name=odd, size_bytes=1, sha256=odd, origin=odd, added_unix_s=0.0, served_as=(odd,))
-    told = sound(
-        report(
-            expert_report(last_error=odd, file_sha256=odd, placement=(DeviceShare(device=odd),)),
-            host=HostFacts(hostname=odd, system=odd, architecture=odd),
-            sensors=(SensorReport(name=odd, state=odd, detail=odd),),
-            warnings=(HealthWarning(code="c", severity=Severity.NOTICE, message=odd, remedy=odd),),
-            models=ModelStore(files=(file,), swapping=(odd,)),
-        )
-    )
-    written = msgspec.json.encode(told).decode()
-    assert "\\u001b" not in written
-    assert "\\n" not in written
-    assert written.count("a [2J b") == 16
-    assert [expert.model for expert in told.experts] == ["m"]
-
-
-def test_texts_of_a_report_are_short() -> None:
-    """A host's facts are as short as names; others are longer."""
-    long = "x" * 9000
-    told = sound(
-        report(
-            expert_report(last_error=long),
-            host=HostFacts(hostname=long, system="s", architecture="a"),
-            sensors=(SensorReport(name="s", state="broken", remedy=long),),
-        )
-    )
-    assert len(told.host.hostname) == MAX_NAME_CHARACTERS
-    assert len(told.experts[0].last_error or "") == len(told.sensors[0].remedy or "") == MAX_TEXT_CHARACTERS
 
 
 def test_the_texts_of_a_jobs_energy_can_be_shown() -> None:

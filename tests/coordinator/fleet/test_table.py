@@ -14,24 +14,7 @@ from moe2.common.standby import Standby, StandingEnergy
 from moe2.coordinator.fleet.choosable import choice_relevant
 from moe2.coordinator.fleet.table import CapabilityTable, Expert
 from tests.coordinator.experts import expert_report, hello, report
-
-STALE_S, EVICT_S = 10.0, 100.0
-READY = expert_report()
-
-
-@pytest.fixture
-def table() -> CapabilityTable:
-    return CapabilityTable(stale_s=STALE_S, evict_s=EVICT_S)
-
-
-def join(table: CapabilityTable, agent_id: str = "agent-1", now_s: float = 0.0) -> None:
-    table.agent_joined(hello(agent_id), now_s)
-    table.agent_reported(agent_id, report(READY), now_s)
-
-
-def keys(table: CapabilityTable, now_s: float = 0.0) -> list[str]:
-    return [expert.key for expert in table.choosable(now_s)]
-
+from tests.coordinator.fleet.tables import EVICT_S, READY, STALE_S, join, keys
 
 # --- Who can be chosen ------------------------------------------------------------------------------------------------
 
@@ -414,40 +397,6 @@ def test_a_removed_agent_is_gone_at_once(table: CapabilityTable) -> None:
     assert table.rows(0.0) == ()
     table.agent_removed("agent-1")
     assert table.epoch == epoch + 1
-
-
-# --- Who has broken a rule --------------------------------------------------------------------------------------------
-
-
-def test_an_agent_that_broke_a_rule_gets_no_requests_for_a_while(table: CapabilityTable) -> None:
-    """Experts of a suspended agent cannot be chosen until the suspension ends; others can."""
-    join(table)
-    join(table, "agent-2")
-    epoch = table.epoch
-    until_s = table.agent_broke_rules("agent-1", "joules is nan", 1.0)
-    assert table.epoch > epoch
-    assert keys(table, 1.0) == ["agent-2/m"]
-    assert keys(table, until_s) == ["agent-1/m", "agent-2/m"]
-
-
-def test_a_suspension_outlasts_a_new_connection(table: CapabilityTable) -> None:
-    """A suspension outlasts a new connection of the agent."""
-    join(table)
-    table.agent_broke_rules("agent-1", "joules is nan", 1.0)
-    table.agent_left("agent-1", 2.0)
-    join(table, now_s=3.0)
-    assert keys(table, 3.0) == []
-
-
-def test_a_breach_is_a_named_warning_in_the_agents_row(table: CapabilityTable) -> None:
-    """A breach is a named warning in the agent's row, with the rule and the length of the suspension."""
-    join(table)
-    table.agent_broke_rules("agent-1", "joules is nan", 1.0)
-    [row] = table.rows(2.0)
-    [warning] = row.warnings
-    assert warning.code == "agent_broke_rules"
-    assert "joules is nan" in warning.message
-    assert "4 s" in warning.message
 
 
 def test_a_model_is_remembered_until_its_agent_is_evicted(table: CapabilityTable) -> None:

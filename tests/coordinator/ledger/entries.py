@@ -1,10 +1,18 @@
-"""Ledger entries for tests."""
+"""Ledger entries for tests, and a ledger that takes them."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from time import time
 from typing import Any
 
 from moe2.coordinator.ledger.entry import AttemptEntry, RequestEntry, ReservationEntry
+from moe2.coordinator.ledger.store import Ledger
+
+POLL_S = 0.002
 
 
 def attempt_entry(request_id: str = "req-1", **fields: Any) -> AttemptEntry:
@@ -73,3 +81,18 @@ def reservation(request_id: str = "req-1", **fields: Any) -> ReservationEntry:
             **fields,
         }
     )
+
+
+@asynccontextmanager
+async def running(
+    path: Path, *, retention_days: int = 36_500, clock: Callable[[], float] = time
+) -> AsyncIterator[Ledger]:
+    ledger = Ledger(path, retention_days=retention_days, clock=clock)
+    async with ledger.running():
+        yield ledger
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not holds():
+            await asyncio.sleep(POLL_S)

@@ -14,8 +14,7 @@ from moe2.coordinator.ledger import writer as writer_module
 from moe2.coordinator.ledger.journal import KEEP_SHIPPED_S, Journal
 from moe2.coordinator.ledger.schema import open_for_writing
 from moe2.coordinator.ledger.store import Ledger
-from tests.coordinator.ledger.entries import request_entry
-from tests.coordinator.ledger.test_store import running, until
+from tests.coordinator.ledger.entries import request_entry, running, until
 
 
 async def test_entries_beyond_those_that_are_kept_are_lost_and_counted(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe2.coordinator.ledger import schema
-from tests.coordinator.ledger.test_store import running
+from tests.coordinator.ledger.entries import running
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from moe2.coordinator.serving.effects import (
     Suspect,
 )
 from moe2.coordinator.serving.receipt import receipt_of
-from moe2.coordinator.serving.tallies import HedgeRation, Totals
+from moe2.coordinator.serving.tallies import Totals
 from tests.coordinator.experts import cost, expert, selector, speed
 from tests.coordinator.lives import EXPERTS, USAGE, LifeBench, outcomes, retires, stopped, submitted
 
@@ -286,37 +286,6 @@ def test_no_hedge_over_the_latency_budget() -> None:
         life = LifeBench(slow, expert("agent-2"), hedges=1, wish=Wish(latency_budget_s=budget_s)).admitted()
         life.at_next()
         assert len(life.life.attempts) == n_attempts
-
-
-def took(ration: HedgeRation) -> bool:
-    """Take a hedge if there is one."""
-    has_one = ration.has_one
-    if has_one:
-        ration.take()
-    return has_one
-
-
-def test_the_ration_is_a_share_of_the_requests() -> None:
-    """With a little to begin with, and little to be saved up."""
-    ration = HedgeRation(0.1)
-    assert [took(ration), took(ration)] == [True, False]
-    taken = 0
-    for _ in range(1000):
-        ration.request_came()
-        taken += took(ration)
-    assert taken == 100
-    for _ in range(1000):
-        ration.request_came()
-    assert [took(ration) for _ in range(3)] == [True, True, False]
-    assert not HedgeRation(0.0).has_one
-
-
-def test_to_ask_for_a_hedge_uses_none_up() -> None:
-    """A ration is the same however often it is asked whether there is a hedge left."""
-    ration = HedgeRation(0.1)
-    assert [ration.has_one for _ in range(3)] == [True, True, True]
-    ration.take()
-    assert not ration.has_one
 
 
 def test_only_a_hedge_uses_a_hedge_up() -> None:

@@ -5,23 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import msgspec
 import pytest
 
 from moe2.common.link.prompts import ChatPrompt, TextPrompt
 from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.coordinator.choosing.request import Mode
-from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
+from moe2.coordinator.http.body.parse import Call
 from moe2.coordinator.http.body.prompt import idle_settings
 from moe2.coordinator.http.errors import ApiError
-
-
-def completion(**fields: Any) -> Call:
-    return parse_completion(msgspec.json.encode({"model": "m", "prompt": "Once", **fields}))
-
-
-def chat(**fields: Any) -> Call:
-    return parse_chat(msgspec.json.encode({"model": "m", "messages": [{"role": "user", "content": "Hi"}], **fields}))
+from tests.coordinator.http.body.bodies import chat, completion
 
 
 def variables(call: Call) -> Any:

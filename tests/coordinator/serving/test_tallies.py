@@ -1,9 +1,9 @@
-"""Jobs that nobody waits for any more, and agents that do not know it yet."""
+"""What the service counts beside its requests: hedges saved up, and jobs that nobody waits for any more."""
 
 from __future__ import annotations
 
 from moe2.coordinator.serving import tallies
-from moe2.coordinator.serving.tallies import Orphans
+from moe2.coordinator.serving.tallies import HedgeRation, Orphans
 
 
 def test_an_agent_is_told_once_per_job() -> None:
@@ -40,3 +40,34 @@ def test_an_agent_that_makes_up_jobs_fills_no_memory() -> None:
         known.heard("a", str(n))
     assert len(known) == tallies.MAX_ORPHANS
     assert known.heard("a", "0")
+
+
+def took(ration: HedgeRation) -> bool:
+    """Take a hedge if there is one."""
+    has_one = ration.has_one
+    if has_one:
+        ration.take()
+    return has_one
+
+
+def test_the_ration_is_a_share_of_the_requests() -> None:
+    """With a little to begin with, and little to be saved up."""
+    ration = HedgeRation(0.1)
+    assert [took(ration), took(ration)] == [True, False]
+    taken = 0
+    for _ in range(1000):
+        ration.request_came()
+        taken += took(ration)
+    assert taken == 100
+    for _ in range(1000):
+        ration.request_came()
+    assert [took(ration) for _ in range(3)] == [True, True, False]
+    assert not HedgeRation(0.0).has_one
+
+
+def test_to_ask_for_a_hedge_uses_none_up() -> None:
+    """A ration is the same however often it is asked whether there is a hedge left."""
+    ration = HedgeRation(0.1)
+    assert [ration.has_one for _ in range(3)] == [True, True, True]
+    ration.take()
+    assert not ration.has_one
