@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import time
@@ -22,24 +22,11 @@ from moe2.coordinator.provisioning import keeper
 from moe2.coordinator.provisioning.traffic import Asked
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import Fleet, fleet
-from tests.fakes.postgres import Postgres, needs_postgres, postgres
+from tests.fakes.postgres import Postgres, needs_postgres
 from tests.scenarios.test_standby import ALLOWED, FakeHost
 
 pytestmark = [needs_postgres, pytest.mark.slow]
 POLL_S = 0.01
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    """A server that every test leaves running."""
-    with postgres() as running:
-        yield running
-
-
-@pytest.fixture
-def url(server: Postgres) -> str:
-    """The address of a new database with the tables of this release."""
-    return server.new_tables()
 
 
 def shared_joules(url: str) -> list[float | None]:

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from moe2.agent.settings import AgentSettings
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.fakes.fleet import FAKE_EXPERT, TOKEN
 from tests.fakes.losthost import CANNOT_JOIN
-from tests.fakes.postgres import Postgres, needs_postgres, postgres
+from tests.fakes.postgres import Postgres, needs_postgres
 from tests.scenarios.test_nginx import NGINX, needs_nginx
 
 pytestmark = [needs_postgres, pytest.mark.slow]
@@ -32,13 +32,6 @@ POLL_S = 0.01
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HAPROXY = shutil.which("haproxy", path="/usr/sbin:/usr/bin:/sbin:/bin")
 BODY = {"model": "moe2", "messages": [{"role": "user", "content": "a b c"}]}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    """A server that every test leaves running."""
-    with postgres() as running:
-        yield running
 
 
 @dataclass

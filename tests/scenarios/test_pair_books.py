@@ -7,7 +7,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,11 @@ import pytest
 
 from moe2.coordinator.keys.keys import KeyOptions, Scope
 from tests.fakes.fleet import POLL_S, Fleet, fleet
-from tests.fakes.postgres import Postgres, needs_postgres, postgres
+from tests.fakes.postgres import Postgres, needs_postgres
 from tests.scenarios.test_pair import ask, two_fleets, with_key
 
 pytestmark = [needs_postgres, pytest.mark.slow]
 LEDGER = "/v1/moe2/ledger"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    """A server that every test leaves running."""
-    with postgres() as running:
-        yield running
-
-
-@pytest.fixture
-def url(server: Postgres) -> str:
-    """The address of a new database with the tables of this release."""
-    return server.new_tables()
 
 
 async def ledger_of(each: Fleet, query: str = "") -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.fakes.agentprocess import agent_process
 from tests.fakes.clockedcoordinator import set_ahead
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.fakes.fleet import POLL_S, TOKEN
-from tests.fakes.postgres import Postgres, needs_postgres, postgres
+from tests.fakes.postgres import Postgres, needs_postgres
 from tests.scenarios.test_pair import with_key
 
 pytestmark = [needs_postgres, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -27,13 +27,6 @@ pytestmark = [needs_postgres, pytest.mark.slow, pytest.mark.timeout(300)]
 DAY_S = 86_400.0
 IN_1970_S = 100_000 - time()
 LIMIT = 100
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    """A server that every test leaves running."""
-    with postgres() as running:
-        yield running
 
 
 @dataclass

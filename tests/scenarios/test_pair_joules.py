@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from moe2.coordinator.ledger.leases import UJ_PER_J
 from tests.fakes.agentprocess import agent_process
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.fakes.fleet import POLL_S, TOKEN
-from tests.fakes.postgres import Postgres, needs_postgres, postgres
+from tests.fakes.postgres import Postgres, needs_postgres
 from tests.scenarios.test_pair import with_key
 
 pytestmark = [needs_postgres, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -35,13 +35,6 @@ SLOW_EXPERT = ("--seconds-per-token", "0.015")
 """Long enough for the samples that a request's energy needs before anything is learned from it."""
 OVER = {"budget_exhausted", "infeasible_budget"}
 """Nothing is left, or less than any answer needs."""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    """A server that every test leaves running."""
-    with postgres() as running:
-        yield running
 
 
 @dataclass

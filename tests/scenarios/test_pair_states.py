@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
@@ -14,7 +13,7 @@ from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.schema import known_version, migrate
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.fakes.fleet import TOKEN, Fleet, fleet
-from tests.fakes.postgres import Postgres, needs_postgres, postgres
+from tests.fakes.postgres import Postgres, needs_postgres
 
 pytestmark = [needs_postgres, pytest.mark.slow]
 
@@ -46,13 +45,6 @@ ODD_WORDS = """
     INSERT INTO moe2.revisions VALUES ('nobody knows', 7);
     SELECT pg_notify('moe2', ''), pg_notify('moe2', 'recall '), pg_notify('moe2', repeat('x', 7000));
 """
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    """A server that every test leaves running."""
-    with postgres() as running:
-        yield running
 
 
 def name_of(url: str) -> str:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 from time import time
@@ -25,7 +24,7 @@ from moe2.coordinator.ledger.schema import reading
 from tests.fakes.agentprocess import agent_process
 from tests.fakes.coordinatorprocess import CoordinatorProcess, code_of
 from tests.fakes.fleet import TOKEN
-from tests.fakes.postgres import Postgres, needs_postgres, postgres
+from tests.fakes.postgres import Postgres, needs_postgres
 
 pytestmark = [needs_postgres, pytest.mark.slow]
 POLL_S = 0.01
@@ -55,13 +54,6 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(folder, filter="tar")
     return folder
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    """A PostgreSQL of the tests' own."""
-    with postgres() as running:
-        yield running
 
 
 async def database_init(config: Path, release: Path) -> None:

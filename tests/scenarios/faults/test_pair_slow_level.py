@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -19,17 +19,10 @@ from moe2.common.localsocket import STATUS_ROUTE, fetch
 from moe2.common.status import AgentRow, CoordinatorStatus
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.fakes.fleet import FAKE_EXPERT, POLL_S, TOKEN, Fleet
-from tests.fakes.postgres import Postgres, needs_postgres, postgres
+from tests.fakes.postgres import Postgres, needs_postgres
 from tests.scenarios.test_standby import FakeHost
 
 pytestmark = [needs_postgres, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    """A server that every test leaves running."""
-    with postgres() as running:
-        yield running
 
 
 class Halves:
