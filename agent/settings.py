@@ -104,7 +104,7 @@ class CoordinatorSection(Settings):
     @model_validator(mode="after")
     def _tls_settings_belong_together(self) -> CoordinatorSection:
         if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key stand together: set both, or neither")
+            raise ValueError("certificate and key belong together: set both, or neither")
         if self.certificate is None and self.ca_file is None:
             return self
         if not any(urlsplit(url).scheme == "wss" for url in self.addresses):

@@ -14,7 +14,7 @@ _PERMISSION = "permission_error"
 _RATE = "rate_limit_error"
 _SERVER = "server_error"
 _TIMEOUT = "timeout_error"
-_AGAIN = "send it again; other experts were tried before"
+_AGAIN = "send it again: the other experts have been tried already"
 _WAIT = "wait as long as `Retry-After` says"
 
 
@@ -56,7 +56,7 @@ class ErrorCode(StrEnum):
         "context_exceeded",
         400,
         _INVALID,
-        "shorten it, or use an expert with a larger context",
+        "shorten the prompt, or use an expert with a larger context",
         None,
         "context_length_exceeded",
     )
@@ -84,7 +84,7 @@ class ErrorCode(StrEnum):
         _INVALID,
         "pack the body once, with `gzip` or `deflate`, or not at all",
     )
-    EXPECTATION_FAILED = "expectation_failed", 417, _INVALID, "expect `100-continue`, or nothing"
+    EXPECTATION_FAILED = "expectation_failed", 417, _INVALID, "send `Expect: 100-continue`, or no `Expect` at all"
     ALREADY_SCORED = "already_scored", 409, _INVALID, "nothing: the first score counts"
 
     # Who asks.
@@ -95,7 +95,7 @@ class ErrorCode(StrEnum):
         "unknown_host",
         403,
         _PERMISSION,
-        "the coordinator was asked for by a name that it does not know: add it to `api.hosts`",
+        "the request names the coordinator by a name that it does not know: add that name to `api.hosts`",
     )
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded", 429, _RATE, _WAIT
     BUDGET_EXHAUSTED = (
@@ -110,7 +110,7 @@ class ErrorCode(StrEnum):
         "infeasible",
         422,
         _INVALID,
-        "`error.offers` has the cheapest and the fastest expert and what each needs",
+        "raise the budgets: `error.offers` has the cheapest and the fastest expert and what each needs",
         None,
         "infeasible_budget",
     )
@@ -119,8 +119,8 @@ class ErrorCode(StrEnum):
         "crash_suspected",
         422,
         _INVALID,
-        "engines died or hung while they worked on it, two of them, or one where it has its own grammar, schema or "
-        "tools: change it before you send it again",
+        "two engines died or hung while they worked on it (one is enough where it has its own grammar, schema or "
+        "tools): change it before you send it again",
     )
     MODE_UNAVAILABLE = "mode_unavailable", 422, _INVALID, "the fleet cannot work in this mode; the message says why"
     OVERLOADED = "overloaded", 429, _RATE, _WAIT, 1
@@ -136,15 +136,15 @@ class ErrorCode(StrEnum):
         "infeasible_now",
         503,
         _SERVER,
-        "no expert keeps the budgets under this load, an idle one would: wait as long as `Retry-After` says, or take "
-        "one of `error.offers`",
+        "the experts are too busy to keep the budgets, which an idle one could: wait as long as `Retry-After` says, or "
+        "take one of `error.offers`",
         1,
     )
     FLEET_CAPPED = (
         "fleet_capped",
         503,
         _SERVER,
-        "others' requests take the watts that the fleet may draw; wait as long as `Retry-After` says",
+        "other requests take all the watts that the fleet may draw: wait as long as `Retry-After` says",
         5,
     )
     FLEET_CAP_INFEASIBLE = (
@@ -177,7 +177,7 @@ class ErrorCode(StrEnum):
         "budget_exceeded",
         504,
         _TIMEOUT,
-        "a latency budget passed without a token, or a `strict` one at all: raise it",
+        "the latency budget ended before the first token, or a `strict` one before the whole answer: raise it",
     )
 
     @staticmethod

@@ -84,7 +84,7 @@ def source_of(text: str) -> Source:
     if is_address and scheme.lower() in _PORTS:
         return _url(text)
     if is_address and scheme.isalnum():
-        raise SourceError(f"Models cannot be pulled by {scheme}.", remedy=_REMEDY)
+        raise SourceError(f"Models cannot be pulled over {scheme}.", remedy=_REMEDY)
     if not text or "\0" in text:
         raise SourceError(f"{text!r} names no file.", remedy=_REMEDY)
     path = Path(text)

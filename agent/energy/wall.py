@@ -127,7 +127,7 @@ class WallSensor:
         return _STEP_J[self._plug.kind]
 
     def close(self) -> None:
-        """Does nothing: every reading is a connection of its own."""
+        """Close the sensor, which holds nothing open: every reading opens a connection and closes it."""
 
     def _figures(self) -> PlugFigures:
         path = self._path

@@ -81,12 +81,12 @@ async def _answer(
         scheme, server = urlsplit(url)[:2]
         if not place.may_lead(url):
             raise DownloadError(
-                f"{place.name} leads to {scheme}://{server.rpartition('@')[2]}/, which may not be asked.",
+                f"{place.name} redirects to {scheme}://{server.rpartition('@')[2]}/, which this host may not ask.",
                 remedy="If that is meant, add it to models_from.pull_from of the agent's configuration there.",
             )
         if (scheme, server) != urlsplit(former)[:2]:
             headers = {"Range": headers["Range"]}
-    raise DownloadError(f"{place.name} leads on and on.", remedy="Choose another source.")
+    raise DownloadError(f"{place.name} redirects again and again.", remedy="Choose another source.")
 
 
 def _led(url: str, location: str, name: str) -> str:
@@ -98,7 +98,7 @@ def _led(url: str, location: str, name: str) -> str:
             return led
     except ValueError:
         pass
-    raise DownloadError(f"{name} leads to what is no address on the web.", remedy="Choose another source.")
+    raise DownloadError(f"{name} redirects to something that is no web address.", remedy="Choose another source.")
 
 
 async def look(session: aiohttp.ClientSession, place: Place, n_head: int) -> tuple[int, bytes]:
@@ -199,12 +199,13 @@ async def _connection(
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         if not isinstance(error, aiohttp.ClientError) and getattr(error, "errno", None) in _DISK_FAULTS:
             raise DownloadError(
-                f"{target} cannot be written: {error}.", remedy="Free space there, and pull again: it goes on there."
+                f"{target} cannot be written: {error}.",
+                remedy="Free space there, and pull again: it goes on where it was.",
             ) from error
         raise _broken(place.name, error) from error
     if have < size_bytes:
         raise BrokenOffError(
-            f"{place.name} broke off after {have} of {size_bytes} bytes.", remedy="Pull again: it goes on there."
+            f"{place.name} broke off after {have} of {size_bytes} bytes.", remedy="Pull again: it goes on where it was."
         )
 
 
@@ -253,4 +254,4 @@ def why_broken(error: BaseException) -> str:
 def _broken(name: str, error: BaseException) -> DownloadError:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return DownloadError(f"The certificate of {name} is not trusted: {error}.", remedy=UNTRUSTED_REMEDY)
-    return BrokenOffError(f"{name} broke off: {why_broken(error)}.", remedy="Pull again: it goes on there.")
+    return BrokenOffError(f"{name} broke off: {why_broken(error)}.", remedy="Pull again: it goes on where it was.")

@@ -38,9 +38,9 @@ def check_limit(name: str, n_bytes: int, *, held_bytes: int, max_bytes: int | No
     """Raises `FitError` where the folder may not hold so many further bytes. max_bytes: None for no limit."""
     if max_bytes is not None and held_bytes + n_bytes > max_bytes:
         raise FitError(
-            f"{name} needs {size(n_bytes)}; with what is there that is more than models_from.max_bytes, "
+            f"{name} needs {size(n_bytes)}; with the models that are there that is more than models_from.max_bytes, "
             f"{size(max_bytes)}.",
-            remedy="Remove models, or raise it.",
+            remedy="Remove models, or raise models_from.max_bytes.",
         )
 
 

@@ -90,7 +90,7 @@ def _explained(what: str) -> Iterator[None]:
     except hub_errors.HfHubHTTPError as error:
         raise HubError(f"The hub refuses {what}: {error}.", remedy="Check the token, or try again later.") from error
     except ValueError as error:
-        raise HubError(f"The hub's library does not take {what}: {error}") from error
+        raise HubError(f"The hub's library does not accept {what}: {error}") from error
     except Exception as error:
         # Whatever its HTTP library raises, which is another one in each of its releases.
         if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in (

@@ -113,7 +113,9 @@ class Library:
                 finally:
                     mark.with_name(f".{mark.name}.lock").unlink(missing_ok=True)
         except BlockingIOError as error:
-            raise LibraryError(f"{name} is on its way or being deleted already.", remedy="Wait for its end.") from error
+            raise LibraryError(
+                f"{name} is being fetched or deleted already.", remedy="Wait until that is done."
+            ) from error
         except OSError as error:
             raise _unusable(mark, error) from error
 

@@ -81,9 +81,9 @@ def _expert_warnings(experts: tuple[ExpertReport, ...]) -> list[HealthWarning]:
                     code="model_failed",
                     severity=Severity.DEGRADED,
                     message=f"{expert.model} cannot be loaded: {expert.last_error}",
-                    remedy="Do as it says; loading is tried again with back-off."
+                    remedy="Correct what the message names; loading is tried again, less and less often."
                     if expert.gpu_fault is None
-                    else f"{expert.gpu_fault.remedy} Loading is tried again with back-off.",
+                    else f"{expert.gpu_fault.remedy} Loading is tried again, less and less often.",
                 )
             )
         elif expert.state is ExpertState.RESTARTING:
@@ -100,7 +100,7 @@ def _expert_warnings(experts: tuple[ExpertReport, ...]) -> list[HealthWarning]:
                 HealthWarning(
                     code="queue_full",
                     severity=Severity.NOTICE,
-                    message=f"{expert.model} has {expert.queued} waiting requests, its most.",
+                    message=f"{expert.model} has {expert.queued} waiting requests, as many as it may have.",
                     remedy="Add another agent for this model, or raise its slots or max_queue.",
                 )
             )
@@ -152,7 +152,7 @@ def _standby_warnings(standby: Standby) -> list[HealthWarning]:
                 code="cannot_suspend",
                 severity=Severity.NOTICE,
                 message=f"agent.allow_suspend is set, and this host cannot be suspended: {standby.suspend_fault}",
-                remedy="Mend it as it says, or remove agent.allow_suspend.",
+                remedy="Correct what the message names, or remove agent.allow_suspend.",
             )
         )
     addresses = standby.wake_addresses

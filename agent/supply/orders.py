@@ -342,7 +342,9 @@ class Supply:
         async with self._changing:
             if names := self._swapping():
                 raise OrderRefusedError(
-                    CommandErrorCode.BUSY, f"{', '.join(names)} is being exchanged.", remedy="Say it again afterwards."
+                    CommandErrorCode.BUSY,
+                    f"{', '.join(names)} is being exchanged.",
+                    remedy="Try again when that is done.",
                 )
             await in_daemon_thread(partial(self._discard, order, tuple(self._serving().values())))
         await self._folder_changed(order.command_id)
@@ -352,8 +354,8 @@ class Supply:
         if order.sha256 is not None and (file is None or file.sha256 != order.sha256):
             raise OrderRefusedError(
                 CommandErrorCode.NOT_POSSIBLE,
-                f"{order.name} is not the file any more that was meant.",
-                remedy="Look what is there: `moe2-coordinator models show`.",
+                f"{order.name} is no longer the file that was meant.",
+                remedy="See what is there: `moe2-coordinator models show`.",
             )
         said = self.library.discard(order.name, uses(self._settings, self._served.read(), serving))
         log.info("model_deleted", file=order.name, said=said)

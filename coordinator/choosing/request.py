@@ -129,7 +129,7 @@ class CategoryBudgets(Budgets):
         if most_j is not None and average_j is not None and average_j >= most_j:
             raise ValueError(
                 f"average_energy_j ({average_j:g}) must be below energy_budget_j ({most_j:g}), which no answer may "
-                "exceed: at or above it, the average asks for nothing; lower it or leave it out"
+                "exceed: at or above it, the average has no effect; lower it or leave it out"
             )
         return self
 

@@ -18,7 +18,9 @@ def asked(socket: Path, route: str, body: bytes | None, *, timeout_s: float = AN
     try:
         return asyncio.run(fetch(socket, route, body=body, timeout_s=timeout_s))
     except NotRunningError as error:
-        raise Moe2Error(f"The coordinator does not run: {error}", remedy="systemctl start moe2-coordinator") from error
+        raise Moe2Error(
+            f"The coordinator does not run: {error}", remedy="Start it: systemctl start moe2-coordinator."
+        ) from error
     except RefusedError as error:
         raise Moe2Error(_message(error.message)) from error
 

@@ -104,8 +104,9 @@ def _write_off(arguments: argparse.Namespace) -> int:
             )
         if known[arguments.name] < LEASE_S:
             raise Moe2Error(
-                f"{arguments.name} was there {known[arguments.name]:.0f} s ago, and may use what it has drawn.",
-                remedy=f"End it, and wait {LEASE_S:.0f} s.",
+                f"{arguments.name} was there {known[arguments.name]:.0f} s ago, and may still use the limits that it "
+                "has drawn.",
+                remedy=f"Stop it, and wait {LEASE_S:.0f} s.",
             )
         n_budgets = write_off(session, arguments.name, day_of(time()))
     say(f"Wrote off what {arguments.name} had drawn of {n_budgets} daily limits.")

@@ -86,7 +86,9 @@ def show_plan(
     try:
         content = asyncio.run(fetch(socket, PLAN_PATH, body=msgspec.json.encode(body)))
     except NotRunningError as error:
-        raise Moe2Error(f"The coordinator does not run: {error}", remedy="systemctl start moe2-coordinator") from error
+        raise Moe2Error(
+            f"The coordinator does not run: {error}", remedy="Start it: systemctl start moe2-coordinator."
+        ) from error
     except RefusedError as error:
         raise Moe2Error(_told(error.message)) from error
     answer = msgspec.json.decode(content, type=PlanAnswer)

@@ -189,7 +189,7 @@ class _Tuning:
         try:
             content = await fetch(self._socket, PLAN_PATH, body=msgspec.json.encode(body), timeout_s=30.0)
         except RefusedError as error:
-            raise Moe2Error(f"The coordinator does not plan: {error.message}") from error
+            raise Moe2Error(f"The coordinator cannot plan this: {error.message}") from error
         return msgspec.json.decode(content, type=PlanAnswer).decision
 
     async def _probe(

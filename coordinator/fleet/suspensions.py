@@ -52,10 +52,11 @@ class Suspensions:
             return None
         is_suspended = record.until_s > now_s
         now = f"It gets no requests for {record.until_s - now_s:.0f} s" if is_suspended else "It gets requests again"
+        told = f"It has sent {record.n_breaches} message{'' if record.n_breaches == 1 else 's'}"
         return HealthWarning(
             code="agent_broke_rules",
             severity=Severity.DEGRADED if is_suspended else Severity.NOTICE,
-            message=f"It has sent {record.n_breaches} messages that cannot be true, the last: {record.reason}. {now}.",
+            message=f"{told} that cannot be true, the last: {record.reason}. {now}.",
             remedy="Upgrade moe2 on it to the coordinator's version and restart it; if that does not help, report it.",
         )
 

@@ -98,7 +98,7 @@ class KeyOptions(Settings):
         most_j, average_j = self.budgets.energy_budget_j, self.average_energy_j
         if most_j is not None and average_j is not None and average_j >= most_j:
             raise ValueError(
-                f"an average of {average_j:g} J asks for nothing where no answer may exceed {most_j:g} J; set a "
+                f"an average of {average_j:g} J has no effect where no answer may exceed {most_j:g} J; set a "
                 "smaller average, or none"
             )
         return self

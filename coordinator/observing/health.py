@@ -94,8 +94,8 @@ def average_warnings(averages: tuple[AverageRow, ...]) -> tuple[HealthWarning, .
                 HealthWarning(
                     code="average_unmeasured",
                     severity=Severity.DEGRADED,
-                    message=f"Of {row.scope} {row.n_unmeasured} answers took joules that nobody knows, and "
-                    f"{row.n_answers} were measured: its average budget cannot be kept.",
+                    message=f"The joules of {row.n_unmeasured} answers of {row.scope} are not known, and only "
+                    f"{row.n_answers} were measured: this average budget cannot be kept.",
                     remedy="`moe2-agent doctor` on the hosts tells which sensors could measure them.",
                 )
             )

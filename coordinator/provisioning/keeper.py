@@ -202,7 +202,7 @@ class Keeper:
                 self._steering.wishes = wishes.without(row.agent_id)
                 text = f"{row.agent_name} is left to the slow level."
             case _:
-                raise Moe2Error(f"Nobody can {verb!r} a host.", remedy="Use sleep, wake, pin or unpin.")
+                raise Moe2Error(f"There is no order {verb!r} for hosts.", remedy="Use sleep, wake, pin or unpin.")
         self._keep()
         self._on_wishes(self._steering.wishes)
         return text

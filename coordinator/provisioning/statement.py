@@ -106,7 +106,7 @@ def warnings_of(
             HealthWarning(
                 code="provisioning_infeasible",
                 severity=Severity.DEGRADED,
-                message="The limits on who is awake contradict each other, so that everybody stays as they are.",
+                message="The limits on who is awake contradict each other, so that all hosts stay as they are.",
                 remedy=decision.correction,
             )
         )
@@ -115,7 +115,7 @@ def warnings_of(
             HealthWarning(
                 code="provisioning_failed",
                 severity=Severity.DEGRADED,
-                message=f"Who should be awake could not be decided: {failure}. Everybody stays as they are.",
+                message=f"Who should be awake could not be decided: {failure}. All hosts stay as they are.",
                 remedy="See the coordinator's log, and report it as a defect of moe2.",
             )
         )

@@ -49,7 +49,7 @@ def conditions(text: str) -> Mapping[str, str]:
 def check_takes_orders(row: AgentRow) -> None:
     """Raises `HostError` where the coordinator may not say what a host serves, or cannot now."""
     if not row.connected:
-        raise HostError(f"{row.agent_name} is not connected.", remedy="Say it again when it is back.")
+        raise HostError(f"{row.agent_name} is not connected.", remedy="Try again when it is back.")
     if row.models is None:
         raise HostError(
             f"The agent of {row.agent_name} is of a release that takes no orders about models.",

@@ -134,12 +134,15 @@ class Orders:
         serves = any(expert.model == wanted.name for expert in host.experts)
         if wanted.verb != "add" and not serves:
             raise SupplyError(
-                f"{host.agent_name} does not serve {wanted.name!r}.", remedy="`moe2-coordinator models show` tells."
+                f"{host.agent_name} does not serve {wanted.name!r}.",
+                remedy="`moe2-coordinator models show` tells what it serves.",
             )
         if wanted.verb == "remove":
             return WithdrawModel(command_id=command_id, name=wanted.name)
         if wanted.verb not in ("add", "set"):
-            raise SupplyError(f"Nobody can {wanted.verb!r} a model.", remedy="Use add, set, remove or delete.")
+            raise SupplyError(
+                f"There is no order {wanted.verb!r} for models.", remedy="Use add, set, remove or delete."
+            )
         if wanted.verb == "add" and serves:
             raise SupplyError(f"{host.agent_name} serves {wanted.name} already.", remedy="Change it with set.")
         file = None
@@ -175,12 +178,12 @@ def _deletion(name: str, host: AgentRow) -> DeleteFile:
     store = host.models
     if store is None or store.deletes is None:
         raise SupplyError(
-            f"The agent of {host.agent_name} is of a release that deletes nothing by order.",
+            f"The agent of {host.agent_name} is of a release that cannot delete files by order.",
             remedy="Upgrade it, or use `moe2-agent remove` on that host.",
         )
     if not store.deletes:
         raise SupplyError(
-            f"{host.agent_name} deletes nothing that the coordinator names.",
+            f"{host.agent_name} does not let the coordinator delete files.",
             remedy="Set delete = true in [models_from] of the agent's configuration there, and restart the agent, or "
             "use `moe2-agent remove` on that host.",
         )

@@ -80,7 +80,7 @@ class Pulls:
         source = source_of(wanted.source)
         if not isinstance(source, HubSource | UrlSource):
             raise PullError(
-                "A host is told to pull only from the hub or an address; its own files it is not told to read.",
+                "A host can be told to pull from the hub or from an address, not from its own files.",
                 remedy="Write hf:ORG/REPO/FILE.gguf or https://…/FILE.gguf#sha256=…, or send a file with push.",
             )
         hosts = meant(self._rows(), wanted.hosts, wanted.matching)

@@ -152,12 +152,17 @@ class Pushes:
         if is_local:
             path = Path(text)
             if not path.is_absolute() or "\0" in text:
-                raise PushError(f"{text!r} is no whole path.", remedy="Name the file by its path from the root on.")
+                raise PushError(
+                    f"{text!r} is not an absolute path.", remedy="Name the file by its path from the root on."
+                )
             return path
         if self._folder is None:
-            raise PushError("Over the API nothing is sent.", remedy="Set push.folder, or use the coordinator's host.")
+            raise PushError(
+                "No files can be sent over the API: push.folder is not set.",
+                remedy="Set push.folder, or use the coordinator's host.",
+            )
         if not _NAME.fullmatch(text):
-            raise PushError(f"{text!r} is no file's name.", remedy=f"Name a .gguf file in {self._folder}.")
+            raise PushError(f"{text!r} is not the name of a file.", remedy=f"Name a .gguf file in {self._folder}.")
         return self._folder / text
 
     def _parcel(self, path: Path) -> Parcel:

@@ -104,8 +104,8 @@ def test_a_wrong_model_key_is_named_with_its_row(tmp_path: Path, line: str, key:
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
-        ('certificate = "c"', "certificate and key stand together"),
-        ('key = "k"', "certificate and key stand together"),
+        ('certificate = "c"', "certificate and key belong together"),
+        ('key = "k"', "certificate and key belong together"),
         ('ca_file = "ca"', "write wss:// in url"),
         ('certificate = "c"\nkey = "k"', "write wss:// in url"),
     ],

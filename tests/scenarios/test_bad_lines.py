@@ -117,7 +117,7 @@ async def test_a_pull_over_a_line_that_brings_nothing_is_given_up(
             address = f"http://127.0.0.1:{line.port}{urlsplit(hub.storage).path}/big.gguf#sha256={'ab' * 32}"
             with pytest.raises(download.DownloadError, match="broke off") as error:
                 await pulled(library, address)
-    assert "goes on there" in (error.value.remedy or "")
+    assert "goes on where it was" in (error.value.remedy or "")
     assert 0 < library.partial_path("big.gguf").stat().st_size <= 1_200_000
 
 

@@ -182,7 +182,7 @@ async def test_a_sleeping_host_is_found_again_after_a_restart(tmp_path: Path, mo
     ("verb", "host", "said"),
     [
         ("sleep", "nobody", "No host is called 'nobody'"),
-        ("dance", "one", "Nobody can 'dance' a host"),
+        ("dance", "one", "There is no order 'dance' for hosts"),
         ("sleep", "one", "allow_suspend = true"),
     ],
 )

@@ -375,12 +375,12 @@ async def test_what_lies_is_refused_and_leaves_next_to_nothing(tmp_path: Path) -
     app.router.add_get("/ok/{name}.gguf", _lie)
     app.router.add_get("/{name}.gguf", _lie)
     wanted = {
-        "file": "leads to what is no address on the web",
-        "metadata": "leads to http://169.254.169.254/, which may not be asked",
-        "host": "leads to http://127.0.0.1:9/, which may not be asked",
-        "circle": "leads on and on",
-        "climb": "which may not be asked",
-        "unreadable": "leads to what is no address on the web",
+        "file": "redirects to something that is no web address",
+        "metadata": "redirects to http://169.254.169.254/, which this host may not ask",
+        "host": "redirects to http://127.0.0.1:9/, which this host may not ask",
+        "circle": "redirects again and again",
+        "climb": "which this host may not ask",
+        "unreadable": "redirects to something that is no web address",
         "endless": "sends more than it has said",
         "huge": "of headroom",
         "digits": "answers",

@@ -174,8 +174,8 @@ async def test_what_a_host_would_not_take_is_refused_before_a_byte_travels(tmp_p
         assert "not a GGUF file" in await refusal(running, tmp_path / "page.gguf", "one")
         assert "is cut off" in await refusal(running, tmp_path / "cut.gguf", "one")
         assert "cannot be read" in await refusal(running, tmp_path / "absent.gguf", "one")
-        assert "no whole path" in await refusal(running, tmp_path / "\0" / "good.gguf", "one")
-        assert "no whole path" in await refusal(running, "good.gguf", "one")
+        assert "not an absolute path" in await refusal(running, tmp_path / "\0" / "good.gguf", "one")
+        assert "not an absolute path" in await refusal(running, "good.gguf", "one")
         assert "at most 500 B" in await refusal(running, good, "one")
         assert "takes no models" in await refusal(running, good, "two")
         assert "There is no host" in await refusal(running, good, "three")
@@ -223,7 +223,7 @@ async def test_over_the_api_only_files_of_the_folder_are_sent(tmp_path: Path) ->
                 pushes._path(text, is_local=False)
         pushes._folder = tmp_path
         for text in ("/etc/passwd", "../a.gguf", ".a.gguf", "a\n.gguf"):
-            with pytest.raises(Exception, match="no file's name"):
+            with pytest.raises(Exception, match="not the name of a file"):
                 pushes._path(text, is_local=False)
         assert pushes._path("a.gguf", is_local=False) == tmp_path / "a.gguf"
 

@@ -246,7 +246,7 @@ async def test_what_cannot_be_is_refused_with_a_reason(tmp_path: Path) -> None:
         assert "not the same file" in await refusal(running, "add", "new", "one", "two")
         assert "serves fake already" in await refusal(running, "add", "fake", "one")
         assert "does not serve 'nope'" in await refusal(running, "set", "nope", "one", slots=2)
-        assert "Nobody can 'steal'" in await refusal(running, "steal", "fake", "one")
+        assert "There is no order 'steal'" in await refusal(running, "steal", "fake", "one")
         assert "No host is named" in await refusal(running, "add", "new")
         assert "no condition" in await refusal(running, "add", "new", matching="shoe=big")
         assert "no order about a model" in await refusal(running, "add", "new", "one", slots="many")

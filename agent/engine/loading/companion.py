@@ -58,7 +58,8 @@ def _checked(spec: ModelSpec, draft: DraftSpec) -> str:
         )
     if spec.pace is not None:
         raise DraftError(
-            f"The draft model {draft.name} has no pace of a simulated host.", remedy="Remove `draft`, or `paced`."
+            f"The draft model {draft.name} cannot be slowed to the pace of a simulated host, as its model is.",
+            remedy="Remove `draft`, or `paced`.",
         )
     if not spec.speculation:
         raise DraftError(

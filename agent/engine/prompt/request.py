@@ -232,9 +232,9 @@ def _variables(text: str) -> dict[str, Any]:
     try:
         variables = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise invalid("The template's variables are no JSON that can be read.") from error
+        raise invalid("The template's variables are not valid JSON.") from error
     if not isinstance(variables, dict):
-        raise invalid("The template's variables are no JSON object.")
+        raise invalid("The template's variables are not a JSON object.")
     return variables
 
 

@@ -74,7 +74,7 @@ def schema_of(source: str) -> Schema:
         content = json.loads(source, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         detail = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise GrammarError(f"The JSON schema is no JSON: {detail}.") from error
+        raise GrammarError(f"The JSON schema is not valid JSON: {detail}.") from error
     if not isinstance(content, dict | bool):
         raise GrammarError("The JSON schema is neither an object nor true nor false.")
     if content == {}:

@@ -76,7 +76,7 @@ def parameters_of(tool: Tool) -> Any:
     try:
         schema = json.loads(tool.parameters)
     except (ValueError, RecursionError) as error:
-        raise invalid(f"The parameters of the tool {tool.name!r} are no JSON that can be read.") from error
+        raise invalid(f"The parameters of the tool {tool.name!r} are not valid JSON.") from error
     if isinstance(schema, dict) and isinstance(schema.get("properties"), dict) and not schema.keys() & _OPENING:
         # Of all that would be valid, a model is to write what the function says it takes.
         return {**schema, "additionalProperties": False}

@@ -201,7 +201,7 @@ def _scopes_of(request: web.Request) -> frozenset[Scope]:
         return ANY_KEY
     scopes = ROUTES.get(resource.canonical)
     if scopes is None:
-        raise refused(ErrorCode.INSUFFICIENT_SCOPE, "No key opens this route.")
+        raise refused(ErrorCode.INSUFFICIENT_SCOPE, "No API key gives access to this route.")
     return scopes
 
 

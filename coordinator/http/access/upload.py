@@ -223,7 +223,10 @@ class _Holding:
     def take(self, n_bytes: int) -> None:
         """Holds more bytes. Raises `ApiError` (429) where there is no memory for them."""
         if not self._memory.take(self.client, n_bytes):
-            raise refused(ErrorCode.OVERLOADED, "Too many bodies are on their way at once; send fewer, or faster.")
+            raise refused(
+                ErrorCode.OVERLOADED,
+                "Too many bodies are being received at once; send fewer at a time, or send them faster.",
+            )
         self._n_bytes += n_bytes
 
     def end(self) -> None:

@@ -38,7 +38,7 @@ def test_the_warning_stays_after_the_suspension_and_says_that_it_is_over() -> No
     assert warning is not None
     assert warning.severity is Severity.NOTICE
     assert warning.message == (
-        "It has sent 1 messages that cannot be true, the last: queue_s is nan. It gets requests again."
+        "It has sent 1 message that cannot be true, the last: queue_s is nan. It gets requests again."
     )
     assert "Upgrade moe2" in (warning.remedy or "")
 

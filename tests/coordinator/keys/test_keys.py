@@ -200,5 +200,5 @@ def test_an_average_at_the_limit_of_each_request_is_refused() -> None:
     """A key's average below its budget of a request is a record of it; at or above, it would ask for nothing."""
     record, _ = made(average_energy_j=50.0, budgets=Budgets(energy_budget_j=100.0))
     assert record.principal.average_energy_j == 50.0
-    with pytest.raises(ValidationError, match="asks for nothing"):
+    with pytest.raises(ValidationError, match="has no effect"):
         made(average_energy_j=100.0, budgets=Budgets(energy_budget_j=100.0))

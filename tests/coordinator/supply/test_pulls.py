@@ -163,8 +163,8 @@ def test_what_is_not_whole_is_not_reported_and_can_be_deleted_by_its_name() -> N
 @pytest.mark.parametrize(
     ("store", "name", "part"),
     [
-        ({"deletes": None}, FILE.name, "release that deletes nothing"),
-        ({"deletes": False}, FILE.name, "deletes nothing that the coordinator names"),
+        ({"deletes": None}, FILE.name, "release that cannot delete files"),
+        ({"deletes": False}, FILE.name, "does not let the coordinator delete files"),
         ({"files": (replace(FILE, served_as=("chat",)),)}, FILE.name, "is what chat is served from"),
         ({}, "../a.gguf", "cannot be a model's file"),
         ({}, "", "cannot be a model's file"),
