@@ -26,8 +26,7 @@ from moe2.common.link.reports import ExpertState
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.training.collect.asking import Asker
 from moe2.coordinator.training.collect.outfile import Outfile
-from moe2.coordinator.training.collect.questions import Question
-from moe2.coordinator.training.collect.scoring import INSTRUCTIONS, Metric, said, score
+from moe2.coordinator.training.collect.questions import INSTRUCTIONS, Metric, Question, said, score
 from moe2.coordinator.training.collect.survey import survey
 
 READY_S = 300.0

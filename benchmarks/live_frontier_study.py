@@ -17,8 +17,7 @@ import numpy as np
 
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.answers.form import LETTERS
-from moe2.coordinator.training.collect.questions import Question, read_questions
-from moe2.coordinator.training.collect.scoring import Metric
+from moe2.coordinator.training.collect.questions import Metric, Question, read_questions
 from moe2.coordinator.training.gain import gain_of
 
 MOE2, AUTO = "moe2 (route)", "moe2 (auto)"

@@ -39,7 +39,7 @@ from moe2.coordinator.http.access.auth import Guard
 from moe2.coordinator.http.access.browsers import Browsers
 from moe2.coordinator.http.access.upload import BodyReader
 from moe2.coordinator.http.boundary import JSON_ERRORS, add_request_id, answer_errors
-from moe2.coordinator.http.openapi.route import OpenApiRoute
+from moe2.coordinator.http.openapi.document import document
 from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.routes.answering import Answering
 from moe2.coordinator.http.routes.books import FeedbackRoutes, LedgerRoute
@@ -51,7 +51,7 @@ from moe2.coordinator.http.routes.orders import OrdersRoute, WishRoute
 from moe2.coordinator.http.routes.page import PageRoute
 from moe2.coordinator.http.routes.plan import PlanRoutes
 from moe2.coordinator.http.routes.responses import ResponsesRoutes
-from moe2.coordinator.http.routes.status import CalibrationRoute, FleetRoutes, MetricsRoute
+from moe2.coordinator.http.routes.status import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute
 from moe2.coordinator.keys.store import KeyFile, KeyRing
 from moe2.coordinator.ledger.accounts import Accounts, day_of
 from moe2.coordinator.ledger.standing import StandingBook
@@ -409,7 +409,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         OrdersRoute(self._supply).add_to(app)
         PageRoute().add_to(app)
-        OpenApiRoute().add_to(app)
+        OpenApiRoute(document).add_to(app)
         bodies.add_to(app)
         return app
 

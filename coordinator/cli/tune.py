@@ -37,8 +37,7 @@ from moe2.coordinator.http.routes.plan import PlanAnswer
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
 from moe2.coordinator.training.collect.asking import Asker, LiveExpert
 from moe2.coordinator.training.collect.outfile import Outfile
-from moe2.coordinator.training.collect.questions import Question, read_questions
-from moe2.coordinator.training.collect.scoring import Metric
+from moe2.coordinator.training.collect.questions import Metric, Question, read_questions
 from moe2.coordinator.training.collect.survey import Report, missing, survey
 from moe2.coordinator.training.outcomes import read_outcomes
 from moe2.coordinator.training.tuning import (

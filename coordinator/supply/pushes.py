@@ -22,8 +22,7 @@ from moe2.common.link.supply import FetchModel, FilePart, LendFile, Ticket, Tick
 from moe2.common.status import AgentRow, PushRow
 from moe2.common.terminal.figures import size
 from moe2.common.tickets import TICKET_S, Admission, TicketFault, Tickets
-from moe2.coordinator.supply.hosts import HostError, check_takes_orders, meant
-from moe2.coordinator.supply.neighbours import Giver, giver_for
+from moe2.coordinator.supply.hosts import Giver, HostError, check_takes_orders, giver_for, meant
 
 log = structlog.get_logger()
 

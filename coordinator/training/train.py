@@ -37,9 +37,15 @@ from moe2.coordinator.gate.features import FeatureConfig
 from moe2.coordinator.gate.gate import Gate, GateParameters
 from moe2.coordinator.training.config import TrainingConfig, TrainingError
 from moe2.coordinator.training.gain import Gain, best_single, chosen_scores, gain_of
-from moe2.coordinator.training.network import Batch, GateNetwork, entropy_regularised_loss, expert_log_odds
+from moe2.coordinator.training.network import (
+    Batch,
+    GateNetwork,
+    PreparedRows,
+    entropy_regularised_loss,
+    expert_log_odds,
+    kinds_of,
+)
 from moe2.coordinator.training.outcomes import LEAST_ROWS, Outcomes
-from moe2.coordinator.training.preparation import PreparedRows, kinds_of
 from moe2.coordinator.training.profile import length_profile, scoring_profile
 from moe2.coordinator.training.votes import vote_record
 

@@ -38,8 +38,7 @@ from benchmarks.live_frontier_study import (
     typical_costs,
 )
 from moe2.common.errors import Moe2Error
-from moe2.coordinator.training.collect.questions import Question, read_questions
-from moe2.coordinator.training.collect.scoring import Metric
+from moe2.coordinator.training.collect.questions import Metric, Question, read_questions
 from tests.models import smollm2_path
 
 COSTS = {"a/cheap": Cost(10.0, 4.0), "b/middle": Cost(30.0, 2.0), "c/dear": Cost(90.0, 1.0)}

@@ -15,9 +15,8 @@ from moe2.common.link.messages import TokenAlternative, TokenPiece
 from moe2.common.link.prompts import ToolCall
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.http.errors import ApiError
-from moe2.coordinator.http.faces.callshapes import CallShapes
 from moe2.coordinator.http.faces.face import Asked, End, Incoming, Origin, Part, Text
-from moe2.coordinator.http.faces.toolcalls import CallArguments, CallBegun
+from moe2.coordinator.http.faces.toolcalls import CallArguments, CallBegun, CallShapes
 from moe2.coordinator.serving.receipt import Receipt
 
 _json = msgspec.json.encode

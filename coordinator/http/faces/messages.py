@@ -18,9 +18,8 @@ from moe2.coordinator.http.body.decode import json_object
 from moe2.coordinator.http.body.messages import CHAT_NAMES, CountRequest, MessagesRequest, chat_fields
 from moe2.coordinator.http.body.parse import Call, read_chat, read_struct
 from moe2.coordinator.http.errors import ApiError, renamed
-from moe2.coordinator.http.faces.callshapes import arguments_object
 from moe2.coordinator.http.faces.face import Asked, End, Incoming, NeverStreamed, Origin, Part, Text
-from moe2.coordinator.http.faces.toolcalls import CallArguments, CallBegun
+from moe2.coordinator.http.faces.toolcalls import CallArguments, CallBegun, arguments_object
 from moe2.coordinator.serving.receipt import Receipt
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}

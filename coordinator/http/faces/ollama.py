@@ -28,9 +28,9 @@ from moe2.coordinator.http.body.ollama import (
 )
 from moe2.coordinator.http.body.parse import Call, read_chat, read_completion, read_struct
 from moe2.coordinator.http.errors import ApiError, renamed
-from moe2.coordinator.http.faces.callshapes import arguments_object
 from moe2.coordinator.http.faces.completions import Header, logprobs_of
 from moe2.coordinator.http.faces.face import Asked, End, Incoming, NeverStreamed, Origin, Part, Text
+from moe2.coordinator.http.faces.toolcalls import arguments_object
 from moe2.coordinator.http.faces.vectors import numbers_of, vectors_call
 from moe2.coordinator.serving.receipt import Receipt
 

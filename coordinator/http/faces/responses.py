@@ -33,11 +33,10 @@ from moe2.coordinator.http.body.responses import (
     read_responses,
 )
 from moe2.coordinator.http.errors import ApiError, refused, renamed
-from moe2.coordinator.http.faces.callshapes import input_of
 from moe2.coordinator.http.faces.completions import Header, logprobs_of
 from moe2.coordinator.http.faces.face import Asked, End, Incoming, Origin, Part, Text
 from moe2.coordinator.http.faces.response_memory import KeptResponse, ResponseMemory
-from moe2.coordinator.http.faces.toolcalls import CallArguments, CallBegun
+from moe2.coordinator.http.faces.toolcalls import CallArguments, CallBegun, input_of
 from moe2.coordinator.serving.receipt import Receipt
 
 _SCORED = Header(id="", created=0, model="", is_chat=True)

@@ -1,8 +1,10 @@
-"""The routes that tell how it goes: health, the fleet's status, accuracy of predictions, metrics."""
+"""The routes that tell how it goes and what there is: the fleet's status, accuracy of predictions, metrics, the API."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -10,6 +12,7 @@ from aiohttp import web
 from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS
+from moe2.coordinator.http.access.auth import OPEN, ROUTES
 from moe2.coordinator.http.body.decode import whole_number
 from moe2.coordinator.http.errors import invalid, quoted
 from moe2.coordinator.http.paths import (
@@ -17,6 +20,7 @@ from moe2.coordinator.http.paths import (
     FLEET_PATH,
     HEALTH_PATH,
     METRICS_PATH,
+    OPENAPI_PATH,
     READINESS_PATH,
 )
 from moe2.coordinator.observing.accuracy import WINDOW, CalibrationWindow
@@ -143,3 +147,27 @@ class MetricsRoute:
         # The route's pattern, not the path: a client must not be able to make new label values.
         resource = request.match_info.route.resource
         self._metrics.response_begun("unmatched" if resource is None else resource.canonical, response.status)
+
+
+class OpenApiRoute:
+    """The route that serves the API's description as an OpenAPI document.
+
+    describe: makes it, given the paths that need no key. It is encoded once.
+    """
+
+    def __init__(self, describe: Callable[[frozenset[str]], dict[str, Any]]) -> None:
+        self._describe = describe
+        self._encoded: bytes | None = None
+
+    def add_to(self, app: web.Application) -> None:
+        """Registers the route with the application."""
+        app.router.add_get(OPENAPI_PATH, self._document)
+
+    async def _document(self, _: web.Request) -> web.Response:
+        if self._encoded is None:
+            # It takes tens of milliseconds.
+            self._encoded = await asyncio.to_thread(self._encode)
+        return web.Response(body=self._encoded, content_type="application/json")
+
+    def _encode(self) -> bytes:
+        return msgspec.json.encode(self._describe(frozenset(path for path, scopes in ROUTES.items() if scopes == OPEN)))

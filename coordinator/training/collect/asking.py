@@ -20,8 +20,7 @@ from moe2.common.link.reports import ExpertState
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.answers.form import LETTERS
 from moe2.coordinator.training.collect.outfile import Answered, ScoredChoices
-from moe2.coordinator.training.collect.questions import Question
-from moe2.coordinator.training.collect.scoring import INSTRUCTIONS, Metric, said, score
+from moe2.coordinator.training.collect.questions import INSTRUCTIONS, Metric, Question, said, score
 
 MAX_PAUSE_S = 30.0
 DEFAULT_PAUSE_S = 1.0

@@ -25,8 +25,8 @@ from moe2.coordinator.training.config import TrainingConfig
 from moe2.coordinator.training.evaluate.profiles import fleet_costs
 from moe2.coordinator.training.evaluate.report import BehindBest, EarlyStop, PolicyFigures, VoteReport
 from moe2.coordinator.training.evaluate.study import Parts, split_for_report
+from moe2.coordinator.training.network import kinds_of
 from moe2.coordinator.training.outcomes import Outcomes
-from moe2.coordinator.training.preparation import kinds_of
 from moe2.coordinator.training.train import Progress, TrainedGate, train_gate
 from moe2.coordinator.training.votes import answer_codes
 

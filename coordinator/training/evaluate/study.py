@@ -40,8 +40,8 @@ from moe2.coordinator.training.evaluate.routers import (
     neighbour_means,
     score_of,
 )
+from moe2.coordinator.training.network import kinds_of
 from moe2.coordinator.training.outcomes import Outcomes
-from moe2.coordinator.training.preparation import kinds_of
 from moe2.coordinator.training.train import Progress, TrainedGate, train_gate
 
 FloatArray = npt.NDArray[np.float64]

@@ -7,7 +7,7 @@ import pytest
 
 from moe2.common.link.supply import ModelFile, ModelStore, SharePoint
 from moe2.common.status import AgentRow
-from moe2.coordinator.supply.neighbours import MAX_TAKERS, address_between, giver_for
+from moe2.coordinator.supply.hosts import MAX_TAKERS, address_between, giver_for
 from tests.coordinator.supply.test_hosts import row
 
 SUM = "ab" * 32

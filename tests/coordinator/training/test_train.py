@@ -13,8 +13,7 @@ from moe2.coordinator.gate.checkpoint import load_checkpoint, save_checkpoint
 from moe2.coordinator.gate.features import FeatureExtractor
 from moe2.coordinator.gate.gate import Gate, GateParameters
 from moe2.coordinator.training.config import TrainingError
-from moe2.coordinator.training.network import GateNetwork, entropy_regularised_loss, expert_log_odds
-from moe2.coordinator.training.preparation import PreparedRows
+from moe2.coordinator.training.network import GateNetwork, PreparedRows, entropy_regularised_loss, expert_log_odds
 from moe2.coordinator.training.train import TrainedGate, folded, train_gate
 from tests.coordinator.conftest import SMALL_FEATURES, SMALL_TRAINING
 from tests.coordinator.training.outcome_tables import synthetic_outcomes

@@ -11,8 +11,7 @@ from moe2.common.errors import Moe2Error
 from moe2.coordinator.cli.tune import usual_questions
 from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.training.collect.outfile import Answered, ScoredChoices
-from moe2.coordinator.training.collect.questions import Question, read_questions
-from moe2.coordinator.training.collect.scoring import Metric
+from moe2.coordinator.training.collect.questions import Metric, Question, read_questions
 from moe2.coordinator.training.collect.survey import Report
 from moe2.coordinator.training.outcomes import Outcomes
 from moe2.coordinator.training.tuning import (

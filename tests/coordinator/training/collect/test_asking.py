@@ -23,8 +23,7 @@ from moe2.coordinator.training.collect.asking import (
     pause_of,
     with_columns,
 )
-from moe2.coordinator.training.collect.questions import Question
-from moe2.coordinator.training.collect.scoring import Metric
+from moe2.coordinator.training.collect.questions import Metric, Question
 
 CHAT, BASE = LiveExpert("a/chat", "chat"), LiveExpert("a/base", "base", has_chat_template=False)
 COLOUR = Question(

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.coordinator.training.collect.outfile import Answered, Outfile, OutfileError
-from moe2.coordinator.training.collect.questions import Question
-from moe2.coordinator.training.collect.scoring import Metric
+from moe2.coordinator.training.collect.questions import Metric, Question
 from moe2.coordinator.training.outcomes import read_outcomes
 from tests.fakes.fulldisk import room_for_bytes
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.coordinator.answers.normal_form import last_number
-from moe2.coordinator.training.collect.scoring import Metric, said, score
+from moe2.coordinator.training.collect.questions import Metric, said, score
 
 PETS = ("a cat", "a dog", "a bird", "none of these")
 

@@ -18,8 +18,7 @@ from moe2.coordinator.training.collect.asking import (
     UnreachableError,
 )
 from moe2.coordinator.training.collect.outfile import Answered, Outfile
-from moe2.coordinator.training.collect.questions import Question
-from moe2.coordinator.training.collect.scoring import Metric
+from moe2.coordinator.training.collect.questions import Metric, Question
 from moe2.coordinator.training.collect.survey import AWAY_PATIENCE_S, GIVE_UP_AFTER, Report, survey
 from tests.virtualclock import on_virtual_clock
 

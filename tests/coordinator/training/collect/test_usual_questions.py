@@ -13,8 +13,7 @@ import pytest
 
 from moe2.coordinator.answers.normal_form import last_number, normalised
 from moe2.coordinator.cli.tune import usual_questions
-from moe2.coordinator.training.collect.questions import read_questions
-from moe2.coordinator.training.collect.scoring import Metric, score
+from moe2.coordinator.training.collect.questions import Metric, read_questions, score
 
 ROWS: list[dict[str, Any]] = [json.loads(line) for line in usual_questions().read_text().splitlines()]
 QUESTIONS = read_questions(usual_questions())
