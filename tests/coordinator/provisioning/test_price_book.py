@@ -1,23 +1,27 @@
-"""The prices of all average budgets: who stands under which, what each learns from, and what outlives a restart."""
+"""The prices of average budgets, and those that coordinators learn together."""
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moe2.coordinator.choosing.request import Demand, ScopePrice, SelectionRequest
 from moe2.coordinator.keys.keys import ANYBODY, DailyLimits, Principal
 from moe2.coordinator.provisioning import price_book
-from moe2.coordinator.provisioning.price_book import Averages, PriceBook, SavedPrices, Spending
+from moe2.coordinator.provisioning.price_book import Averages, PriceBook, SavedPrice, SavedPrices, Spending, merged
 from moe2.coordinator.provisioning.rhythm import DAY_S, HOUR_S
 from moe2.coordinator.provisioning.state_files import PriceFile
 
 NOON_S = 20_000 * DAY_S + 12 * HOUR_S
 ASKED = SelectionRequest(model="moe2", demand=Demand(10, 10))
 APP = Principal(key_id="a1", name="app", average_energy_j=100.0)
+steps = st.lists(st.tuples(st.integers(0, 1), st.floats(0.0, 0.5), st.booleans()), max_size=60)
 
 
 def spending(joules: float | None, **about: Any) -> Spending:
@@ -224,3 +228,44 @@ def test_a_day_shows_what_is_left_for_each_answer() -> None:
     book = PriceBook(Averages())
     asked = book.priced(ASKED, limited, left_j=400.0, now_unix_s=NOON_S)
     assert asked.scope_prices == (ScopePrice("day of key k", 400.0, 0.0),)
+
+
+@given(steps)
+def test_every_step_counts_once_in_whatever_order_it_is_shared(steps: list[tuple[int, float, bool]]) -> None:
+    """Two coordinators raise a price and share it now and then; in the end both have the sum of all steps."""
+    shared: SavedPrice | None = None
+    begun = SavedPrice(target_j=10.0)
+    own, before = [begun, begun], [begun, begun]
+
+    def share(who: int) -> None:
+        nonlocal shared
+        own[who] = before[who] = shared = merged(before[who], own[who], shared)
+
+    for who, step, is_shared in steps:
+        price = own[who]
+        own[who] = SavedPrice(target_j=10.0, price_per_j=price.price_per_j + step, n_answers=price.n_answers + 1)
+        if is_shared:
+            share(who)
+    for who in (0, 1, 0):
+        share(who)
+    assert own[0] == own[1]
+    assert own[0].n_answers == len(steps)
+    assert math.isclose(own[0].price_per_j, math.fsum(step for _, step, _ in steps), abs_tol=1e-9)
+
+
+def test_a_price_of_another_target_is_not_added_to() -> None:
+    """Where the configurations differ each coordinator keeps its own price."""
+    own, other = SavedPrice(target_j=10.0, price_per_j=0.5), SavedPrice(target_j=20.0, price_per_j=0.1)
+    assert merged(own, own, other) == own
+
+
+def test_a_coordinator_that_starts_takes_over_what_all_have() -> None:
+    """The price in a restarted coordinator's file is in the shared one already, and is not added again."""
+    own, shared = SavedPrice(target_j=10.0, price_per_j=0.5), SavedPrice(target_j=10.0, price_per_j=0.6)
+    assert merged(None, own, shared) == shared
+
+
+def test_a_damaged_price_is_replaced() -> None:
+    """A shared price that nobody can have learned is replaced by one's own."""
+    own, shared = SavedPrice(target_j=10.0, price_per_j=0.5), SavedPrice(target_j=10.0, price_per_j=math.inf)
+    assert merged(own, own, shared) == own
