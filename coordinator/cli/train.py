@@ -14,7 +14,8 @@ from moe2.common.errors import Moe2Error
 from moe2.common.terminal.commandline import optional_packages
 from moe2.common.terminal.output import Screen
 from moe2.coordinator.gate.checkpoint import Manifest, save_checkpoint
-from moe2.coordinator.training.outcomes import Outcomes, OutcomesError, read_outcomes, with_feedback
+from moe2.coordinator.training.feedback_rows import with_feedback
+from moe2.coordinator.training.outcomes import Outcomes, OutcomesError, read_outcomes
 
 
 def add_pool_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

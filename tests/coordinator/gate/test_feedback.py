@@ -20,7 +20,8 @@ from moe2.coordinator.gate.feedback_file import FeedbackFile
 from moe2.coordinator.gate.prior import ExpertFacts, facts_from_name
 from moe2.coordinator.http.errors import ApiError
 from moe2.coordinator.http.routes.books import parse_feedback
-from moe2.coordinator.training.outcomes import OutcomesError, with_feedback
+from moe2.coordinator.training.feedback_rows import with_feedback
+from moe2.coordinator.training.outcomes import OutcomesError
 from tests.coordinator.experts import expert
 from tests.coordinator.training.outcome_tables import synthetic_outcomes
 from tests.fakes.fulldisk import room_for_bytes
