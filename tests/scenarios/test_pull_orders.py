@@ -319,7 +319,7 @@ async def test_a_file_that_is_used_is_never_deleted(tmp_path: Path) -> None:
         path = stock(tmp_path, "one", "new.gguf", b"another one")
         [changed] = await order(running, "delete", "new.gguf", "one")
         assert (changed.state, path.exists()) == ("refused", True)
-        assert "not the file any more" in (changed.message or "")
+        assert "no longer the file" in (changed.message or "")
         assert served(running) == {"mine": 4}
 
 
@@ -332,7 +332,7 @@ async def test_what_is_half_there_can_be_deleted_and_what_comes_cannot(tmp_path:
             await pull(running, f"{hub.storage}/big.gguf#sha256={digest(source)}", "one")
             await begun(running, "one", "big.gguf")
             [busy] = await order(running, "delete", "big.gguf", "one")
-            assert (busy.state, "on its way" in (busy.message or "")) == ("refused", True)
+            assert (busy.state, "being fetched" in (busy.message or "")) == ("refused", True)
             running.agent_tasks["one"].cancel()
             await asyncio.wait([running.agent_tasks["one"]])
         async with fleet(tmp_path, models_from=pulls_from()) as running:
