@@ -20,7 +20,7 @@ from moe2.coordinator.serving.effects import (
     ShareExpert,
     Suspect,
 )
-from moe2.coordinator.serving.suspects import reserved_experts
+from moe2.coordinator.serving.judge import reserved_experts
 from moe2.coordinator.serving.suspicion import has_downed_an_engine
 from tests.coordinator.experts import expert
 from tests.coordinator.lives import LifeBench, outcomes, retires, stopped, submitted
