@@ -241,6 +241,8 @@ class Membership:
     def _poll(self) -> Standing:
         began_s, began_unix_s = monotonic(), self._clock()
         with self.session.transaction() as cursor:
+            # Each time: another host's `database init` may have changed the tables since this one joined.
+            check_version(cursor)
             if self._locks.of_opening != self.session.n_opened:
                 self._join(cursor)
             cursor.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
@@ -264,7 +266,6 @@ class Membership:
 
     def _join(self, cursor: Cursor) -> None:
         """Takes the name on a new connection, and listens."""
-        check_version(cursor)
         cursor.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", [_NAME_LOCK, self.name])
         if _one(cursor) != (True,):
             raise NameTakenError(

@@ -80,6 +80,21 @@ async def test_a_name_that_is_taken_while_it_was_away_is_told(server: Postgres, 
         await until(lambda: codes(one) == [])
 
 
+async def test_tables_that_a_newer_release_changes_meanwhile_are_told(url: str, session: Session) -> None:
+    """A member that runs on is told at its next poll that it may not use the tables any more, and does no chores."""
+
+    def usable_by(number: int) -> None:
+        with session.transaction() as cursor:
+            cursor.execute("UPDATE moe2.version SET usable_by = %s", [number])
+
+    with member(url, "a") as one:
+        usable_by(known_version() + 1)
+        await until(lambda: codes(one) == ["database_refused"])
+        assert not one.holds_chores
+        usable_by(known_version())
+        await until(lambda: codes(one) == [] and one.holds_chores)
+
+
 def test_a_clock_that_differs_is_told_by_both(url: str) -> None:
     """A coordinator that is two minutes ahead is named by itself and by the other one."""
     with member(url, "ahead", clock=lambda: time() + 120):
