@@ -292,8 +292,9 @@ def _states(value: FloatArray, weight: FloatArray) -> FloatArray:
     """
     if len(weight) == 0:
         return np.zeros((1, value.shape[1]))
-    best = value.max(axis=1)
-    above = np.where(np.isfinite(value), value - (best[:, None] - LATE_COSTS), 0.0)
+    least = value.max(axis=1, keepdims=True) - LATE_COSTS
+    # Nobody in memory can answer some kinds: then the best one is worth as little as all others.
+    above = np.subtract(value, least, out=np.zeros_like(value), where=np.isfinite(value))
     return np.asarray(np.clip(above / LATE_COSTS, 0.0, 1.0) * (weight / weight.max())[:, None])
 
 

@@ -459,10 +459,12 @@ class Service:
         learn_lengths(self._selector.lengths, life)
         self._learn_affinity(active)
         self._on_retired(life, receipt)
+        outcome, reason, _ = effects.said_of(life.outcome)
         log.info(
             "request_ended",
             request_id=life.request.request_id,
-            outcome=type(life.outcome).__name__.lower(),
+            outcome=outcome,
+            reason=reason,
             experts=[attempt.expert.key for attempt in life.attempts],
             decoded_tokens=[attempt.usage.decoded_tokens if attempt.usage else None for attempt in life.attempts],
             joules=receipt.energy.joules,

@@ -76,6 +76,12 @@ def test_a_model_that_is_asked_for_by_name_is_kept() -> None:
     assert "small/s" in found.members
 
 
+def test_requests_for_a_model_that_nobody_has_decide_nothing() -> None:
+    """They are counted as late for everybody, whatever is in memory; nothing is subtracted from infinity."""
+    assert decide(BOTH, (*traffic(60), *traffic(5, model="gone")), Limits(), 0.0).members == ("big/m",)
+    assert decide(BOTH, traffic(5, model="gone"), Limits(), 1e-5).members == ("small/s",)
+
+
 def test_watts_are_never_exceeded() -> None:
     """With an average of 20 W allowed the workstation sleeps, whatever it is worth."""
     found = decide(BOTH, traffic(60), Limits(average_w=20.0), 0.0)

@@ -74,6 +74,18 @@ def test_words_from_an_agent_at_the_deadline_reach_the_request() -> None:
     run_on_uvloop(test)
 
 
+@on_virtual_clock
+async def test_the_log_says_why_a_request_failed() -> None:
+    """An operator sees of each request what became of it, and of a failed one why."""
+    bench = ServiceBench("agent-1")
+    with capture_logs() as logs:
+        asked = bench.ask("req")
+        bench.service.agent_lost("agent-1")
+        await failure(asked)
+    ended = [entry for entry in logs if entry["event"] == "request_ended"]
+    assert [(entry["outcome"], entry["reason"]) for entry in ended] == [("failed", JobErrorCode.AGENT_LOST)]
+
+
 class BrokenError(Exception):
     """What the tests make the service's own code raise."""
 
