@@ -48,8 +48,9 @@ def picture(report: CalibrationReport, _now_unix_s: float) -> RenderableType:
                 Text(_left_out(comparison), style="dim"),
             )
     about = (
-        f"The last {report.overall.n_requests} answers ({report.window} at most), predicted for the tokens that were"
-        " decoded; as planned: for the longest answer that was planned for. Right quantiles hold in 50 and 95 %."
+        f"The last {report.overall.n_requests} answers, at most {report.window}. They are compared with what was"
+        " predicted for the tokens that they had; as planned: with what was predicted for the longest answer that was"
+        " planned for. If the predictions are right, p50 holds in 50 % and p95 in 95 % of the answers."
     )
     parts: list[RenderableType] = [table, Text(about, style="dim")]
     if report.warnings:

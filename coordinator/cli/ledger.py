@@ -148,7 +148,9 @@ def _newest(rows: Sequence[RequestRow], own: str, most: int | None) -> tuple[Req
 
 def _standing(arguments: argparse.Namespace, found: StandingReport) -> int:
     if arguments.csv is not None or arguments.requests:
-        raise Moe2Error("--standing has no --csv and no --requests.", remedy="Use --json, or leave them out.")
+        raise Moe2Error(
+            "--standing goes neither with --csv nor with --requests.", remedy="Use --json, or leave them out."
+        )
     if arguments.json:
         say_json(found)
         return 0

@@ -30,7 +30,7 @@ _VERBS = {
     "add": "Serve a further model on hosts, from a file that they have. Done when it is loaded.",
     "set": "Serve a model from another file, or with other settings. The new one is loaded before the old one ends,"
     " where memory has room for both; requests wait or go elsewhere.",
-    "remove": "Serve a model no longer on hosts. Requests that run are answered first; the file stays.",
+    "remove": "Stop serving a model on hosts. Requests that run are answered first; the file stays.",
 }
 Answer = dict[str, tuple[ModelOrderRow, ...]]
 
@@ -302,7 +302,7 @@ def told(row: AgentRow) -> Iterator[str]:
     """A host's models, in lines."""
     store = row.models
     if store is None:
-        yield f"{printable(row.agent_name)}: its agent is of a release that does not tell."
+        yield f"{printable(row.agent_name)}: its agent's release is too old to tell."
         return
     takes = "takes models from here" if store.takes_orders else "takes no models from here (models_from.coordinator)"
     yield (

@@ -98,7 +98,7 @@ def picture(status: CoordinatorStatus, _now_unix_s: float) -> RenderableType:
     if status.agents:
         parts += [_agents(status.agents), _experts(status.agents)]
     elif status.counts is not None and status.counts.agents:
-        parts.append(Text("No host is there of those that were asked for.", style="dim"))
+        parts.append(Text("There is no host like the one that was asked for.", style="dim"))
     else:
         parts.append(Text("No agent has registered yet.", style="dim"))
     if left_out := shown_part(status):

@@ -340,7 +340,9 @@ class _Tuning:
             bar.update(task, completed=FOLDS + 1)
         show(comparison, self._console)
         if comparison.is_clearly_behind and not self._args.even_if_behind:
-            self._console.print("The gate is clearly behind, so it is not installed (--even-if-behind does it).")
+            self._console.print(
+                "The gate is clearly behind, so it is not installed (--even-if-behind installs it all the same)."
+            )
             return NOT_INSTALLED
         path = self._settings.gate_path
         gate = trained.gate

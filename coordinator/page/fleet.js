@@ -50,7 +50,7 @@ export function drawFleet({ fleet, requests }) {
   for (const id of powers.keys()) if (!fleet.agents.some((agent) => agent.agent_id === id)) powers.delete(id);
   const lines = Map.groupBy ? Map.groupBy(linesOf(requests), (line) => line.expert) : grouped(linesOf(requests));
   if (!fleet.agents.length && fleet.counts.agents) {
-    show(byId("hosts"), el("p", { class: "empty" }, "No host is there of those that were searched for."));
+    show(byId("hosts"), el("p", { class: "empty" }, "There is no host like the one that was searched for."));
     return;
   }
   if (!fleet.agents.length) {

@@ -241,7 +241,7 @@ async def test_a_thousand_hosts_are_found_and_turned_through(browser: Browser, w
             browser.until(f"{shown()} === 'host-0009'")
             browser.type("#find-text", "nobody is called so")
             browser.until("document.querySelectorAll('.host').length === 0")
-            assert browser.text("#hosts") == "No host is there of those that were searched for."
+            assert browser.text("#hosts") == "There is no host like the one that was searched for."
             assert browser.js("document.documentElement.scrollWidth <= innerWidth") is True
             assert browser.complaints() == []
 
