@@ -251,6 +251,21 @@ class ProvisioningStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How many there are, where `awake` and `stays` were cut short; None where they were not."""
 
 
+class PairStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A coordinator's part in a group that shares a database, mostly a pair."""
+
+    name: str
+    """What it is called there."""
+    preferred: bool
+    """It does the chores of all, and a balancer that keeps the others in reserve should prefer it."""
+    reached: bool
+    """The database has answered within the last few seconds."""
+    unshipped: int
+    """Entries of this coordinator's ledger that are not in the database yet."""
+    others: tuple[str, ...]
+    """The other coordinators that the database had heard of in the minute before it was last asked."""
+
+
 class FleetCounts(msgspec.Struct, frozen=True, kw_only=True):
     """The numbers of the whole fleet, however many of its hosts are shown.
 
@@ -304,6 +319,8 @@ class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What the slow level thinks of who is awake; None from a coordinator of an earlier release."""
     counts: FleetCounts | None = None
     """The numbers of the whole fleet; None from a coordinator of an earlier release."""
+    pair: PairStatus | None = None
+    """Its part among coordinators that share a database; None where it shares none, or is of an earlier release."""
 
 
 def exit_code(warnings: tuple[HealthWarning, ...]) -> int:

@@ -324,6 +324,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             model_orders=self._supply.orders.rows(),
             pushes=self._supply.pushes.rows(),
             pulls=self._supply.pulls.rows(),
+            pair=self._pair.status() if self._pair else None,
             warnings=(
                 *health.dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
                 *health.fleet_warnings(rows, n_choosable=len(choosable), stale_s=self._settings.agents.stale_s),

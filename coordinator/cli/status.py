@@ -14,7 +14,7 @@ from rich.text import Text
 
 from moe2.common.link.reports import ExpertReport
 from moe2.common.localsocket import STATUS_ROUTE
-from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus, FleetCounts
+from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus, FleetCounts, PairStatus
 from moe2.common.terminal import figures
 from moe2.common.terminal import parts as terminal_parts
 from moe2.common.terminal.commandline import add_socket
@@ -142,9 +142,21 @@ def _header(status: CoordinatorStatus) -> RenderableType:
         ("Agents", Text(f"{connected} of {n_agents} connected")),
         ("Requests", Text(requests)),
         ("Dispatch", Text(helped)),
+        *([("Database", Text(_pair_said(status.pair)))] if status.pair else []),
         ("Up", Text(f"{figures.duration(status.uptime_s)} · moe2 {status.version} · pid {status.pid}")),
     )
     return terminal_parts.header_panel("moe2 coordinator", grid, status.warnings, draining=status.draining)
+
+
+def _pair_said(pair: PairStatus) -> str:
+    return " · ".join(
+        (
+            printable(pair.name) + (", preferred" if pair.preferred else ""),
+            f"beside {', '.join(map(printable, pair.others))}" if pair.others else "no other coordinator was seen",
+            "reached" if pair.reached else "not reached",
+            f"{pair.unshipped} entries to be shipped",
+        )
+    )
 
 
 def _agents(agents: tuple[AgentRow, ...]) -> Table:
@@ -255,6 +267,7 @@ def lines(status: CoordinatorStatus, _now_unix_s: float) -> list[str]:
             hedges_lost=status.dispatch.hedges_lost,
             resumed=status.dispatch.resumed,
         ),
+        *_pair_lines(status.pair),
         *(
             fact_line("breaker", expert=breaker.expert, state=breaker.state)
             for breaker in status.dispatch.breakers
@@ -300,6 +313,21 @@ def _counts_line(counts: FleetCounts, n_shown: int) -> str:
         shown=n_shown,
         warnings=counts.warnings,
     )
+
+
+def _pair_lines(pair: PairStatus | None) -> list[str]:
+    if pair is None:
+        return []
+    return [
+        fact_line(
+            "database",
+            name=pair.name,
+            preferred=terminal_parts.yes_no(pair.preferred),
+            reached=terminal_parts.yes_no(pair.reached),
+            unshipped=pair.unshipped,
+            others=",".join(pair.others) or None,
+        )
+    ]
 
 
 def _provisioning_lines(status: CoordinatorStatus) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import structlog
 
 from moe2.common.health import HealthWarning, Severity
+from moe2.common.status import PairStatus
 from moe2.coordinator.database.books import SharedBooks
 from moe2.coordinator.database.bulletin import Bulletin, SharedAnswers
 from moe2.coordinator.database.lender import RECALL, Lender
@@ -126,6 +127,16 @@ class Pair:
     def does_chores(self) -> bool:
         """Whether this coordinator is the one that does what only one may do."""
         return self.membership.holds_chores
+
+    def status(self) -> PairStatus:
+        """Returns this coordinator's part as users see it."""
+        return PairStatus(
+            name=self.name,
+            preferred=self.does_chores,
+            reached=self.membership.is_current and self.membership.standing.error is None,
+            unshipped=self._shipper.state.n_waiting,
+            others=tuple(peer.name for peer in self.membership.standing.peers),
+        )
 
     def warnings(self) -> tuple[HealthWarning, ...]:
         """Returns warnings about the database and about entries on the way to it."""

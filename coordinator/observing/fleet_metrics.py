@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from moe2.common.link.reports import ExpertReport, ExpertState
-from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus, ProvisioningStatus
+from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus, PairStatus, ProvisioningStatus
 from moe2.coordinator.ledger.accounts import Accounts, Statement
 from moe2.coordinator.ledger.store import Ledger
 
@@ -45,6 +45,8 @@ class FleetCollector(Collector):
         yield from _averages(status.averages)
         if status.provisioning is not None:
             yield from _provisioning(status.provisioning)
+        if status.pair is not None:
+            yield from _pair(status.pair)
         yield _warnings(status)
 
     def _agents(self, rows: tuple[AgentRow, ...]) -> Iterator[Metric]:
@@ -85,6 +87,21 @@ def _provisioning(told: ProvisioningStatus) -> Iterator[Metric]:
     for name, (text, figure) in figures.items():
         if figure is not None:
             yield GaugeMetricFamily(f"moe2_provisioning_{name}", text, value=figure)
+
+
+def _pair(told: PairStatus) -> Iterator[Metric]:
+    """Yields how the coordinator stands with the database that it shares with others."""
+    figures = {
+        "coordinator_preferred": ("1 if a balancer should prefer this coordinator to the others.", told.preferred),
+        "coordinators_seen": (
+            "Coordinators that share the database and were seen of late, this one too.",
+            1 + len(told.others),
+        ),
+        "database_reached": ("1 if the shared database answers.", told.reached),
+        "database_unshipped_entries": ("Entries of the ledger that are not in the shared database.", told.unshipped),
+    }
+    for name, (text, figure) in figures.items():
+        yield GaugeMetricFamily(f"moe2_{name}", text, value=figure)
 
 
 def _dispatch(status: CoordinatorStatus) -> Iterator[Metric]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from moe2.common.link.messages import Suspend
+from moe2.common.status import PairStatus
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.shared_trust import KeyTable, SharedRegister
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, mint
@@ -51,11 +52,21 @@ async def test_answers_go_on_without_the_database_and_are_shipped_after_it(
             await running.until_status(
                 lambda status: [warning.code for warning in status.warnings].count("database_unreachable") == 1
             )
+            # Three requests with an attempt each wait for the database.
+            await running.until_status(
+                lambda status: status.pair is not None and not status.pair.reached and status.pair.unshipped >= 3
+            )
         finally:
             await asyncio.to_thread(server.start)
         await running.until_status(
             lambda status: "database_unreachable" not in [warning.code for warning in status.warnings]
         )
+        whole = PairStatus(name="a", preferred=True, reached=True, unshipped=0, others=())
+        await running.until_status(lambda status: status.pair == whole)
+        async with running.http.get("/metrics") as answer:
+            scraped = await answer.text()
+        for line in ("coordinator_preferred 1.0", "coordinators_seen 1.0", "database_reached 1.0"):
+            assert f"\nmoe2_{line}\n" in scraped
         async with asyncio.timeout(60):
             while len(shared_joules(url)) < 4:
                 await asyncio.sleep(POLL_S)

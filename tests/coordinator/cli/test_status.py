@@ -20,7 +20,7 @@ from moe2.common.energy import Quality
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.reports import HostFacts, Performance, SensorReport
 from moe2.common.localsocket import STATUS_ROUTE
-from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus, ProvisioningStatus
+from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus, PairStatus, ProvisioningStatus
 from moe2.coordinator.cli import status as cli_status
 from moe2.coordinator.cli.fleet import told
 from moe2.coordinator.observing.fleet_view import FleetQuery, page_of
@@ -165,6 +165,31 @@ def test_plain_lines_count_the_whole_fleet() -> None:
         "shown=1 warnings=0"
     )
     assert sum(line.startswith("agent ") for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("pair", "line", "drawing"),
+    [
+        (
+            PairStatus(name="one", preferred=True, reached=True, unshipped=0, others=("two",)),
+            "database name=one preferred=yes reached=yes unshipped=0 others=two",
+            "one, preferred · beside two · reached · 0 entries to be shipped",
+        ),
+        (
+            PairStatus(name="one", preferred=False, reached=False, unshipped=7, others=()),
+            "database name=one preferred=no reached=no unshipped=7 others=–",
+            "one · no other coordinator was seen · not reached · 7 entries to be shipped",
+        ),
+    ],
+)
+def test_one_of_a_pair_says_how_it_stands_with_the_others(pair: PairStatus, line: str, drawing: str) -> None:
+    """Who the others are, which one is preferred, and what the database lacks; nothing without a shared database."""
+    whole = replace(status(row("one")), pair=pair)
+    assert line in cli_status.lines(whole, 0.0)
+    assert drawing in drawn(whole, width=200)
+    alone = replace(whole, pair=None)
+    assert not [line for line in cli_status.lines(alone, 0.0) if line.startswith("database ")]
+    assert "Database" not in drawn(alone)
 
 
 def test_a_part_of_the_fleet_says_how_many_others_there_are() -> None:
