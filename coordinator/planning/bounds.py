@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import cached_property, singledispatch
 from typing import TypeAlias
 
 import numpy as np
@@ -42,6 +42,10 @@ _MAX_COLUMNS = 96
 _JOINING_COLUMNS = 32
 """Most experts that join a relaxation in a further round."""
 _ROUNDS = 4
+_PRICING_S_EACH = 6e-9
+"""Seconds kept for a bound on all experts while that of some of them is looked for, for each expert and prompt."""
+_OVERTIME_S = 0.001
+"""Seconds by which that may be late: without it there is no bound at all."""
 _SingleArray: TypeAlias = NDArray[np.float32]
 
 
@@ -120,7 +124,11 @@ class _CoverageEnvelope(Envelope):
 
     def __init__(self, rows: FloatArray, held: FloatArray) -> None:
         self.rows, self.held = rows, held
-        self.beta = -np.log(np.maximum(rows, np.exp(-_MAX_BETA)))
+
+    @cached_property
+    def beta(self) -> FloatArray:
+        """(n, M) what each expert adds on each prompt."""
+        return np.asarray(-np.log(np.maximum(self.rows, np.exp(-_MAX_BETA))))
 
     def at(self, shares: FloatArray, near: FloatArray | None = None, blur: float = 0.0) -> Tangent:
         touching, steps, spread = touching_points(self.beta, shares, near)
@@ -148,8 +156,16 @@ class _BestOfEnvelope(Envelope):
 
     def __init__(self, rows: FloatArray, held: FloatArray) -> None:
         self.rows, self.held = rows, held
-        self.single = rows.astype(np.float32)
-        self.top = np.maximum(held, rows.max(axis=0))
+
+    @cached_property
+    def single(self) -> _SingleArray:
+        """(n, M) the chances in single precision, which steer the search."""
+        return self.rows.astype(np.float32)
+
+    @cached_property
+    def top(self) -> FloatArray:
+        """(M,) the highest level that a touching point can have."""
+        return np.asarray(np.maximum(self.held, self.rows.max(axis=0)))
 
     def at(self, shares: FloatArray, near: FloatArray | None = None, blur: float = 0.0) -> Tangent:
         width = 0.01 + 0.1 * blur
@@ -184,7 +200,10 @@ class _BestOfEnvelope(Envelope):
 
     def linear(self, touching: FloatArray) -> tuple[float, FloatArray]:
         level = np.maximum(touching, self.held)
-        return float(level.mean()), np.asarray(np.maximum(self.rows - level, 0.0).mean(axis=1))
+        mean = float(level.mean())
+        # The mean of (p - u)+ is that of max(p, u) less that of u: less memory is written, and a product averages.
+        slope = np.maximum(self.rows, level) @ np.full(len(level), 1.0 / len(level)) - mean
+        return mean, np.maximum(slope, 0.0)
 
     def rise(self, touching: FloatArray, joined: BoolArray) -> FloatArray:
         level = np.maximum(touching, self.held)
@@ -232,22 +251,24 @@ def solve_by_columns(
     *,
     target: float,
     precision: float,
-    stop: Callable[[], bool],
+    stop: Callable[[float], bool],
 ) -> Bound | None:
     """The bound of `solve`, from the few experts that matter where there are many; None where the time was up before.
 
     experts: (n,) places of the free experts. held: (M,) state of the panel that they join. costs: (C, n). room: (C,).
+    stop: returns True where no more is left than the seconds that it is given.
     Touching points and prices that hold for some of the experts hold for all once every reduced cost is known; those
     with positive ones join in the next round.
     """
+    in_time = _PRICING_S_EACH * len(experts) * len(held) if len(experts) > _MAX_COLUMNS else 0.0
     if len(experts) <= _MAX_COLUMNS:
         whole = envelope(value, value.states[experts], held)
-        return solve(whole, costs, room, target=target, precision=precision, stop=stop)
+        return solve(whole, costs, room, target=target, precision=precision, stop=lambda: stop(0.0))
     scaled = costs / room[:, None]
     chosen = _first_columns(value.alone[experts], scaled.max(axis=0), value.twins[experts])
     best: Bound | None = None
     for _ in range(_ROUNDS):
-        if stop():
+        if stop(in_time if best else 0.0):
             break
         some = solve(
             envelope(value, value.states[experts[chosen]], held),
@@ -255,9 +276,9 @@ def solve_by_columns(
             room,
             target=target,
             precision=precision,
-            stop=stop,
+            stop=lambda: stop(in_time),
         )
-        found = _of_everyone(some, chosen, value, experts, held, scaled, stop)
+        found = _of_everyone(some, chosen, value, experts, held, scaled, lambda: stop(-_OVERTIME_S))
         if found is None:
             break
         best = found if best is None or found.upper < best.upper else best
@@ -293,17 +314,35 @@ def _of_everyone(
 
     None where `stop` returned True before all reduced costs were known.
     """
-    shares, reduced = np.zeros(len(experts)), np.empty(len(experts))
+    shares = np.zeros(len(experts))
     shares[chosen] = some.shares
-    constant = 0.0
-    for start in range(0, len(experts), _MAX_COLUMNS):
+    kinds, kind = np.unique(value.twins[experts], return_inverse=True)
+    slopes, constant = np.empty(len(kinds)), 0.0
+    for start in range(0, len(kinds), _MAX_COLUMNS):
         if stop():
             return None
         part = slice(start, start + _MAX_COLUMNS)
-        constant, slope = envelope(value, value.states[experts[part]], held).linear(some.touching)
-        reduced[part] = slope - some.price @ scaled[:, part]
-    upper = constant + float(some.price.sum()) + float(np.maximum(reduced, 0.0).sum())
-    return Bound(upper, shares, reduced, some.touching, some.price)
+        constant, slopes[part] = envelope(value, value.states[kinds[part]], held).linear(some.touching)
+    slope = slopes[kind]
+    price = _repriced(some.price, slope, scaled)
+    reduced = slope - price @ scaled
+    upper = constant + float(price.sum()) + float(np.maximum(reduced, 0.0).sum())
+    return Bound(upper, shares, reduced, some.touching, price)
+
+
+def _repriced(price: FloatArray, slope: FloatArray, scaled: FloatArray) -> FloatArray:
+    """The prices (C,), each in turn the one that proves most beside the others, for experts of `slope` (n,).
+
+    scaled: (C, n). The best price of one limit is what is gained per unit of it by the last expert that has room, when
+    they are taken by that. Prices of some of the experts are too low where others join them.
+    """
+    price = price.copy()
+    for place, used in enumerate(scaled):
+        rate = (slope - price @ scaled) / np.maximum(used, 1e-12) + price[place]
+        order = np.argsort(-rate, kind="stable")
+        last = int(np.searchsorted(np.cumsum(used[order]), 1.0))
+        price[place] = max(0.0, float(rate[order[last]])) if last < len(order) else 0.0
+    return price
 
 
 def solve(

@@ -22,8 +22,10 @@ _MAX_EXCHANGES = 4
 """A local optimum is usually reached after one or two exchanges."""
 _MAX_ENTERING = 128
 """Most candidates that an exchange tries in the place of each member."""
+_MAX_GROWN_FROM = 256
+"""Most candidates by worth, and most by worth for their cost, that the first panels of a large fleet are grown from."""
 _LOOKED_AT = 32
-"""Candidates whose gains are looked at together, the most promising first."""
+"""Candidates whose gains are looked at first, the most promising; then twice as many, and so on."""
 
 
 def never() -> bool:
@@ -78,8 +80,8 @@ def _largest_gain(
     bound = gains[choices] / per[choices]
     order = choices[np.argsort(-bound, kind="stable")]
     best, rate = -1, -np.inf
-    for start in range(0, len(order), _LOOKED_AT):
-        part = order[start : start + _LOOKED_AT]
+    start, count = 0, _LOOKED_AT
+    while len(part := order[start : start + count]):
         if gains[part[0]] / per[part[0]] < rate:
             break
         reached = value.cross(state[None], candidates.states_of(part))[0]
@@ -88,6 +90,7 @@ def _largest_gain(
         first = int(part[rates == rates.max()].min())
         if rates.max() > rate or (rates.max() == rate and first < best):
             best, rate = first, float(rates.max())
+        start, count = start + count, 2 * count
     return best
 
 
@@ -142,13 +145,25 @@ def offer_greedy_panels(candidates: Candidates, incumbent: Incumbent, stop: Stop
     peak = float(alone.max())
     for single in np.flatnonzero(alone >= peak - tie_width(peak)):
         incumbent.offer([int(single)], float(alone[single]))
-    everyone = np.ones(candidates.count, dtype=np.bool_)
     most = max(1, candidates.max_joining([], np.arange(candidates.count)))
     weight = burden(candidates, most)
-    incumbent.offer(grow(candidates, [], everyone, weight, stop))
-    quick = candidates.largest >= most
-    if quick.any() and not quick.all() and not stop():
+    pool = _shortlist(candidates, weight)
+    grown = grow(candidates, [], pool, weight, stop)
+    incumbent.offer(grown)
+    quick = pool & (candidates.largest >= most)
+    if len(grown) < most and quick.any() and quick.sum() < pool.sum() and not stop():
         incumbent.offer(grow(candidates, [], quick, weight, stop))
+
+
+def _shortlist(candidates: Candidates, weight: FloatArray) -> BoolArray:
+    """(n,) True for those candidates that are worth most, and most for their weight; for all where they are few."""
+    short: BoolArray = np.zeros(candidates.count, dtype=np.bool_)
+    worth = candidates.alone
+    if not np.isfinite(worth).all() or candidates.count <= 2 * _MAX_GROWN_FROM:
+        return ~short
+    for rating in (worth, (worth - worth.min()) / weight):
+        short[np.argsort(-rating, kind="stable")[:_MAX_GROWN_FROM]] = True
+    return short
 
 
 def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:

@@ -109,13 +109,14 @@ class _Search:
         close = upper <= self.incumbent.target or share <= self.effort.gap_share
         return close or self._late() or (limit is not None and self.nodes >= limit)
 
-    def _late(self) -> bool:
-        """True where only the time for finishing the plan is left."""
+    def _late(self, further_s: float = 0.0) -> bool:
+        """True where only the time for finishing the plan is left, and `further_s` for something before that."""
         limit = self.effort.time_limit_s
         if limit is None or self.spent is None:
             return False
         figures = self.candidates.count * self.candidates.problem.value.prompts
-        return self.spent() >= limit - min(_WRAP_UP_S + _WRAP_UP_S_EACH * figures, _WRAP_UP_SHARE * limit)
+        kept = min(_WRAP_UP_S + _WRAP_UP_S_EACH * figures, _WRAP_UP_SHARE * limit)
+        return self.spent() >= limit - kept - further_s
 
     def _push(self, node: _Node) -> None:
         """Keep a node for later if its bound is worth a look."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import combinations
 
 import numpy as np
+import pytest
 
-from moe2.coordinator.planning import listing
+from benchmarks.planner_fleet import fleet
+from moe2.coordinator.planning import bounds, listing
 from moe2.coordinator.planning.awake_search import _beside_need
 from moe2.coordinator.planning.candidates import Candidates, Incumbent
 from moe2.coordinator.planning.listing import LinearBound
 from moe2.coordinator.planning.problem import Aggregation, PanelBudgets
 from moe2.coordinator.planning.search import Effort, _Search
+from moe2.coordinator.planning.values import FloatArray
 
 from . import cases
 
@@ -80,3 +84,46 @@ def test_a_bound_that_is_exact_leaves_the_best_three_in_the_listing() -> None:
     everyone = np.arange(count)
     listing.list_panels(candidates, [], everyone, 3, incumbent, lambda: False, linear=LinearBound(0.0, reduced))
     assert incumbent.members == [1, 3, 6]
+
+
+def test_prices_that_are_set_in_turn_prove_no_less() -> None:
+    """With one limit they prove what shares of the best experts for their costs are worth, which is the optimum."""
+    rng = np.random.default_rng(47)
+    for limits in (1, 2, 3):
+        for _ in range(20):
+            count = int(rng.integers(1, 40))
+            slope, used = rng.uniform(0.0, 1.0, count), rng.uniform(0.01, 1.0, (limits, count))
+            before = rng.uniform(0.0, 1.0, limits)
+            after = bounds._repriced(before, slope, used)
+
+            def proven(price: FloatArray, slope: FloatArray = slope, used: FloatArray = used) -> float:
+                return float(price.sum() + np.maximum(slope - price @ used, 0.0).sum())
+
+            assert (after >= 0.0).all()
+            assert proven(after) <= proven(before) + 1e-12
+            if limits == 1:
+                room, worth = 1.0, 0.0
+                for expert in np.argsort(-slope / used[0]):
+                    share = min(1.0, room / float(used[0, expert]))
+                    room, worth = room - share * float(used[0, expert]), worth + share * float(slope[expert])
+                assert proven(after) == pytest.approx(worth, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["best_of", "coverage"])
+def test_a_relaxation_that_is_cut_short_bounds_all_experts(kind: str) -> None:
+    """Of many experts the relaxation solves some; the time for a bound on the others is kept while it does."""
+    drawn = fleet(np.random.default_rng(3), 300, "graded")
+    value = drawn.value(kind)
+    looks = itertools.count(1)
+
+    def stop(further_s: float) -> bool:
+        return 0.004 - 2e-4 * next(looks) <= further_s
+
+    everyone = np.arange(300)
+    rows, room = np.ones((1, 300)), np.array([4.0])
+    found = bounds.solve_by_columns(
+        value, everyone, value.empty_state(), rows, room, target=0.0, precision=0.0, stop=stop
+    )
+    assert found is not None
+    strongest = np.argsort(-value.alone)[:40]
+    assert max(value.of(list(panel)) for panel in combinations(strongest.tolist(), 2)) <= found.upper < value.of_all
