@@ -54,7 +54,10 @@ _YES_NO = re.compile(
     r"^\W*(yes|no|true|false|ja|nein|nee|oui|non|sí|sì|sim|não|да|нет)(?=\s*(?:[,.:;!)\n–—-]|$))", re.IGNORECASE
 )
 _UNKNOWING = re.compile(
-    r"^\W*(?:sorry\W+)?i(?: do not|['’ ]?(?:m| am) not| don['’]?t) (?:know|sure|certain)\b", re.IGNORECASE
+    r"^\W*(?:sorry\W+)?(?:i(?: do not|['’ ]?(?:m| am) not| don['’]?t) (?:know|sure|certain)"
+    r"|(?:i['’ ]?(?:m| am) (?:very )?sorry\W+(?:but )?)?i (?:can(?:not| not|['’]?t)|am unable to|am not able to) "
+    r"(?:assist|help|answer|provide|do that|fulfil)|as an ai\b)\b",
+    re.IGNORECASE,
 )
 """What is said by who has no answer."""
 _ASIDE = re.compile(

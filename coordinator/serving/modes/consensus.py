@@ -303,6 +303,7 @@ class Consensus(PanelRun):
         )
 
     def _kind_found(self) -> str | None:
-        """The kind of the answers where the request does not tell; None where nobody gave one."""
+        """The kind of the answer that leads, where the request does not tell; None where nobody gave one."""
         found = (written.answer for written in self._written.values())
-        return next((answer.kind.value for answer in found if answer is not None), None)
+        leader = self._vote.leader
+        return next((answer.kind.value for answer in found if answer is not None and answer.key == leader), None)

@@ -117,6 +117,7 @@ def test_members_that_answer_in_different_forms_agree() -> None:
         ({"answer": AnswerKind.TEXT}, ("Paris.", "paris", "Rome"), "text", "paris"),
         ({"answer": AnswerKind.JSON}, ('{"answer": "Yes"}', '{"answer":"yes"}', "{}"), "json", "yes"),
         ({}, ("forty-two", "42", "42.0"), "number", "42"),
+        ({}, ("12", "Paris", "paris"), "text", "paris"),
     ],
 )
 def test_every_kind_of_answer_is_counted(wish: dict[str, Any], texts: tuple[str, ...], kind: str, winner: str) -> None:
@@ -126,6 +127,7 @@ def test_every_kind_of_answer_is_counted(wish: dict[str, Any], texts: tuple[str,
         if not bench.life.outcome:
             says(bench, attempt, text)
     assert [share.answer for share in bench.together.members].count(winner) == 2
+    assert bench.together.answer_kind == kind
 
 
 def test_a_schema_names_the_field_that_is_counted() -> None:
