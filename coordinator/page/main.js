@@ -63,8 +63,9 @@ function tick(data) {
   drawRunning(data.running, state.fleet.requests_active);
   drawChart(state);
   offerModels(state.fleet.counts.models);
-  const { version, uptime_s, draining } = state.fleet;
-  byId("footer").textContent = `moe2 ${version} · up ${duration(uptime_s)}${draining ? " · shutting down" : ""}`;
+  const { version, uptime_s, draining, pair } = state.fleet;
+  const among = pair ? ` · ${pair.name}${pair.preferred ? ", preferred" : ""}, ${pair.others.length ? `beside ${pair.others.join(", ")}` : "no other coordinator was seen"}` : "";
+  byId("footer").textContent = `moe2 ${version} · up ${duration(uptime_s)}${among}${draining ? " · shutting down" : ""}`;
 }
 
 const STATES = { live: "Live", waiting: "Reconnecting", locked: "Key needed" };

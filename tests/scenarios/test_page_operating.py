@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from moe2.common.link.reports import SensorReport
-from moe2.common.status import ChangeRow, ProvisioningStatus
+from moe2.common.status import ChangeRow, PairStatus, ProvisioningStatus
 from moe2.coordinator.keys.keys import Scope
 from moe2.coordinator.keys.store import KeyFile
 from tests.coordinator.keys.keys import add_key, revoke
@@ -58,6 +58,22 @@ async def test_who_is_awake_and_what_sleep_would_save_is_told(tmp_path: Path, br
             assert browser.complaints() == []
 
         await visit(check)
+
+
+async def test_one_of_a_pair_says_which(tmp_path: Path, browser: Browser) -> None:
+    """The foot of the page names this coordinator and the others; it names nobody where no database is shared."""
+    pair = PairStatus(name="one", preferred=True, reached=True, unshipped=0, others=("two", "three"))
+    for shown, said in ((pair, True), (None, False)):
+        async with fake_coordinator(fleet_status=status(agent_row(), pair=shown)) as (url, _):
+
+            def check(url: str = url, said: bool = said) -> None:
+                browser.open(url)
+                browser.until("document.querySelector('#footer').textContent.includes(' · up ')")
+                assert ("one, preferred, beside two, three" in browser.text("#footer")) is said
+                assert ("preferred" in browser.text("#footer")) is said
+                assert browser.complaints() == []
+
+            await visit(check)
 
 
 async def test_the_key_is_asked_for_and_sent(tmp_path: Path, browser: Browser) -> None:
