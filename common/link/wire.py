@@ -53,10 +53,12 @@ SMALL_FRAME_BYTES = 64 * 1024
 """For messages that say one thing: no such message of a sound peer comes near it."""
 MEDIUM_FRAME_BYTES = 256 * 1024
 REPORT_FRAME_BYTES = 1024 * 1024
-TOKENS_FRAME_BYTES = 1024 * 1024
 MAX_PIECES_PER_FRAME = 16_384
 """The most tokens in one frame of an agent, all jobs together. Taking in a million of the shortest takes seconds."""
+MAX_ALTERNATIVES_PER_FRAME = 98_304
+"""The most alternatives in one such frame."""
 LEAST_PIECE_BYTES = 2
+LEAST_ALTERNATIVE_BYTES = 11
 _SMALL = (
     *(Hello, Welcome, Refused, Ping, Pong, Fault, Goodbye, TakeToken, CancelJob, JobStarted, JobDone, JobFailed),
     *(
@@ -76,7 +78,6 @@ _SMALL = (
 )
 MAX_BYTES_BY_KIND: dict[type[Any], int] = {
     Report: REPORT_FRAME_BYTES,
-    Tokens: TOKENS_FRAME_BYTES,
     NextTokens: MEDIUM_FRAME_BYTES,
     JobScored: MEDIUM_FRAME_BYTES,
     **dict.fromkeys(_SMALL, SMALL_FRAME_BYTES),
@@ -100,6 +101,12 @@ class _Numbered(msgspec.Struct):
 class _JobShape(msgspec.Struct, array_like=True):
     job_id: msgspec.Raw
     pieces: msgspec.Raw
+
+
+class _PieceShape(msgspec.Struct, array_like=True):
+    text: msgspec.Raw
+    logprob: msgspec.Raw = msgspec.Raw()
+    alternatives: msgspec.Raw = msgspec.Raw()
 
 
 class _TokensShape(msgspec.Struct):
@@ -135,6 +142,7 @@ class Codec(Generic[T]):
         self._numbers = msgspec.msgpack.Decoder(_Numbered)
         self._envelopes = msgspec.msgpack.Decoder(_Envelope)
         self._shapes = msgspec.msgpack.Decoder(_TokensShape)
+        self._piece_shapes = msgspec.msgpack.Decoder(tuple[_PieceShape, ...])
         self._max_bytes = {kind.__struct_config__.tag: limit for kind, limit in (max_bytes_by_kind or {}).items()}
         least_bytes = (*self._max_bytes.values(), LEAST_PIECE_BYTES * MAX_PIECES_PER_FRAME)
         self._always_small_enough = min(least_bytes) if self._max_bytes else max_frame_bytes
@@ -195,18 +203,22 @@ class Codec(Generic[T]):
         if limit is not None and len(frame) > limit:
             problem = f"{len(frame)} bytes are more than the {limit} that it may have."
             raise self._unreadable(envelope, ValueError(problem))
-        if limit is not None and envelope.op == Tokens.__struct_config__.tag:
+        if envelope.op == Tokens.__struct_config__.tag and self._max_bytes:
             self._refuse_crowded(frame, envelope)
         return envelope
 
     def _refuse_crowded(self, frame: bytes, envelope: _Envelope) -> None:
         try:
-            n_pieces = sum(_length(job.pieces) for job in self._shapes.decode(frame).jobs)
+            jobs = self._shapes.decode(frame).jobs
+            what, count, most = "tokens", sum(_length(job.pieces) for job in jobs), MAX_PIECES_PER_FRAME
+            if count <= most and len(frame) > LEAST_ALTERNATIVE_BYTES * MAX_ALTERNATIVES_PER_FRAME:
+                pieces = (piece for job in jobs for piece in self._piece_shapes.decode(job.pieces))
+                what, most = "alternatives", MAX_ALTERNATIVES_PER_FRAME
+                count = sum(_length(piece.alternatives) for piece in pieces)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return  # It is no message of tokens, which is said when it is read.
-        if n_pieces > MAX_PIECES_PER_FRAME:
-            problem = f"{n_pieces} tokens are more than the {MAX_PIECES_PER_FRAME} that it may have."
-            raise self._unreadable(envelope, ValueError(problem))
+        if count > most:
+            raise self._unreadable(envelope, ValueError(f"{count} {what} are more than the {most} that it may have."))
 
     def _envelope(self, frame: bytes) -> _Envelope:
         """The op and the job of a frame that is a map with an op."""
@@ -299,7 +311,7 @@ class FrameSplitter:
 def _length(raw: msgspec.Raw) -> int:
     """The number of items of an array that is not read, https://github.com/msgpack/msgpack/blob/master/spec.md; 0 for
     anything else."""
-    head = bytes(memoryview(raw)[:5])
+    head = bytes(memoryview(raw)[:5]) or b"\0"
     match head[0]:
         case 0xDC:
             return int.from_bytes(head[1:3])

@@ -13,7 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.common.errors import ProtocolError
-from moe2.common.link.messages import PROTOCOL_VERSION, JobFailed, Ping, Pong, Submit, Tokens, WireMessage
+from moe2.common.link.messages import (
+    PROTOCOL_VERSION,
+    JobFailed,
+    JobPieces,
+    Ping,
+    Pong,
+    Submit,
+    TokenAlternative,
+    TokenPiece,
+    Tokens,
+    WireMessage,
+)
 from moe2.common.link.prompts import TextPrompt
 from moe2.common.link.wire import (
     MAX_PIECES_PER_FRAME,
@@ -279,6 +290,7 @@ def _with_field(content: dict[str, Any], name: str, packed: bytes) -> bytes:
         _with_field({"op": "vectors", "job_id": "j"}, "vectors", NESTED),
         _tokens(MAX_PIECES_PER_FRAME // 2, MAX_PIECES_PER_FRAME // 2 + 1),
         _tokens(*40 * [MAX_PIECES_PER_FRAME]),
+        _with_field({"op": "tokens"}, "jobs", msgpack.packb([["j", 1_700 * [["a", -1.0, 64 * [["a", -1.0]]]]]])),
     ],
 )
 def test_nothing_is_built_of_a_frame_that_is_mostly_empty_maps(frame: bytes) -> None:
@@ -301,6 +313,13 @@ def test_a_frame_has_so_many_tokens() -> None:
     assert [len(job.pieces) for job in read.jobs] == [half, half]
     with pytest.raises(UnreadableMessage, match=f"{2 * half + 1} tokens are more than the {MAX_PIECES_PER_FRAME}"):
         wire_codec().decode(_tokens(half, half + 1))
+
+
+def test_a_few_tokens_may_have_much_to_say() -> None:
+    """A text of megabytes that was held back for a stop string is one piece."""
+    pieces = TokenPiece("a" * 3_000_000), TokenPiece("b", -1.0, (TokenAlternative("c", -2.0),))
+    told = Tokens(jobs=(JobPieces("j", pieces),))
+    assert wire_codec().decode(wire_codec().encode(told)) == told
 
 
 def test_an_unknown_field_costs_nothing_whatever_it_holds() -> None:
