@@ -5,14 +5,18 @@ them for requests that have not run yet, on all experts at once (`moe2.coordinat
 formulas below, so that a prediction means the same on either side.
 
 With p prompt tokens to prefill after k that are cached, n tokens to decode, o requests in the batch (this one included)
-and c = k + p + n/2 tokens of context on average:
+and c = k + p + n/2 tokens of context on average, u tokens that are unread of others' prompts when it begins, and j of o
+that come later:
 
-    prefill seconds     a0 + a1 p + a2 p (o - 1) + a3 p (p + 2 k) / 1000 + (a4 where nothing else ran)
-    inter-token seconds b0 + b1 (o - 1) + b2 c / 1000
+    prefill seconds     a0 + a1 (p + min(u, p)) + a2 p (o - 1) + a3 p (p + 2 k) / 1000 + (a4 where nothing else ran)
+    inter-token seconds b0 + b1 (o - 1) + b2 c / 1000 + b3 j + a1 max(0, u - p) / (n - 1)
     joules              e0 p + e1 n + e2 n / o + e3 n c / 1000
 
 For inter-token seconds and joules, o is the mean over the request's life, which is expected to be m0 + m1 * (what it
-finds at its arrival), between 1 and the slots; for the prefill, o is what it finds.
+finds at its arrival), between 1 and the slots; for the prefill, o is what it finds. Short prompts come first: as much
+of u comes before the first token as p itself has, the rest is read beside the other tokens. Newcomers bring prompts:
+j is the company to expect less that of those it finds, who stay while they write. That is w / (n - 1) of them on
+average, and no more than all, where they have w tokens still to write; where that is not known it is m1 of each.
 
 After a pause clocks and caches have gone down, which costs the first request a4. Attention looks back from each prompt
 token on all before it: on p/2 of its own and k cached ones on average.
@@ -35,7 +39,8 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     prompt_tokens: to be prefilled, without `cached_tokens`. decoded_tokens: that will be generated. occupancy: requests
     that share the batch, this one included. queued_ahead: requests that wait for a slot before this one; None if it
-    gets a slot at once.
+    gets a slot at once. unread_tokens: of the prompts of those it finds. to_write_tokens: that these still have to
+    write. None of either is unknown: nothing is then unread. newcomers: of `occupancy`, those that come later.
     """
 
     prompt_tokens: int
@@ -43,6 +48,9 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     cached_tokens: int = 0
     occupancy: float = 1.0
     queued_ahead: int | None = None
+    unread_tokens: float | None = None
+    to_write_tokens: float | None = None
+    newcomers: float = 0.0
 
     @property
     def found_idle(self) -> bool:
@@ -72,9 +80,10 @@ class Spread(msgspec.Struct, frozen=True):
 class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An expert's learned speed.
 
-    prefill, decode: coefficients a0.. to a3 and b0.. of the module's formulas. found_idle_s: a4. occupancy: m0, m1.
-    service_s: mean seconds that a request holds a slot. n_requests: requests that it rests on since the last change of
-    pace; 0 for the warm-up alone.
+    prefill, decode: coefficients a0.. to a3 and b0.. to b2 of the module's formulas. found_idle_s: a4. newcomer_s: b3;
+    None from earlier releases, whose other coefficients were learned without u and j. occupancy: m0, m1. service_s:
+    mean seconds that a request holds a slot. n_requests: requests that it rests on since the last change of pace; 0 for
+    the warm-up alone.
     """
 
     prefill: tuple[float, float, float, float]
@@ -87,26 +96,32 @@ class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     n_requests: int = 0
     occupancy: tuple[float, float] = (0.0, 1.0)
     found_idle_s: float = 0.0
+    newcomer_s: float | None = None
 
     @property
     def prefill_law(self) -> tuple[float, ...]:
         """What `prefill_features` is multiplied by."""
         return (*self.prefill, self.found_idle_s)
 
+    @property
+    def inter_token_law(self) -> tuple[float, ...]:
+        """What `inter_token_features` is multiplied by."""
+        return (*self.decode, self.newcomer_s or 0.0, self.prefill[1])
+
     def prefill_s(self, shape: RequestShape) -> float:
         """Mean seconds of the prefill."""
         return _dot(self.prefill_law, prefill_features(shape, shape.found_idle))
 
     def inter_token_s(self, shape: RequestShape) -> float:
-        """Mean seconds between two tokens."""
-        return _dot(self.decode, inter_token_features(shape))
+        """Mean seconds between two tokens of a request that lives in this shape."""
+        return _dot(self.inter_token_law, inter_token_features(shape))
 
     def queue_s(self, shape: RequestShape) -> float:
         """Mean seconds in the queue: slots fall free one by one, every `service_s / slots`."""
         return 0.0 if shape.queued_ahead is None else (shape.queued_ahead + 1) * self.service_s / self.slots
 
     def lived(self, shape: RequestShape) -> RequestShape:
-        """Returns the shape with the mean occupancy that the request is expected to meet."""
+        """Returns the shape with the mean occupancy that the request is expected to meet, and the newcomers of it."""
         return expected_to_live(shape, self.occupancy, self.slots)
 
 
@@ -139,21 +154,39 @@ class EnergyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 def expected_to_live(shape: RequestShape, occupancy: tuple[float, float], slots: int) -> RequestShape:
-    """The shape with the mean occupancy of its life in place of that at its arrival. occupancy: m0, m1."""
+    """The shape with the mean occupancy of its life in place of that at its arrival, and the newcomers of it.
+
+    occupancy: m0, m1.
+    """
     m0, m1 = occupancy
-    return msgspec.structs.replace(shape, occupancy=min(max(1.0, m0 + m1 * shape.occupancy), max(1.0, float(slots))))
+    lived = min(max(1.0, m0 + m1 * shape.occupancy), max(1.0, float(slots)))
+    staying = m1 * (shape.occupancy - 1) if shape.to_write_tokens is None else staying_on(shape)
+    return msgspec.structs.replace(shape, occupancy=lived, newcomers=max(0.0, lived - 1 - staying))
+
+
+# The functions below take arrays as well as numbers. Nothing of what is common needs numpy.
+
+
+def staying_on(shape: RequestShape) -> float:
+    """How many of those that a request finds are beside it on average, by what they have still to write."""
+    assert shape.to_write_tokens is not None  # noqa: S101 - asked only where it is known
+    return _smaller(shape.to_write_tokens / _steps(shape), shape.occupancy - 1)
 
 
 def prefill_features(shape: RequestShape, found_idle: float) -> tuple[float, ...]:
     """What the prefill's coefficients multiply. found_idle: 1 where nothing else runs, 0 otherwise."""
     tokens = shape.prompt_tokens
+    read = tokens if shape.unread_tokens is None else tokens + _smaller(shape.unread_tokens, tokens)
     looked_back = tokens * (tokens + 2 * shape.cached_tokens) / 1000
-    return (1.0, tokens, tokens * (shape.occupancy - 1), looked_back, 1.0 * found_idle)
+    return (1.0, read, tokens * (shape.occupancy - 1), looked_back, 1.0 * found_idle)
 
 
 def inter_token_features(shape: RequestShape) -> tuple[float, ...]:
-    """What the inter-token time's coefficients multiply."""
-    return (1.0, shape.occupancy - 1, shape.mean_context_tokens / 1000)
+    """What the inter-token time's coefficients multiply; the last one is a1."""
+    unread, after = shape.unread_tokens, 0.0
+    if unread is not None:
+        after = (unread - _smaller(unread, shape.prompt_tokens)) / _steps(shape)
+    return (1.0, shape.occupancy - 1, shape.mean_context_tokens / 1000, shape.newcomers, after)
 
 
 def energy_features(shape: RequestShape) -> tuple[float, ...]:
@@ -165,6 +198,15 @@ def energy_features(shape: RequestShape) -> tuple[float, ...]:
         tokens / shape.occupancy,
         tokens * shape.mean_context_tokens / 1000,
     )
+
+
+def _steps(shape: RequestShape) -> float:
+    """Tokens after the first one, at least 1."""
+    return 1 - _smaller(0.0, 2.0 - shape.decoded_tokens)
+
+
+def _smaller(one: float, other: float) -> float:
+    return (one + other - abs(one - other)) / 2
 
 
 def _dot(coefficients: Sequence[float], features: Sequence[float]) -> float:

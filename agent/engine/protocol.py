@@ -170,12 +170,14 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="st
     """The job holds a slot and its prompt has been tokenized; prefill begins.
 
     branch_tokens: what follows the prompt and goes through the model in batches as it does: continuations to score.
+    unread_tokens: of the prompts of jobs that began before and are still being read.
     """
 
     job_id: str
     prompt_tokens: int
     cached_tokens: int = 0
     branch_tokens: int = 0
+    unread_tokens: int = 0
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="finished"):

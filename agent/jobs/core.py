@@ -305,8 +305,8 @@ class AgentCore:
             case protocol.Guessed():
                 # Of interest to who splits joules alone.
                 return []
-            case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens):
-                return self._desk.started(job_id, prompt_tokens)
+            case protocol.Started():
+                return self._desk.started(event)
             case protocol.Finished() | protocol.Scored():
                 return self._desk.finished(expert, event, now_s)
             case NextTokens() | Vectors():

@@ -203,16 +203,16 @@ class JobDesk:
             effects += self._cut_short(job, "failed", usage_of(job, now_s))
         return effects
 
-    def started(self, job_id: str, prompt_tokens: int) -> list[Effect]:
+    def started(self, event: protocol.Started) -> list[Effect]:
         """Takes in that the engine has begun with a job's prompt."""
-        job = self.jobs.get(job_id)
+        job = self.jobs.get(event.job_id)
         if job is None or job.started_s is None:
             return []
-        job.prompt_tokens = prompt_tokens
+        job.prompt_tokens, job.unread_tokens = event.prompt_tokens, event.unread_tokens
         if job.abandoned:
             return []
         queue_s = job.started_s - job.received_s
-        started = JobStarted(job_id=job_id, prompt_tokens=prompt_tokens, queue_s=queue_s)
+        started = JobStarted(job_id=event.job_id, prompt_tokens=event.prompt_tokens, queue_s=queue_s)
         return [SendToCoordinator(started, job.order.request_id)]
 
     def decoded(self, decoded: tuple[JobPieces, ...]) -> list[Effect]:
@@ -276,7 +276,12 @@ class JobDesk:
         expert.idle_since_s = now_s
         expert.occupancy.count(len(expert.active), now_s)
         job = self.jobs.get(job_id)
-        return job if job and job.phase is Phase.RUNNING else None
+        if job is None or job.phase is not Phase.RUNNING:
+            return None
+        for other in (self.jobs[each] for each in expert.active):
+            later = max(job, other, key=lambda one: one.started_s or 0.0)
+            later.beside_elder_s += now_s - (later.started_s or 0.0)
+        return job
 
 
 def refusal_of(order: Order, code: JobErrorCode, text: str) -> Effect:

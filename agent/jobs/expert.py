@@ -40,7 +40,11 @@ class Job:
     occupancy: float = 1.0
     queued_ahead: int | None = None
     """Both as they were when the job arrived: what a prediction could have known."""
+    unread_tokens: int = 0
+    """Of others' prompts, when the engine began with this one's."""
     occupancy_at_start: float = 0.0
+    beside_elder_s: float = 0.0
+    """Job-seconds in its slot of those that had theirs before, as far as one of the two has left."""
     timing: RequestTiming | None = None
     prompt_tokens: int | None = None
     decoded_tokens: int = 0
@@ -241,6 +245,8 @@ def timing_of(
     occupied_s = expert.occupancy.until(now_s) - job.occupancy_at_start
     prompt_tokens, decoded_tokens = event.prompt_tokens - event.cached_tokens, event.decoded_tokens
     prefill_s, decode_s = event.prefill_s, event.decode_s
+    company = occupied_s / held_s if held_s > 0 else None
+    elders = job.beside_elder_s / held_s if held_s > 0 else 0.0
     if isinstance(event, protocol.Scored):
         # Continuations go through the model in batches, as a prompt does, and nothing is drawn from them.
         prompt_tokens, decoded_tokens = prompt_tokens + decoded_tokens, 1
@@ -258,11 +264,15 @@ def timing_of(
             cached_tokens=event.cached_tokens,
             occupancy=job.occupancy,
             queued_ahead=job.queued_ahead,
+            # Whom one that waits for a slot will find nobody can know when it comes.
+            unread_tokens=job.unread_tokens if job.queued_ahead is None else None,
+            to_write_tokens=elders * max(1, decoded_tokens - 1) if job.queued_ahead is None else None,
         ),
         queue_s=queue_s,
         prefill_s=prefill_s,
         decode_s=decode_s,
-        mean_occupancy=occupied_s / held_s if held_s > 0 else None,
+        mean_occupancy=company,
+        newcomers=0.0 if company is None else max(0.0, company - 1 - elders),
         saved_s=event.saved_s if isinstance(event, protocol.Finished) else 0.0,
         effort=effort_of(decoded_tokens, event, expert.token_weight) if isinstance(event, protocol.Finished) else 1.0,
     )

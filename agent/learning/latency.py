@@ -24,6 +24,8 @@ _FEWEST_TOKENS = 4
 _SERVICE_WEIGHT = 0.2
 _SLOWEST_PACE = 1.5
 """Guesses never make decoding slower by more, whatever is said to have been saved."""
+_LEAST_OWN = 0.1
+"""Of the seconds of a request's tokens at least this share is its own, however much of others' prompts was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class RequestTiming:
     """A finished phase of a request. Seconds; None where a phase was not reached or cut short.
 
     shape: with the numbers of tokens that really occurred, and occupancy and queue as they were at its arrival.
-    mean_occupancy: requests in the batch while it ran, itself included; None if unknown.
+    mean_occupancy: requests in the batch while it ran, itself included; None if unknown. newcomers: those of them that
+    came after it.
     saved_s: what guesses have taken off `decode_s`. effort: joules of a decoded token beside one without guesses.
     """
 
@@ -40,6 +43,7 @@ class RequestTiming:
     prefill_s: float | None = None
     decode_s: float | None = None
     mean_occupancy: float | None = None
+    newcomers: float = 0.0
     saved_s: float = 0.0
     effort: float = 1.0
 
@@ -100,7 +104,9 @@ class LatencyModel:
         """A model whose law is taken over (from another power mode, or stored) but not confirmed by any request."""
         model = cls(profile.slots)
         model._prefill.law = around(profile.prefill_law)
-        model._decode.law = around(profile.decode)
+        # Where newcomers were not told apart, one counts as what any other in the batch takes.
+        newcomer_s = profile.decode[1] if profile.newcomer_s is None else profile.newcomer_s
+        model._decode.law = around((*profile.decode, newcomer_s))
         model._service_s = profile.service_s
         return model
 
@@ -117,7 +123,7 @@ class LatencyModel:
         if self._prefill.law is None or self._decode.law is None:
             return None
         a0, a1, a2, a3, a4 = self._prefill.law.coefficients
-        b0, b1, b2 = (each * self._pace.expected for each in self._decode.law.coefficients)
+        b0, b1, b2, b3 = (each * self._pace.expected for each in self._decode.law.coefficients)
         return LatencyProfile(
             prefill=(a0, a1, a2, a3),
             decode=(b0, b1, b2),
@@ -130,6 +136,7 @@ class LatencyModel:
             n_requests=self._n_requests,
             occupancy=self._occupancy.coefficients,
             found_idle_s=a4,
+            newcomer_s=b3,
         )
 
     def observe(self, timing: RequestTiming) -> None:
@@ -148,14 +155,16 @@ class LatencyModel:
                 self._pace_changed()
         if decode_s:
             # The first token comes with the prefill.
-            step_s = decode_s / (shape.decoded_tokens - 1)
+            step_s = self._own_step_s(shape, decode_s / (shape.decoded_tokens - 1))
             pace = decode_s / max(decode_s + timing.saved_s, decode_s / _SLOWEST_PACE)
             self._decode.begin(step_s / pace)
             expected = expected_to_live(shape, self._occupancy.coefficients, self.slots)
-            lived = msgspec.structs.replace(shape, occupancy=timing.mean_occupancy or shape.occupancy)
+            lived = msgspec.structs.replace(
+                shape, occupancy=timing.mean_occupancy or shape.occupancy, newcomers=timing.newcomers
+            )
             if self._decode.observe(
-                inter_token_features(expected),
-                inter_token_features(lived),
+                inter_token_features(expected)[:-1],
+                inter_token_features(lived)[:-1],
                 step_s,
                 pace=pace,
                 expected_pace=self._pace.expected,
@@ -167,6 +176,11 @@ class LatencyModel:
             held_s = prefill_s + decode_s
             old_s = self._service_s if self._service_s is not None else held_s
             self._service_s = old_s + _SERVICE_WEIGHT * (held_s - old_s)
+
+    def _own_step_s(self, shape: RequestShape, step_s: float) -> float:
+        """Seconds between two tokens without what others' prompts took, whose price the prefill's law knows."""
+        a1 = self._prefill.law.coefficients[1] if self._prefill.law else 0.0
+        return max(_LEAST_OWN * step_s, step_s - a1 * inter_token_features(shape)[-1])
 
     def _compare(self, shape: RequestShape, queue_s: float, prefill_s: float | None, decode_s: float | None) -> None:
         """Add what predictions of first token and total, made at the arrival, would have been off by."""
@@ -199,5 +213,6 @@ def _prefill_prior(token_s: float) -> RelativeRegression:
 
 
 def _decode_prior(token_s: float) -> RelativeRegression:
-    """A prior around seconds per decoded token, slowing in a batch and with the context."""
-    return RelativeRegression(mean=(token_s, 0.0, 0.0), scale=(0.5 * token_s, 0.3 * token_s, 0.1 * token_s))
+    """A prior around seconds per decoded token, slowing in a batch, with the context and by newcomers."""
+    scale = (0.5 * token_s, 0.3 * token_s, 0.1 * token_s, 0.3 * token_s)
+    return RelativeRegression(mean=(token_s, 0.0, 0.0, 0.0), scale=scale)

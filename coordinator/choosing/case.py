@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from moe2.coordinator.choosing.candidates import problem_of
-from moe2.coordinator.choosing.forecast import FloatArray, Forecast, IntArray, Roster
+from moe2.coordinator.choosing.forecast import FloatArray, Forecast, IntArray, Roster, WorkLeft
 from moe2.coordinator.choosing.panel_cost import DEFAULT_PANEL, Load, Work, by_vocabulary, incapable_experts, work_in
 from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.prefix_affinity import Affinity
@@ -25,6 +25,14 @@ from moe2.coordinator.choosing.request import (
 )
 from moe2.coordinator.choosing.result import Outlook
 from moe2.coordinator.planning.problem import Problem
+
+AskWorkLeft = Callable[[str, int], WorkLeft | None]
+"""What the so many requests in progress on an expert, by its key, have left; None where not all of them are known."""
+
+
+def nobody_knows(key: str, busy: int) -> WorkLeft | None:
+    """Nothing is known of those at work."""
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +53,7 @@ class Case:
     modes: frozenset[Mode] = ROUTE_ONLY
     asks_final_answer: Callable[[], bool] = no_final_answer
     confidence: float | None = None
+    work_left: AskWorkLeft = nobody_knows
 
     @cached_property
     def prompt_worth(self) -> SetWorth:
@@ -56,6 +65,20 @@ class Case:
         """(N,) lengths of answers to expect, none longer than the client allows; None where none is known."""
         usual, most = self.prompt_scores.answer_tokens, self.load.max_tokens
         return usual if usual is None or most is None else np.minimum(usual, most)
+
+    def beside_work(self, outlook: Outlook, places: IntArray) -> Outlook:
+        """The outlook with what those at work have left on the experts at these places, as far as that is known.
+
+        A request that waits in a queue begins when those have ended.
+        """
+        roster, busy = self.roster, self.load.busy[places]
+        shared = (busy > 0) & (busy < roster.slots[places]) & roster.tells_newcomers[places]
+        left = {
+            place: work
+            for place, n in zip(places[shared].tolist(), busy[shared].tolist(), strict=True)
+            if (work := self.work_left(roster.keys[place], n)) is not None
+        }
+        return replace(outlook, forecast=outlook.forecast.beside(left)) if left else outlook
 
     def alone(self) -> Case:
         """The case with panels limited to one member."""

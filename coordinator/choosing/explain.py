@@ -275,6 +275,8 @@ def _rows(outlook: Outlook, plan: Plan, selection: Selection | None, explain: Ex
         key = other.expert.key
         chosen = key in weights
         reason = None if is_candidate[place] else plan.exclusions.of(place).detail
+        if selection is not None and place in selection.late_places:
+            reason = "beside what is at work there it would be late"
         if reason is None and not chosen and selection is not None:
             why = "scores lower" if is_panel else why_not(outlook, place, chosen_place)
             reason = f"it keeps the budgets, but {why}"

@@ -10,8 +10,6 @@ In `auto` the modes are compared in the same way, each by its value less the pri
 
 from __future__ import annotations
 
-from math import isnan
-
 import numpy as np
 
 from moe2.common.link.reports import ExpertState
@@ -22,7 +20,7 @@ from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.choosing.quality import MAX_LISTED_EXPERTS, RosterVotes
 from moe2.coordinator.choosing.result import NoExpert, Outlook, Selection
 from moe2.coordinator.planning import dominance, lattice
-from moe2.coordinator.planning.candidates import TIE, Candidates
+from moe2.coordinator.planning.candidates import TIE, Candidates, by_name
 from moe2.coordinator.planning.problem import Problem
 from moe2.coordinator.planning.proof import Plan
 from moe2.coordinator.planning.values import Coverage
@@ -49,22 +47,25 @@ def best_expert(outlook: Outlook, candidates: IntArray, affinity: Affinity | Non
     Of equals those with the fewest joules are left, unless they would have the request wait longer in a queue than
     another one takes to answer; then the soonest end, a cached beginning, fewer requests and the smaller key decide.
     """
+    return int(best_experts(outlook, candidates, affinity, 1)[0])
+
+
+def best_experts(outlook: Outlook, candidates: IntArray, affinity: Affinity | None, most: int) -> IntArray:
+    """The places of the candidates that are as good as the best one but for their end and load, the best first."""
     forecast, net = outlook.forecast, outlook.net_scores
-    keys, busy, end_s = forecast.roster.keys, forecast.busy, forecast.total_s.p50
     worth = net[candidates]
-    equals: list[int] = candidates[worth >= worth.max() - SAME_SCORE].tolist()
+    equals: IntArray = candidates[worth >= worth.max() - SAME_SCORE]
     if len(equals) == 1:
-        return equals[0]
-
-    def rank(place: int) -> tuple[float, bool, int, str]:
+        return equals
+    roster = forecast.roster
+    places = _with_fewest_joules(forecast, equals)
+    seconds, busy = forecast.total_s.p50[places], forecast.busy[places]
+    for n in np.flatnonzero(np.isnan(seconds)):
         # An unmeasured expert is tried first when idle, so that it gets measured, and last when busy or not in memory.
-        is_ready = forecast.roster.experts[place].report.state is ExpertState.READY
-        unmeasured_s = 0.0 if busy[place] == 0 and is_ready else np.inf
-        seconds = float(end_s[place])
-        is_uncached = affinity is None or affinity.expert_key != keys[place]
-        return (unmeasured_s if np.isnan(seconds) else seconds, is_uncached, int(busy[place]), keys[place])
-
-    return min(_with_fewest_joules(forecast, equals), key=rank)
+        is_ready = roster.experts[places[n]].report.state is ExpertState.READY
+        seconds[n] = 0.0 if busy[n] == 0 and is_ready else np.inf
+    is_uncached = places != (-1 if affinity is None else roster.place.get(affinity.expert_key, -1))
+    return places[np.lexsort([by_name(roster.keys)[places], busy, is_uncached, seconds])[:most]]
 
 
 def best_members(problem: Problem, plan: Plan, outlook: Outlook) -> list[int]:
@@ -144,18 +145,17 @@ def price_of_thrift(scores: FloatArray, joules: FloatArray) -> float | None:
     return max(0.0, float(ahead.max()))
 
 
-def _with_fewest_joules(forecast: Forecast, places: list[int]) -> list[int]:
+def _with_fewest_joules(forecast: Forecast, places: IntArray) -> IntArray:
     """Those of the places where the request takes the fewest joules, and those whose joules are unknown.
 
     An expert with a queue is left out where one without a queue ends sooner: thrift must not pile up requests.
     """
-    joules, end_s = forecast.energy_j.p50[places].tolist(), forecast.total_s.p50[places].tolist()
-    has_room = (forecast.busy[places] < forecast.roster.slots[places]).tolist()
-    soonest_s = min((end for end, room in zip(end_s, has_room, strict=True) if room), default=np.inf)
-    prompt = [n for n, room in enumerate(has_room) if room or not end_s[n] > soonest_s]
-    known = [joules[n] for n in prompt if not isnan(joules[n])]
-    most = min(known, default=np.inf) * (1 + SAME_JOULES)
-    return [places[n] for n in prompt if not joules[n] > most]
+    joules, end_s = forecast.energy_j.p50[places], forecast.total_s.p50[places]
+    has_room = forecast.busy[places] < forecast.roster.slots[places]
+    # Whatever is unknown is never larger.
+    prompt = has_room | ~(end_s > np.fmin.reduce(end_s[has_room], initial=np.inf))
+    most = np.fmin.reduce(joules[prompt], initial=np.inf) * (1 + SAME_JOULES)
+    return np.asarray(places[prompt & ~(joules > most)])
 
 
 def _priced_panel(candidates: Candidates, scores: FloatArray, dues: FloatArray) -> list[int]:

@@ -11,12 +11,20 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from operator import is_not
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from moe2.common.cost import Quantiles, RequestShape, Spread, energy_features, inter_token_features, prefill_features
+from moe2.common.cost import (
+    Quantiles,
+    RequestShape,
+    Spread,
+    energy_features,
+    inter_token_features,
+    prefill_features,
+    staying_on,
+)
 from moe2.common.energy import Quality
 from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.coordinator.fleet.table import Expert
@@ -26,6 +34,15 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 _UNKNOWN = Spread(p50=np.nan, p95=np.nan)
+
+
+class WorkLeft(NamedTuple):
+    """What those that an expert works for have left, when it is asked."""
+
+    unread_tokens: float
+    """Of their prompts."""
+    to_write_tokens: float
+    """Of their answers, as long as these are expected to be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +103,10 @@ class Forecast:
     """(N,) tokens of the prompt that each expert has in its cache, before those that it has to read."""
     longest_tokens: IntArray | None = None
     """(N,) the length that 95 of 100 answers keep below; None where `answer_tokens` is given and not learned."""
+    unread_tokens: FloatArray | None = None
+    """(N,) tokens that are unread of the prompts at work on each expert; None where nobody was asked."""
+    to_write_tokens: FloatArray | None = None
+    """(N,) tokens that those at work have still to write, NaN where unknown; None where nobody was asked."""
 
     @cached_property
     def added_w(self) -> FloatArray:
@@ -113,6 +134,21 @@ class Forecast:
         lengths = np.where(np.isnan(answer_tokens), planned, answer_tokens).round().astype(np.int64)
         return self.roster.forecast(self.prompt_tokens, np.maximum(lengths, 1), self.busy, self.cached_tokens)
 
+    def beside(self, left: Mapping[int, WorkLeft]) -> Forecast:
+        """The same request where it is known what those at work have left. left: by place; unknown of all others."""
+        unread_tokens, to_write_tokens = np.zeros(len(self.roster)), np.full(len(self.roster), np.nan)
+        for place, work in left.items():
+            unread_tokens[place], to_write_tokens[place] = work
+        return self.roster.forecast(
+            self.prompt_tokens,
+            self.answer_tokens,
+            self.busy,
+            self.cached_tokens,
+            self.longest_tokens,
+            unread_tokens,
+            to_write_tokens,
+        )
+
     def prediction(self, place: int) -> Prediction:
         """What the request takes on the expert at `place`."""
         report, busy, decoded = self.roster.experts[place].report, int(self.busy[place]), self.answer_tokens
@@ -123,6 +159,8 @@ class Forecast:
                 cached_tokens=_at(self.cached_tokens, place),
                 occupancy=min(busy + 1, report.slots),
                 queued_ahead=busy - report.slots if busy >= report.slots else None,
+                unread_tokens=None if self.unread_tokens is None else float(self.unread_tokens[place]),
+                to_write_tokens=None if self.to_write_tokens is None else _if_known(self.to_write_tokens[place]),
             ),
             ttft_s=self.ttft_s.at(place),
             per_token_s=self.per_token_s.at(place),
@@ -183,8 +221,12 @@ class Roster:
         latency, energy = [report.latency for report in reports], [report.energy for report in reports]
         # One row per coefficient. Unknown is NaN, which stays NaN through every formula.
         self._prefill = np.array([found.prefill_law if found else (np.nan,) * 5 for found in latency]).T
-        self._decode = np.array([found.decode if found else (np.nan,) * 3 for found in latency]).T
+        self._decode = np.array([found.inter_token_law if found else (np.nan,) * 5 for found in latency]).T
         self._energy = np.array([found.coefficients if found else (np.nan,) * 4 for found in energy]).T
+        self.tells_newcomers: BoolArray = np.array(
+            [found is not None and found.newcomer_s is not None for found in latency]
+        )
+        """(N,) True where the expert's law knows of others' prompts and of newcomers."""
         self._turn_s = np.array([found.service_s / found.slots if found else np.nan for found in latency])
         """(N,) mean seconds between two moments at which a slot falls free."""
         with np.errstate(divide="ignore"):
@@ -284,18 +326,26 @@ class Roster:
         busy: IntArray,
         cached_tokens: IntArray | int = 0,
         longest_tokens: IntArray | None = None,
+        unread_tokens: FloatArray | None = None,
+        to_write_tokens: FloatArray | None = None,
     ) -> Forecast:
         """What a request takes on each expert that has `busy` (N,) requests already.
 
         prompt_tokens: (N,) tokens of the prompt that each expert has to read, without `cached_tokens` (N,) before them.
         answer_tokens: length of the answer, the same for all or (N,). longest_tokens: (N,) where the length is not
-        given, what 95 of 100 answers keep below; half of them keep below `answer_tokens`.
+        given, what 95 of 100 answers keep below; half of them keep below `answer_tokens`. unread_tokens,
+        to_write_tokens: (N,) what those at work have left, the latter NaN where unknown; both None where nobody asked.
         """
         arriving = np.minimum(busy + 1, self.slots)
-        shape = _shape(prompt_tokens, answer_tokens, arriving, cached_tokens)
+        work = (unread_tokens, to_write_tokens)
+        shape = _shape(prompt_tokens, answer_tokens, arriving, cached_tokens, *work)
         m0, m1 = self._occupancy
         company = np.minimum(np.maximum(1.0, m0 + m1 * arriving), self._fullest)
-        lived = _shape(prompt_tokens, answer_tokens, company, cached_tokens)
+        staying = m1 * (arriving - 1)
+        if to_write_tokens is not None:
+            staying = np.where(np.isnan(to_write_tokens), staying, staying_on(shape))
+        newcomers = np.maximum(0.0, company - 1 - staying)
+        lived = _shape(prompt_tokens, answer_tokens, company, cached_tokens, *work, newcomers)
         queue_s = np.where(busy >= self.slots, (busy - self.slots + 1) * self._turn_s, 0.0)
         first_s = queue_s + _dot(self._prefill, prefill_features(shape, cast(float, busy == 0)))
         step_s = _dot(self._decode, inter_token_features(lived))
@@ -303,7 +353,7 @@ class Roster:
         joules = _dot(self._energy, energy_features(lived))
         longest_s, most_j = total_s, joules
         if longest_tokens is not None:
-            longest = _shape(prompt_tokens, longest_tokens, company, cached_tokens)
+            longest = _shape(prompt_tokens, longest_tokens, company, cached_tokens, *work, newcomers)
             longest_step_s = _dot(self._decode, inter_token_features(longest))
             longest_s = first_s + np.maximum(0, longest_tokens - 1) * longest_step_s
             most_j = _dot(self._energy, energy_features(longest))
@@ -318,6 +368,8 @@ class Roster:
             total_s=_around(total_s, _wider(self._total, total_s, longest_s), self.transmit_s + self.load_s),
             energy_j=_around(joules, _wider(self._joules, joules, most_j)),
             longest_tokens=longest_tokens,
+            unread_tokens=unread_tokens,
+            to_write_tokens=to_write_tokens,
         )
 
 
@@ -344,6 +396,10 @@ def _load_s(report: ExpertReport) -> float:
     return np.nan if report.load_s is None else report.load_s
 
 
+def _if_known(figure: float) -> float | None:
+    return None if np.isnan(figure) else float(figure)
+
+
 def _at(values: IntArray | int, place: int) -> int:
     return values if isinstance(values, int) else int(values[place])
 
@@ -353,6 +409,9 @@ def _shape(
     answer_tokens: int | IntArray,
     occupancy: IntArray | FloatArray,
     cached_tokens: IntArray | int = 0,
+    unread_tokens: FloatArray | None = None,
+    to_write_tokens: FloatArray | None = None,
+    newcomers: FloatArray | float = 0.0,
 ) -> RequestShape:
     """A request's shape on all experts at once: the formulas of `moe2.common.cost` take arrays as well as numbers."""
     return RequestShape(
@@ -360,6 +419,9 @@ def _shape(
         decoded_tokens=cast(int, answer_tokens),
         cached_tokens=cast(int, cached_tokens),
         occupancy=cast(float, occupancy),
+        unread_tokens=cast(float | None, unread_tokens),
+        to_write_tokens=cast(float | None, to_write_tokens),
+        newcomers=cast(float, newcomers),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -181,3 +181,41 @@ def _expert_with_less_load(outlook: Outlook, busy: IntArray) -> LessLoad | None:
         max(0.0, float(waits_s[longest])),
         float(known_s.min()) if len(known_s) else None,
     )
+
+
+def all_ruled_out(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, str]) -> NoExpert:
+    """The refusal where every expert that could answer is ruled out, with the reason that helps the client most."""
+    if request.needs_vectors and roster.vectorless.all():
+        return NoExpert(
+            ErrorCode.NO_VECTORS, f"{request.model!r} is no embedding model: what answers for it writes text."
+        )
+    size = request.vector_size
+    if size is not None and not any(makes_vectors_of(expert.report, size) for expert in roster.experts):
+        text = f"No expert for {request.model!r} makes vectors of {size} numbers, or may cut its own to that length."
+        return NoExpert(ErrorCode.NO_VECTORS, text)
+    if not request.needs_vectors and roster.mute.all():
+        return NoExpert(ErrorCode.ONLY_VECTORS, f"{request.model!r} yields vectors and writes no text.")
+    if request.needs_chat_template and roster.bare.all():
+        return NoExpert(ErrorCode.NO_CHAT_TEMPLATE, f"{request.model!r} has no chat template; use /v1/completions.")
+    if request.needs_tools and roster.toolless.all():
+        return NoExpert(ErrorCode.NO_TOOLS, f"{request.model!r} cannot use tools: this model's template has no tools.")
+    if request.needs_infill and roster.gapless.all():
+        text = f"{request.model!r} cannot fill a gap ('suffix'): this model's vocabulary has no marks for one."
+        return NoExpert(ErrorCode.NO_INFILL, text)
+    left = [expert for expert in roster.experts if expert.key not in request.excluded]
+    if not left:
+        verb = "has" if len(roster) == 1 else "have"
+        return NoExpert(ErrorCode.EXHAUSTED, f"{_all_experts(len(roster))} {verb} failed this request.")
+    largest = max(expert.report.context_tokens for expert in left)
+    if largest <= request.least_context_tokens:
+        return NoExpert(ErrorCode.CONTEXT_EXCEEDED, f"The largest context among the experts is {largest} tokens.")
+    if all(expert.key in request.barred for expert in left):
+        verb = "keeps" if len(left) == 1 else "keep"
+        return NoExpert(ErrorCode.NO_LIVE_EXPERT, f"{_all_experts(len(left))} {verb} failing; try again later.")
+    reasons = "; ".join(sorted({ruled_out[expert.key] for expert in left}))
+    who = "The only expert cannot" if len(left) == 1 else f"None of {len(left)} experts can"
+    return NoExpert(ErrorCode.OVERLOADED, f"{who} take the request now: {reasons}.")
+
+
+def _all_experts(n: int) -> str:
+    return "The only expert that could answer" if n == 1 else f"All {n} experts that could answer"

@@ -15,6 +15,7 @@ from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.quality import PromptScores, SetWorth
 from moe2.coordinator.choosing.request import Budgets, Mode, ScopePrice
 from moe2.coordinator.fleet.table import Expert
+from moe2.coordinator.planning.problem import Quantile
 from moe2.coordinator.planning.proof import Plan
 
 
@@ -73,6 +74,20 @@ class Outlook:
         """
         usual = self.forecast if self.answer_tokens is None else self.forecast.with_answers_of(self.answer_tokens)
         return usual.expected_j
+
+    def late(self, places: IntArray) -> IntArray:
+        """Those of the places whose experts do not keep the limits on seconds."""
+        budgets, seconds = self.budgets, self.forecast
+        quantile = (budgets.quantile or Quantile.P95).value
+        is_late = np.zeros(len(places), dtype=np.bool_)
+        for predicted, limit in (
+            (seconds.ttft_s, budgets.ttft_budget_s),
+            (seconds.total_s, budgets.latency_budget_s),
+            (seconds.per_token_s, budgets.tpot_budget_s),
+        ):
+            if limit is not None:
+                is_late |= getattr(predicted, quantile)[places] > limit
+        return places[is_late]
 
     @cached_property
     def net_scores(self) -> FloatArray:
@@ -166,6 +181,8 @@ class Selection:
     """What all members take together."""
     vote: VoteRule | None = None
     """How final answers are counted; None where none are."""
+    late_places: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.intp), compare=False)
+    """Places of experts that keep the limits by the plan, but not beside what is at work there."""
 
     @cached_property
     def candidates(self) -> frozenset[str]:

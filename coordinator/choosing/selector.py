@@ -16,9 +16,16 @@ import numpy as np
 
 from moe2.common.error_codes import ErrorCode
 from moe2.coordinator.choosing.candidates import best_first, solve
-from moe2.coordinator.choosing.case import Case, stated_problem
+from moe2.coordinator.choosing.case import AskWorkLeft, Case, nobody_knows, stated_problem
 from moe2.coordinator.choosing.consensus import Electorate, predicted_of_vote
-from moe2.coordinator.choosing.fine_level import best_expert, best_members, is_better_vote, is_worth_it, net_value
+from moe2.coordinator.choosing.fine_level import (
+    best_expert,
+    best_experts,
+    best_members,
+    is_better_vote,
+    is_worth_it,
+    net_value,
+)
 from moe2.coordinator.choosing.forecast import IntArray, Roster
 from moe2.coordinator.choosing.lengths import Lengths
 from moe2.coordinator.choosing.mixture import renormalised
@@ -34,10 +41,10 @@ from moe2.coordinator.choosing.power_cap import FleetDraw, cap_refusal, draw_of
 from moe2.coordinator.choosing.quality import PromptScores, Scorer
 from moe2.coordinator.choosing.refusal import (
     LessLoad,
+    all_ruled_out,
     infeasible_message,
     less_load_in,
     less_load_message,
-    makes_vectors_of,
     ruled_out_by,
 )
 from moe2.coordinator.choosing.request import (
@@ -61,6 +68,8 @@ MAX_PLANNED = 20_000
 """Experts in all remembered plans together: each plan holds what it has been made from."""
 MAX_ROSTERS = 256
 """Rosters that are remembered, one for each model name that is asked for."""
+NEAREST = 8
+"""Most candidates that are looked at once more, with what those at work have left."""
 FRONTIER_POINTS = 12
 FRONTIER_S = 0.06
 """Time limit of all points together: a frontier is for people to look at, and delays other requests meanwhile."""
@@ -117,13 +126,15 @@ class Selector:
         in_flight: Mapping[str, int],
         epoch: int,
         hosts: Sequence[HostPower] = (),
+        work_left: AskWorkLeft = nobody_knows,
     ) -> Selection | NoExpert:
         """Choose the experts for one request: among those that keep its limits, what is worth most for its joules.
 
         Ties go to fewer joules, then to the faster, then the less busy expert, then the smaller key.
 
         experts: all that are ready; they must not change while `epoch` stays the same. in_flight: requests in progress
-        by expert key. hosts: the power that hosts draw, needed only where the fleet's power is capped.
+        by expert key. hosts: the power that hosts draw, needed only where the fleet's power is capped. work_left: what
+        those in progress on an expert have left.
         """
         roster = self._roster(request.model, experts)
         if roster is None:
@@ -131,7 +142,7 @@ class Selector:
         busy = roster.busy(in_flight) + roster.elsewhere
         ruled_out = ruled_out_by(request, roster, busy)
         if len(ruled_out) == len(roster):
-            return _all_ruled_out(request, roster, ruled_out)
+            return all_ruled_out(request, roster, ruled_out)
         prompt_scores = self.scorer.score(request.text, roster, request.wish.category)
         category = request.wish.category or self._category_of(prompt_scores)
         whole = budgets_for(request.wish, category, self.categories, request.budgets)
@@ -166,6 +177,7 @@ class Selector:
             modes=request.modes,
             asks_final_answer=request.asks_final_answer,
             confidence=request.wish.confidence,
+            work_left=work_left,
         )
         mode = _mode(request, budgets)
         decided = self._decide(mode, case, epoch)
@@ -229,21 +241,31 @@ class Selector:
         )
 
     def _route(self, case: Case, epoch: int) -> Selection | NoExpert:
-        """Choose one expert."""
+        """Choose one expert, of the first of the plan by what those at work have left, which a plan does not know."""
         [outlook] = case.outlooks(Mode.ROUTE)
         plan = self._route_plan(outlook, case, epoch)
+        nearest = _nearest(plan, outlook, case)
+        known = case.beside_work(outlook, nearest)
+        late = nearest[:0] if known is outlook else known.late(nearest)
+        if late.size and late.size == nearest.size:
+            known, late = case.beside_work(outlook, np.arange(len(case.roster))), nearest[:0]
+            plan = self._route_plan(known, case, epoch)
+            nearest = _nearest(plan, known, case)
         if not plan.is_feasible:
-            return self._infeasible(plan, outlook, epoch)
+            return self._infeasible(plan, known, epoch)
         candidates = _candidates(plan, case.budgets)
-        chosen = outlook.at(best_expert(outlook, candidates, case.affinity))
+        if late.size:
+            nearest, candidates = np.setdiff1d(nearest, late), np.setdiff1d(candidates, late)
+        chosen = known.at(best_expert(known, nearest, case.affinity))
         return Selection(
             mode=Mode.ROUTE,
             members=(Member(chosen.expert, chosen.prediction, chosen.score),),
             candidate_places=candidates,
             category=case.category,
-            outlook=outlook,
+            outlook=known,
             plan=plan,
             predicted=chosen.prediction,
+            late_places=late,
         )
 
     def _route_plan(self, outlook: Outlook, case: Case, epoch: int) -> Plan:
@@ -367,6 +389,9 @@ class Selector:
     def _plan(self, outlook: Outlook, epoch: int) -> Plan:
         """The coarse plan for an outlook, from memory where its inputs are the same."""
         forecast, worth, work = outlook.forecast, outlook.worth, outlook.work
+        if forecast.unread_tokens is not None:
+            # What is left changes with every step: nobody would ask for this plan again.
+            return solve(stated_problem(outlook), worth, clock=self._clock)
         key = (
             epoch,
             # A panel's costs follow from the rest and these two.
@@ -456,42 +481,10 @@ def _candidates(plan: Plan, budgets: Budgets) -> IntArray:
     Without `max_experts` that is every expert that keeps the budgets alone: one that adds nothing on average may still
     be the best for this prompt, or the first to be free.
     """
-    return plan.within_limits if budgets.max_experts is None else np.sort(plan.members)
+    return plan.within_limits if budgets.max_experts is None else np.sort(np.array(plan.members, dtype=np.intp))
 
 
-def _all_ruled_out(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, str]) -> NoExpert:
-    """The refusal where every expert that could answer is ruled out, with the reason that helps the client most."""
-    if request.needs_vectors and roster.vectorless.all():
-        return NoExpert(
-            ErrorCode.NO_VECTORS, f"{request.model!r} is no embedding model: what answers for it writes text."
-        )
-    size = request.vector_size
-    if size is not None and not any(makes_vectors_of(expert.report, size) for expert in roster.experts):
-        text = f"No expert for {request.model!r} makes vectors of {size} numbers, or may cut its own to that length."
-        return NoExpert(ErrorCode.NO_VECTORS, text)
-    if not request.needs_vectors and roster.mute.all():
-        return NoExpert(ErrorCode.ONLY_VECTORS, f"{request.model!r} yields vectors and writes no text.")
-    if request.needs_chat_template and roster.bare.all():
-        return NoExpert(ErrorCode.NO_CHAT_TEMPLATE, f"{request.model!r} has no chat template; use /v1/completions.")
-    if request.needs_tools and roster.toolless.all():
-        return NoExpert(ErrorCode.NO_TOOLS, f"{request.model!r} cannot use tools: this model's template has no tools.")
-    if request.needs_infill and roster.gapless.all():
-        text = f"{request.model!r} cannot fill a gap ('suffix'): this model's vocabulary has no marks for one."
-        return NoExpert(ErrorCode.NO_INFILL, text)
-    left = [expert for expert in roster.experts if expert.key not in request.excluded]
-    if not left:
-        verb = "has" if len(roster) == 1 else "have"
-        return NoExpert(ErrorCode.EXHAUSTED, f"{_all_experts(len(roster))} {verb} failed this request.")
-    largest = max(expert.report.context_tokens for expert in left)
-    if largest <= request.least_context_tokens:
-        return NoExpert(ErrorCode.CONTEXT_EXCEEDED, f"The largest context among the experts is {largest} tokens.")
-    if all(expert.key in request.barred for expert in left):
-        verb = "keeps" if len(left) == 1 else "keep"
-        return NoExpert(ErrorCode.NO_LIVE_EXPERT, f"{_all_experts(len(left))} {verb} failing; try again later.")
-    reasons = "; ".join(sorted({ruled_out[expert.key] for expert in left}))
-    who = "The only expert cannot" if len(left) == 1 else f"None of {len(left)} experts can"
-    return NoExpert(ErrorCode.OVERLOADED, f"{who} take the request now: {reasons}.")
-
-
-def _all_experts(n: int) -> str:
-    return "The only expert that could answer" if n == 1 else f"All {n} experts that could answer"
+def _nearest(plan: Plan, outlook: Outlook, case: Case) -> IntArray:
+    """Places of the few candidates that come first; none where nobody keeps the limits."""
+    candidates = _candidates(plan, case.budgets)
+    return best_experts(outlook, candidates, case.affinity, NEAREST) if candidates.size else candidates

@@ -173,6 +173,9 @@ def _for_decoded(records: Sequence[_Record]) -> list[Prediction]:
         np.array([record.decoded_tokens for record in records]),
         np.array([record.busy for record in records]),
         np.array([record.prediction.shape.cached_tokens for record in records]),
+        unread_tokens=np.array([record.prediction.shape.unread_tokens or 0.0 for record in records]),
+        # None, which is unknown, becomes NaN.
+        to_write_tokens=np.array([record.prediction.shape.to_write_tokens for record in records], dtype=np.float64),
     )
     return [
         # One that was made for this length is kept: in a panel, it may hold more than the expert's own work.

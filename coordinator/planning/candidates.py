@@ -30,6 +30,14 @@ def _alphabetical(names: tuple[str, ...]) -> IntArray:
     return order
 
 
+@lru_cache(maxsize=64)
+def by_name(names: tuple[str, ...]) -> IntArray:
+    """(N,) where each of the names comes in alphabetical order; read-only."""
+    ranks = np.argsort(_alphabetical(names))
+    ranks.flags.writeable = False
+    return ranks
+
+
 def _largest_panels(limit: MaxLimit, most: int) -> IntArray:
     """(N,) the size of the largest panel of up to `most` members that each expert keeps the limit in; 0 for none."""
     ceiling = limit.limit + ROUNDING * abs(limit.limit)

@@ -125,12 +125,8 @@ class ExpertFigures:
         """
         if self.latency is None or self.energy is None:
             return None
-        occupancy = self.latency.occupancy
-        shape = RequestShape(
-            prompt_tokens=cast(int, prompt_tokens),
-            decoded_tokens=cast(int, answer_tokens),
-            occupancy=min(max(1.0, occupancy[0] + occupancy[1]), float(max(1, self.slots))),
-        )
+        arriving = RequestShape(prompt_tokens=cast(int, prompt_tokens), decoded_tokens=cast(int, answer_tokens))
+        shape = self.latency.lived(arriving)
         # The laws take arrays as well as numbers.
         first_s = np.asarray(self.latency.prefill_s(shape)) + np.zeros(len(prompt_tokens))
         step_s = np.asarray(self.latency.inter_token_s(shape))

@@ -79,6 +79,19 @@ class Attempt:
     def prediction(self) -> Prediction:
         return self.member.prediction
 
+    def unread_tokens(self, now_s: float) -> float:
+        """Tokens of the prompt that the expert has still to read, by the part of the predicted time that has passed."""
+        if self.n_tokens or self.last_sign_s is not None:
+            return 0.0
+        ttft_s, tokens = self.prediction.ttft_s, self.prediction.shape.prompt_tokens
+        passed = (now_s - self.submitted_s) / ttft_s.p50 if ttft_s and ttft_s.p50 else 0.0
+        return tokens * max(0.0, 1.0 - passed)
+
+    @property
+    def to_write_tokens(self) -> int:
+        """Tokens of the answer that the expert has still to write, of as many as are planned for."""
+        return max(0, self.prediction.shape.decoded_tokens - self.n_tokens)
+
     @property
     def due_s(self) -> float | None:
         """The moment by which the first token was to come, at p95; None where nobody knows."""

@@ -5,10 +5,12 @@ What is learned of a request that has ended are the lengths of its prompt and it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
 from dataclasses import replace
+from functools import partial
 
 from moe2.common.error_codes import ErrorCode
+from moe2.coordinator.choosing.forecast import WorkLeft
 from moe2.coordinator.choosing.lengths import Lengths
 from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.choosing.refusal import if_loading
@@ -16,7 +18,7 @@ from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
 from moe2.coordinator.choosing.selector import Selector, can_serve
 from moe2.coordinator.fleet.table import CapabilityTable
-from moe2.coordinator.serving.attempt import Purpose
+from moe2.coordinator.serving.attempt import Attempt, Purpose
 from moe2.coordinator.serving.effects import Completed
 from moe2.coordinator.serving.judge import ExpertJudge
 from moe2.coordinator.serving.life import Lifecycle
@@ -35,11 +37,43 @@ _ASKS_FOR_SLEEPERS = frozenset(
 """Refusals by those who are awake after which a sleeping expert is asked for: waiting for them would not help."""
 
 
+class InFlight:
+    """The attempts in progress on each expert; the service keeps it."""
+
+    def __init__(self) -> None:
+        self.count: Counter[str] = Counter()
+        """By expert key; experts without any are left out."""
+        self._attempts: defaultdict[str, dict[str, Attempt]] = defaultdict(dict)
+
+    def begun(self, attempt: Attempt) -> None:
+        """Take in that an expert was given a job."""
+        key = attempt.expert.key
+        self._attempts[key][attempt.job_id] = attempt
+        self.count[key] += 1
+
+    def over(self, key: str, job_id: str) -> None:
+        """Take in that an expert has nothing more to do for a job that it was given."""
+        del self._attempts[key][job_id]
+        self.count[key] -= 1
+        if not self.count[key]:
+            del self.count[key], self._attempts[key]
+
+    def work_left(self, now_s: float, key: str, busy: int) -> WorkLeft | None:
+        """What those in progress on an expert have left; None where some of the `busy` are other coordinators'."""
+        attempts = self._attempts.get(key, {}).values()
+        if len(attempts) < busy:
+            return None
+        unread, to_write = 0.0, 0
+        for attempt in attempts:
+            unread += attempt.unread_tokens(now_s)
+            to_write += attempt.to_write_tokens
+        return WorkLeft(unread, to_write)
+
+
 class Chooser:
     """Asks the selector among those who can take a request now; where nobody can, among those who load or sleep.
 
-    in_flight: requests in progress on each expert, by key; the service keeps it. use_breakers: whether experts that
-    failed or hang are left out for a while.
+    use_breakers: whether experts that failed or hang are left out for a while.
     """
 
     def __init__(
@@ -47,7 +81,7 @@ class Chooser:
         table: CapabilityTable,
         selector: Selector,
         judge: ExpertJudge,
-        in_flight: Mapping[str, int],
+        in_flight: InFlight,
         *,
         use_breakers: bool,
     ) -> None:
@@ -77,23 +111,25 @@ class Chooser:
         affinity: the expert that has the beginning of the prompt in its cache. life: the request, where there is one;
         a suspect may not be given to every expert.
         """
-        experts = self._table.choosable(now_s)
+        experts, in_flight = self._table.choosable(now_s), self._in_flight.count
         barred = self._judge.breakers.barred(now_s) if self._use_breakers else {}
         if barred or affinity is not None:
             request = replace(request, barred=barred, affinity=affinity)
         if request.restarts_seen:
             request = replace(request, excluded=request.excluded | still_down(request.restarts_seen, experts))
         if life is not None and self._judge.suspects:
-            request = replace(request, reserved=self._judge.suspects.reserved_from(life, experts, self._in_flight))
+            request = replace(request, reserved=self._judge.suspects.reserved_from(life, experts, in_flight))
         hosts = () if self._selector.fleet_watts_cap_w is None else self._table.host_powers()
-        chosen = self._selector.select(request, experts, self._in_flight, self._table.epoch, hosts)
+        chosen = self._selector.select(
+            request, experts, in_flight, self._table.epoch, hosts, partial(self._in_flight.work_left, now_s)
+        )
         if isinstance(chosen, NoExpert) and chosen.code == ErrorCode.NO_LIVE_EXPERT:
             loading = [expert for expert in self._table.loading(now_s) if can_serve(request.model, expert)]
             if loading:
                 return if_loading(chosen, request, loading)
         if isinstance(chosen, NoExpert) and chosen.code in _ASKS_FOR_SLEEPERS and (asleep := self._table.wakeable()):
             # Nobody awake can serve it. The epoch tells the selector apart what it remembers of either.
-            roused = self._selector.select(request, asleep, self._in_flight, -1 - self._table.epoch, hosts)
+            roused = self._selector.select(request, asleep, in_flight, -1 - self._table.epoch, hosts)
             if not isinstance(roused, NoExpert) or chosen.code == ErrorCode.NO_LIVE_EXPERT:
                 return roused
         return chosen

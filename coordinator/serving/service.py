@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -32,7 +32,7 @@ from moe2.coordinator.keys.keys import Principal
 from moe2.coordinator.planning.search import FrontierPoint
 from moe2.coordinator.serving import effects, events
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
-from moe2.coordinator.serving.chooser import Chooser, learn_lengths
+from moe2.coordinator.serving.chooser import Chooser, InFlight, learn_lengths
 from moe2.coordinator.serving.exchange import Exchange
 from moe2.coordinator.serving.judge import ExpertJudge
 from moe2.coordinator.serving.life import Lifecycle
@@ -99,7 +99,7 @@ class Service:
         self._jobs: dict[tuple[str, str], _Active] = {}
         """The request that each job is for, by agent and job."""
         self._orphans = Orphans()
-        self._in_flight: Counter[str] = Counter()
+        self._in_flight = InFlight()
         self._settings = settings
         self._judge = ExpertJudge(self.lives)
         self._chooser = Chooser(table, selector, self._judge, self._in_flight, use_breakers=settings.breakers)
@@ -405,7 +405,9 @@ class Service:
 
     def _submit(self, active: _Active, effect: effects.SubmitJob) -> None:
         expert, job = effect.expert, effect.job
-        self._in_flight[expert.key] += 1
+        attempt = active.life.attempt_of(job.job_id)
+        assert attempt is not None  # noqa: S101 - the life that submits a job has it among its attempts
+        self._in_flight.begun(attempt)
         self._jobs[expert.agent_id, job.job_id] = active
         self._judge.breakers.submitted(expert.key, job.job_id, asyncio.get_running_loop().time())
         self._bookkeeper.dispatched(active.life)
@@ -424,9 +426,7 @@ class Service:
     def _free(self, key: str, job_id: str) -> None:
         """Give back the place that a job held with its expert."""
         if self._jobs.pop((agent_of(key), job_id), None):
-            self._in_flight[key] -= 1
-            if not self._in_flight[key]:
-                del self._in_flight[key]
+            self._in_flight.over(key, job_id)
 
     def _suspect(self, active: _Active, key: str, job_id: str, *, hangs: bool) -> None:
         does_hang = self._judge.late(active.life, job_id, asyncio.get_running_loop().time(), hangs=hangs)

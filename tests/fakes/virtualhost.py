@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
 from random import Random
@@ -43,6 +44,7 @@ from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.observing.accuracy import CalibrationReport, CalibrationWindow
 from moe2.coordinator.serving import effects, events
+from moe2.coordinator.serving.chooser import InFlight
 from moe2.coordinator.serving.life import Lifecycle
 from moe2.coordinator.serving.modes import MODES
 from moe2.coordinator.serving.request import Request
@@ -125,6 +127,7 @@ class VirtualHost:
             prefill_tokens_per_s=_PREFILL_TOKENS_PER_S,
         )
         self._selector = selector()
+        self._in_flight = InFlight()
         self._epoch = 0
         self._calibration = CalibrationWindow(5000)
         self._lives: dict[str, tuple[Lifecycle, int]] = {}
@@ -194,18 +197,21 @@ class VirtualHost:
         for effect in life.handle(events.ExpertsChosen(self._choose(asked)), self.now_s):
             assert isinstance(effect, effects.SubmitJob)
             assert isinstance(effect.job, Submit)
+            self._in_flight.begun(life.attempts[-1])
             self._do(JobSubmitted(effect.job))
 
     def _choose(self, request: SelectionRequest) -> Selection | NoExpert:
         self._epoch += 1
         [report] = self._core.expert_reports(self.now_s)
         expert = Expert(key="a/m", agent_id="a", agent_name="a", model="m", report=report)
-        return self._selector.select(request, [expert], {"a/m": len(self._lives) - 1}, self._epoch)
+        left = partial(self._in_flight.work_left, self.now_s)
+        return self._selector.select(request, [expert], self._in_flight.count, self._epoch, work_left=left)
 
     def _told(self, message: JobWord) -> None:
         assert not isinstance(message, JobFailed), message
         if not isinstance(message, JobDone):
             return
+        self._in_flight.over("a/m", message.job_id)
         life, client = self._lives.pop(message.job_id.partition(".")[0])
         life.handle(events.AttemptDone(message), self.now_s)
         assert life.leading is not None

@@ -227,6 +227,7 @@ class Decoder:
                 return
             self._queue.remove(job)
             run, placement = placed
+            unread = sum(other.remaining for other in self._runs if not other.is_written)
             run.is_steady = job.reads_anew
             limit = 0 if job.reads_anew else most_reused(job.prompt, job.logits_from)
             if limit and (shelved := self._shelf.find(job.prompt, beyond=run.filled, limit=limit)):
@@ -244,6 +245,7 @@ class Decoder:
                     prompt_tokens=len(job.prompt),
                     cached_tokens=job.cached_tokens,
                     branch_tokens=job.branch_tokens,
+                    unread_tokens=unread,
                 )
             )
 

@@ -63,6 +63,10 @@ class _Embedding:
     def prompt_tokens(self) -> int:
         return sum(map(len, self.texts))
 
+    @property
+    def unread_tokens(self) -> int:
+        return sum(map(len, self.texts[self.n_done :]))
+
 
 class Embedder:
     """The decoder's counterpart for a model that yields vectors: jobs in, events out.
@@ -114,7 +118,9 @@ class Embedder:
             message = f"The request could not be prepared: {type(error).__name__}: {error}. The agent's log has more."
             self._emit(JobFailed(job_id=request.job_id, code=JobErrorCode.INTERNAL, message=message))
             return
-        self._emit(Started(job_id=request.job_id, prompt_tokens=self._jobs[-1].prompt_tokens))
+        *others, job = self._jobs
+        unread = sum(other.unread_tokens for other in others)
+        self._emit(Started(job_id=job.job_id, prompt_tokens=job.prompt_tokens, unread_tokens=unread))
 
     def cancel(self, job_id: str) -> None:
         """End a job now. An unknown job is one that has just ended: nothing to do."""

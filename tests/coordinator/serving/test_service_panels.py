@@ -74,7 +74,7 @@ async def test_a_panel_on_an_agent_that_is_gone_leaves_nothing_behind() -> None:
     assert bench.service.n_active == 0
     assert [line.outcome for line in bench.receipts[0].experts] == ["lost", "lost"]
     assert not bench.service._jobs
-    assert not bench.service._in_flight
+    assert not bench.service._in_flight.count
 
 
 @on_virtual_clock

@@ -159,14 +159,14 @@ async def to_coordinator(messages: list[Any]) -> None:
     for number, message in enumerate(messages, start=2):
         socket.heard(CODEC.encode(message))
         begin(number)
-        assert sum(service._in_flight.values()) == len(service._jobs)
+        assert sum(service._in_flight.count.values()) == len(service._jobs)
         msgspec.json.encode(coordinator.table.rows(world.now_s))
         await world.pass_time(0.1)
     # Time ends what nobody answered.
     await world.pass_time(30.0)
     assert service.n_active == 0
     assert not service._jobs
-    assert not service._in_flight
+    assert not service._in_flight.count
 
 
 async def to_agent(messages: list[Any]) -> None:

@@ -29,7 +29,7 @@ class Invariants:
         """Counters and bounds always; every 64th time against everything that is there."""
         coordinator = self._cluster.coordinator
         service = coordinator.service
-        assert sum(service._in_flight.values()) == len(service._jobs)
+        assert sum(service._in_flight.count.values()) == len(service._jobs)
         self._check_retired(coordinator)
         self._n_checked += 1
         if self._n_checked % FULL_CHECK_EVERY == 0:
@@ -38,7 +38,7 @@ class Invariants:
     def _check_all(self, coordinator: SimCoordinator) -> None:
         service, now_s = coordinator.service, self._cluster.world.now_s
         running = [attempt for life in service.lives() for attempt in life.attempts if not attempt.is_over]
-        assert service._in_flight == Counter(attempt.expert.key for attempt in running)
+        assert service._in_flight.count == Counter(attempt.expert.key for attempt in running)
         assert set(service._jobs) == {(attempt.expert.agent_id, attempt.job_id) for attempt in running}
         for life in service.lives():
             if coordinator.is_dead:
@@ -104,7 +104,7 @@ class Invariants:
 
     def _check_left(self, coordinator: SimCoordinator) -> None:
         service = coordinator.service
-        assert (service.n_active, len(service._jobs), len(service._in_flight)) == (0, 0, 0)
+        assert (service.n_active, len(service._jobs), len(service._in_flight.count)) == (0, 0, 0)
         totals = service.totals
         assert totals.finished + totals.failed + totals.cancelled == len(coordinator.retired)
         live = {agent.agent_id: agent for agent in self._cluster.live_agents()}
