@@ -24,6 +24,8 @@ _FEWEST_TOKENS = 4
 _SERVICE_WEIGHT = 0.2
 _SLOWEST_PACE = 1.5
 """Guesses never make decoding slower by more, whatever is said to have been saved."""
+_NEWCOMER = 0.3
+"""Of the seconds of a step, what a newcomer may add to each; only its order of magnitude matters."""
 _LEAST_OWN = 0.1
 """Of the seconds of a request's tokens at least this share is its own, however much of others' prompts was read."""
 
@@ -104,9 +106,10 @@ class LatencyModel:
         """A model whose law is taken over (from another power mode, or stored) but not confirmed by any request."""
         model = cls(profile.slots)
         model._prefill.law = around(profile.prefill_law)
-        # Where newcomers were not told apart, one counts as what any other in the batch takes.
-        newcomer_s = profile.decode[1] if profile.newcomer_s is None else profile.newcomer_s
-        model._decode.law = around((*profile.decode, newcomer_s))
+        if profile.newcomer_s is None:
+            model._decode.law = around(profile.decode, unlearned=[_NEWCOMER * profile.decode[0]])
+        else:
+            model._decode.law = around((*profile.decode, profile.newcomer_s))
         model._service_s = profile.service_s
         return model
 
@@ -214,5 +217,5 @@ def _prefill_prior(token_s: float) -> RelativeRegression:
 
 def _decode_prior(token_s: float) -> RelativeRegression:
     """A prior around seconds per decoded token, slowing in a batch, with the context and by newcomers."""
-    scale = (0.5 * token_s, 0.3 * token_s, 0.1 * token_s, 0.3 * token_s)
+    scale = (0.5 * token_s, 0.3 * token_s, 0.1 * token_s, _NEWCOMER * token_s)
     return RelativeRegression(mean=(token_s, 0.0, 0.0, 0.0), scale=scale)

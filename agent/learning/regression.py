@@ -91,11 +91,17 @@ class RelativeRegression:
         return tuple(0.0 for _ in self._mean)
 
 
-def around(coefficients: Sequence[float], *, forgetting: float = 0.98) -> RelativeRegression:
-    """A regression that begins with these coefficients and is ready to be corrected."""
+def around(
+    coefficients: Sequence[float], *, forgetting: float = 0.98, unlearned: Sequence[float] = ()
+) -> RelativeRegression:
+    """A regression that begins with these coefficients and is ready to be corrected.
+
+    unlearned: further ones of which nothing is known but how large they may be.
+    """
     # What was never seen may turn out to cost a little after all.
     smallest = max(1e-3 * max(coefficients), 1e-12)
-    return RelativeRegression(coefficients, [max(0.3 * one, smallest) for one in coefficients], forgetting=forgetting)
+    scale = [*(max(0.3 * one, smallest) for one in coefficients), *unlearned]
+    return RelativeRegression([*coefficients, *(0.0 for _ in unlearned)], scale, forgetting=forgetting)
 
 
 def _dot(coefficients: Sequence[float], features: Sequence[float]) -> float:

@@ -30,9 +30,15 @@ def predicted_latency(profile: LatencyProfile, shape: RequestShape) -> LatencyPr
     first_s = waiting * profile.service_s / profile.slots
     first_s += a0 + a1 * prompt + a2 * prompt * (occupancy - 1)
     first_s += a3 * prompt * (prompt + 2 * shape.cached_tokens) / 1000
+    unread, steps = shape.unread_tokens or 0.0, max(1, shape.decoded_tokens - 1)
+    first_s += a1 * min(unread, prompt)
     if occupancy <= 1 and shape.queued_ahead is None:
         first_s += profile.found_idle_s
-    step_s = b0 + b1 * (expected_occupancy(profile, shape) - 1) + b2 * context_tokens(shape) / 1000
+    lived = expected_occupancy(profile, shape)
+    found = profile.occupancy[1] * (occupancy - 1)
+    staying = found if shape.to_write_tokens is None else min(shape.to_write_tokens / steps, occupancy - 1)
+    step_s = b0 + b1 * (lived - 1) + b2 * context_tokens(shape) / 1000
+    step_s += (profile.newcomer_s or 0.0) * max(0.0, lived - 1 - staying) + a1 * max(0.0, unread - prompt) / steps
     return LatencyPrediction(
         ttft_s=around(first_s, profile.ttft),
         inter_token_s=around(step_s, profile.inter_token),

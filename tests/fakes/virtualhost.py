@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from heapq import heappop, heappush
+from operator import mul
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -77,6 +78,9 @@ class Load:
 
 class VirtualHost:
     """One expert under a load. `serve` advances the time."""
+
+    law = (0.012, 0.003, 0.0016, 2e-6)
+    """Seconds of a batch, of each sequence that is decoded, of each token of a prompt, of each that is looked back on."""
 
     def __init__(self, load: Load, *, slots: int = 4, seed: int = 0, noise: float = 0.03) -> None:
         self.now_s = 100.0
@@ -161,7 +165,7 @@ class VirtualHost:
         tokens = sum(len(chunk.tokens) for chunk in chunks)
         decoding = sum(len(chunk.tokens) == 1 for chunk in chunks)
         looked_back = sum(len(chunk.tokens) * (chunk.start + len(chunk.tokens) / 2) for chunk in chunks)
-        batch_s = 0.012 + 0.003 * decoding + 0.0016 * (tokens - decoding) + 2e-6 * looked_back
+        batch_s = sum(map(mul, self.law, (1, decoding, tokens - decoding, looked_back)))
         idle_s, slower_s = self._load.found_idle
         if self.now_s - self._worked_s > idle_s:
             batch_s += slower_s

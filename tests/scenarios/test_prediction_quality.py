@@ -37,6 +37,24 @@ def test_a_chats_mix_of_lengths_and_concurrency_is_predicted(seed: int) -> None:
         assert 91.0 <= coverage_pct <= 99.0
 
 
+class SmallHost(VirtualHost):
+    """Two cores with SmolLM2-135M: what its batches take in processor time (decision 0041)."""
+
+    law = (0.012, 0.0023, 0.0027, 5e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_those_at_work_have_left_is_known(seed: int) -> None:
+    """Where prompts take long, first tokens are predicted to 6 % and answers to 9 %: 8 and 11 % without (0041)."""
+    host = SmallHost(Load(prompt_tokens=(27, 52, 92, 162)), seed=seed)
+    host.serve(WARM_UP_S)
+    overall = host.serve(3 * MEASURED_S).overall
+    for comparison, largest_pct in ((overall.ttft_s, 6.0), (overall.total_s, 9.0)):
+        error_pct, coverage_pct = figures(comparison.decoded)
+        assert error_pct <= largest_pct
+        assert 91.5 <= coverage_pct <= 98.5
+
+
 def test_one_client_is_predicted_closely() -> None:
     """Without company nothing but the host's own noise is left."""
     overall = measured(Load(clients=1), 0).overall

@@ -287,3 +287,24 @@ def test_jobs_of_a_dead_engine_end_in_the_order_they_came() -> None:
     for job_id in ("b", "c", "a"):
         agent.submit(job_id)
     assert settling(agent.crash()) == ["b", "c", "a"]
+
+
+def test_what_a_request_found_at_work_and_who_came_later_is_told_apart() -> None:
+    """Three seconds beside an elder for two of them and a newcomer for one, behind 40 unread tokens."""
+    agent = CoreBench()
+    agent.submit("elder")
+    agent.now_s += 1.0
+    agent.submit("j")
+    agent.engine(protocol.Started(job_id="j", prompt_tokens=7, unread_tokens=40))
+    agent.now_s += 2.0
+    agent.engine(finished("elder"))
+    agent.submit("newcomer")
+    agent.now_s += 1.0
+    timing = agent.core._desk.jobs["j"]
+    agent.engine(finished("j"))
+    assert timing.timing is not None
+    shape, steps = timing.timing.shape, finished("j").decoded_tokens - 1
+    assert shape.unread_tokens == 40
+    assert shape.to_write_tokens == pytest.approx(2 / 3 * steps)
+    assert timing.timing.mean_occupancy == pytest.approx(2.0)
+    assert timing.timing.newcomers == pytest.approx(1 / 3)

@@ -274,3 +274,94 @@ def test_a_profile_of_an_earlier_release_costs_nothing_more_when_idle() -> None:
     assert profile is not None
     old = msgspec.msgpack.encode({k: v for k, v in msgspec.to_builtins(profile).items() if k != "found_idle_s"})
     assert msgspec.msgpack.decode(old, type=LatencyProfile).found_idle_s == 0.0
+
+
+class SharedHost:
+    """A host whose requests find others' prompts unread, and are joined by newcomers who bring theirs."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+
+    def serve(self) -> RequestTiming:
+        prompt, tokens, occupancy = (
+            self.random.randint(20, 200),
+            self.random.randint(20, 120),
+            self.random.randint(1, 4),
+        )
+        unread = self.random.randint(50, 300) if occupancy > 1 and self.random.random() < 0.2 else 0
+        lived, elders = self.random.uniform(1.0, 4.0), self.random.uniform(0.0, 1.0) * (occupancy - 1)
+        newcomers = max(0.0, lived - 1 - elders)
+        step_s = 0.015 + 0.002 * (lived - 1) + 0.008 * newcomers + 0.003 * max(0, unread - prompt) / (tokens - 1)
+        return RequestTiming(
+            shape=RequestShape(
+                prompt_tokens=prompt,
+                decoded_tokens=tokens,
+                occupancy=occupancy,
+                unread_tokens=unread,
+                to_write_tokens=elders * (tokens - 1),
+            ),
+            prefill_s=0.003 * (prompt + min(unread, prompt)) * self.random.lognormvariate(0.0, 0.03),
+            decode_s=step_s * (tokens - 1) * self.random.lognormvariate(0.0, 0.03),
+            mean_occupancy=lived,
+            newcomers=newcomers,
+        )
+
+
+def test_others_prompts_and_newcomers_are_learned_and_are_no_change_of_pace() -> None:
+    """Both coefficients come out as they are, and who comes behind a prompt is not taken for a slower host."""
+    model, host = LatencyModel(slots=4), SharedHost(1)
+    for _ in range(300):
+        model.observe(host.serve())
+    profile = model.profile
+    assert profile is not None
+    assert model.changes == 0
+    assert profile.newcomer_s == pytest.approx(0.008, rel=0.1)
+    assert profile.prefill[1] == pytest.approx(0.003, rel=0.1)
+    assert profile.ttft.p95 - profile.ttft.p50 < 0.12
+
+
+def test_a_profile_of_an_earlier_release_goes_on_to_learn_newcomers() -> None:
+    """An agent that was upgraded begins with what it knew, and learns what it did not tell apart before."""
+    model, host = LatencyModel(slots=4), SharedHost(2)
+    for _ in range(100):
+        model.observe(host.serve())
+    known = model.profile
+    assert known is not None
+    old = msgspec.msgpack.encode({k: v for k, v in msgspec.to_builtins(known).items() if k != "newcomer_s"})
+    earlier = msgspec.msgpack.decode(old, type=LatencyProfile)
+    assert earlier.newcomer_s is None
+    assert earlier.inter_token_law[3] == 0.0
+    upgraded = LatencyModel.starting_from(earlier)
+    for _ in range(150):
+        upgraded.observe(host.serve())
+    assert upgraded.profile is not None
+    assert upgraded.profile.newcomer_s == pytest.approx(0.008, rel=0.2)
+
+
+_FIELDS_OF_BEFORE = (
+    "a770726566696c6c94cb3fd0000000000000cb3fe0000000000000cb0000000000000000cb0000000000000000a66465636f"
+    "646593cb3fc0000000000000cb0000000000000000cb0000000000000000a5736c6f747304a9736572766963655f73cb3ff0"
+    "000000000000a47474667482a3703530cb0000000000000000a3703935cb3fe0000000000000ab696e7465725f746f6b656e"
+    "82a3703530cb0000000000000000a3703935cb3fe0000000000000a5746f74616c82a3703530cb0000000000000000a37039"
+    "35cb3fe0000000000000aa6e5f726571756573747309"
+)
+"""The fields of a profile, as the release before `newcomer_s` has sent them, behind the byte that counts them."""
+_NEWCOMER_S = "aa6e6577636f6d65725f73cb0000000000000000"
+
+
+def test_a_profiles_golden_bytes_hold_across_the_version_that_added_newcomers() -> None:
+    """An earlier agent's bytes mean that it does not tell; ours are those, and one field more that it passes over."""
+    earlier = msgspec.msgpack.decode(bytes.fromhex("88" + _FIELDS_OF_BEFORE), type=LatencyProfile)
+    assert earlier.newcomer_s is None
+    assert msgspec.msgpack.encode(earlier).hex() == "88" + _FIELDS_OF_BEFORE
+    ours = msgspec.structs.replace(earlier, newcomer_s=0.0)
+    assert msgspec.msgpack.encode(ours).hex() == "89" + _FIELDS_OF_BEFORE + _NEWCOMER_S
+
+    class Earlier(msgspec.Struct, frozen=True, kw_only=True):
+        prefill: tuple[float, float, float, float]
+        decode: tuple[float, float, float]
+        slots: int
+        n_requests: int = 0
+
+    read = msgspec.msgpack.decode(msgspec.msgpack.encode(ours), type=Earlier)
+    assert (read.prefill, read.decode, read.slots, read.n_requests) == (ours.prefill, ours.decode, 4, 9)

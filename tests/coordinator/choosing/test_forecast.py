@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from moe2.common.cost import EnergyProfile, LatencyProfile, Quantiles, RequestShape, Spread
 from moe2.common.energy import Quality
 from moe2.common.link.reports import ExpertState
-from moe2.coordinator.choosing.forecast import Prediction, Roster
+from moe2.coordinator.choosing.forecast import Prediction, Roster, WorkLeft
 from moe2.coordinator.choosing.request import ASSUMED_ANSWER_TOKENS, Demand, estimate_prompt_tokens
 from moe2.coordinator.fleet.table import Expert
 from tests.common.predictions import expected_occupancy, predicted_energy, predicted_latency
@@ -250,3 +250,23 @@ def _figures(prediction: Prediction) -> list[float]:
 def _energy(joules: float) -> EnergyProfile:
     """An energy profile in which every kind of work costs something."""
     return EnergyProfile(coefficients=(joules,) * 4, spread=EXACT, quality=Quality.SIMULATED)
+
+
+def test_what_those_at_work_have_left_is_part_of_a_prediction() -> None:
+    """Of three places only the one that was asked differs, and that by the law written out."""
+    law = msgspec.structs.replace(speed(1000.0, 100.0, slots=4), newcomer_s=0.02, occupancy=(1.5, 0.5))
+    roster = Roster([expert(f"agent-{n}", latency=law, slots=4) for n in range(3)])
+    alone = roster.forecast(np.full(3, 200), 51, np.array([0, 2, 2]))
+    known = alone.beside({2: WorkLeft(unread_tokens=500.0, to_write_tokens=30.0)})
+    shape = known.prediction(2).shape
+    assert (shape.unread_tokens, shape.to_write_tokens) == (500.0, 30.0)
+    assert known.prediction(2).ttft_s == Quantiles(pytest.approx(0.4), pytest.approx(0.4))
+    predicted = predicted_latency(law, shape)
+    for seconds, written_out in ((known.ttft_s, predicted.ttft_s), (known.total_s, predicted.total_s)):
+        assert seconds.p95[2] == pytest.approx(written_out.p95)
+    for place in (0, 1):
+        assert known.total_s.at(place) == alone.total_s.at(place)
+        assert known.prediction(place).shape.to_write_tokens is None
+    # Those that soon have written all make room for others, who bring prompts.
+    busy_for_long = alone.beside({2: WorkLeft(unread_tokens=500.0, to_write_tokens=100.0)})
+    assert busy_for_long.total_s.p50[2] < known.total_s.p50[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from moe2.common.error_codes import ErrorCode
 from moe2.common.link.reports import ExpertState
 from moe2.coordinator.choosing.candidates import problem_of
 from moe2.coordinator.choosing.explain import decision_of, offers_of
+from moe2.coordinator.choosing.forecast import WorkLeft
 from moe2.coordinator.choosing.request import Budgets, Demand, SelectionRequest, Wish
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.fleet.table import Expert
@@ -373,3 +375,52 @@ def test_loading_counts_as_time() -> None:
     """A slow expert in memory is sooner than a fast one that has to be loaded for a minute."""
     cold = expert("agent-1", latency=FAST, state=ExpertState.COLD, on_demand=True, load_s=60.0)
     assert chosen(asked(), cold, expert("agent-2", latency=SLOW)) == "agent-2/m"
+
+
+LAW = msgspec.structs.replace(speed(1000.0, 100.0, slots=4), newcomer_s=0.0)
+
+
+def with_left(ask: SelectionRequest, left: dict[str, WorkLeft], *experts: Expert) -> Selection | NoExpert:
+    """The choice where each of these experts has one request, which has so much left."""
+    in_flight = {each.key: 1 for each in experts}
+    return selector().select(ask, experts, in_flight, 0, work_left=lambda key, busy: left.get(key))
+
+
+def test_among_equals_the_one_with_the_least_left_to_read_answers() -> None:
+    """Both are as busy; beside a prompt of 2,000 tokens a first token would come later, as the prediction then says."""
+    two = [expert(agent, latency=LAW, slots=4) for agent in ("a", "b")]
+    decided = with_left(asked(), {"a/m": WorkLeft(2000.0, 50.0), "b/m": WorkLeft(0.0, 50.0)}, *two)
+    assert isinstance(decided, Selection)
+    assert decided.first.expert.key == "b/m"
+    unasked = with_left(asked(), {}, *two)
+    assert isinstance(unasked, Selection)
+    assert unasked.first.expert.key == "a/m"
+    only = with_left(asked(), {"a/m": WorkLeft(2000.0, 50.0)}, two[0])
+    assert isinstance(only, Selection)
+    assert only.predicted.ttft_s is not None
+    assert unasked.predicted.ttft_s is not None
+    assert only.predicted.ttft_s.p50 == pytest.approx(2 * unasked.predicted.ttft_s.p50)
+
+
+def test_limits_are_kept_beside_what_is_at_work() -> None:
+    """The better one would be late behind a long prompt, so that the next one answers; alone it is a refusal."""
+    tight = asked(wish=Wish(ttft_budget_s=0.15), demand=Demand(100, 20))
+    quick, other = (expert(agent, latency=LAW, slots=4) for agent in ("a", "b"))
+    left = {"a/m": WorkLeft(2000.0, 50.0), "b/m": WorkLeft(0.0, 50.0)}
+    decided = with_left(tight, left, quick, other)
+    assert isinstance(decided, Selection)
+    assert decided.first.expert.key == "b/m"
+    shown = {row.expert: row for row in decision_of(decided).experts}
+    assert not shown["a/m"].candidate
+    assert shown["a/m"].reason == "beside what is at work there it would be late"
+    refused = with_left(tight, left, quick)
+    assert isinstance(refused, NoExpert)
+    assert refused.code == ErrorCode.INFEASIBLE_NOW
+
+
+def test_an_agent_of_an_earlier_release_is_predicted_as_before() -> None:
+    """Its law was learned without others' prompts: they are not added to it."""
+    before = expert("a", latency=msgspec.structs.replace(LAW, newcomer_s=None), slots=4)
+    decided = with_left(asked(), {"a/m": WorkLeft(2000.0, 50.0)}, before)
+    assert isinstance(decided, Selection)
+    assert decided.predicted.shape.unread_tokens is None

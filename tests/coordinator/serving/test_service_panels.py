@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
-from moe2.common.link.messages import ScoreJob, ToAgent
-from moe2.coordinator.choosing.request import Mode, Wish
+import msgspec
+import pytest
+
+from moe2.common.link.messages import JobPieces, ScoreJob, ToAgent, TokenPiece, Tokens
+from moe2.coordinator.choosing.forecast import Prediction
+from moe2.coordinator.choosing.request import Demand, Mode, Wish
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
 from moe2.coordinator.serving.effects import Failed
 from moe2.coordinator.serving.receipt import Receipt
 from moe2.coordinator.serving.service import Service
 from moe2.coordinator.serving.settings import DispatchSection
-from tests.coordinator.experts import expert_report, hello, report, request, selector
+from tests.coordinator.experts import expert_report, hello, report, request, selector, speed
 from tests.coordinator.panels import ALL_MODES, ballot
 from tests.virtualclock import on_virtual_clock
 
@@ -75,6 +80,37 @@ async def test_a_panel_on_an_agent_that_is_gone_leaves_nothing_behind() -> None:
     assert [line.outcome for line in bench.receipts[0].experts] == ["lost", "lost"]
     assert not bench.service._jobs
     assert not bench.service._in_flight.count
+
+
+@on_virtual_clock
+async def test_a_prediction_grows_behind_a_long_prompt_at_work_until_that_is_read() -> None:
+    """A second request finds half of 1,000 tokens unread, and 20 to be written; a third finds them read and 15 left."""
+    bench = Bench()
+    law = msgspec.structs.replace(speed(1000.0, 50.0, slots=4), newcomer_s=0.0)
+    bench.table.agent_joined(hello("agent-1"), 0.0)
+    bench.table.agent_reported("agent-1", report(expert_report("m", latency=law, slots=4)), 0.0)
+
+    def begun(name: str, prompt_tokens: int) -> Prediction:
+        demand = Demand(prompt_tokens=prompt_tokens, max_tokens=20)
+        asked = request(request_id=name, demand=demand, arrived_s=0.0, deadline_s=60.0, stop=())
+        attempt = bench.service.begin(asked).life.leading
+        assert attempt is not None
+        return attempt.prediction
+
+    alone = begun("first", 1000)
+    await asyncio.sleep(0.5)
+    behind = begun("second", 400)
+    tokens = (TokenPiece("a"),) * 5
+    bench.service.agent_said("agent-1", Tokens(jobs=(JobPieces("first.0", tokens), JobPieces("second.0", tokens))))
+    after = begun("third", 400)
+    assert (alone.shape.unread_tokens, alone.shape.to_write_tokens) == (None, None)
+    assert (behind.shape.unread_tokens, behind.shape.to_write_tokens) == (pytest.approx(500), 20)
+    assert (after.shape.unread_tokens, after.shape.to_write_tokens) == (0, 30)
+    assert behind.ttft_s is not None
+    assert after.ttft_s is not None
+    assert behind.ttft_s.p50 == pytest.approx(0.8)
+    assert after.ttft_s.p50 == pytest.approx(0.4)
+    await bench.service.drain(0.0)
 
 
 @on_virtual_clock

@@ -116,6 +116,18 @@ def test_a_cancelled_job_frees_its_slot_at_once() -> None:
     assert [event.job_id for event in engine.events if isinstance(event, Started)] == ["first", "second"]
 
 
+def test_a_start_tells_what_is_unread_of_prompts_before_it() -> None:
+    """The first finds nothing; the second what its first batch left of the first prompt; the third no written token."""
+    engine = Engine(slots=3, batch_tokens=8)
+    engine.decoder.submit(letter_job("long", "ab" * 10, max_tokens=12))
+    engine.decoder.step()
+    engine.decoder.submit(letter_job("behind", "cd", max_tokens=2))
+    for _ in range(9):
+        engine.decoder.step()
+    engine.decoder.submit(letter_job("later", "ef", max_tokens=2))
+    assert [event.unread_tokens for event in engine.events if isinstance(event, Started)] == [0, 12, 0]
+
+
 def test_cancelling_an_unknown_job_is_no_error() -> None:
     """A cancellation that crosses the job's end on its way is ignored."""
     engine = Engine()
