@@ -80,7 +80,7 @@ class VirtualHost:
     """One expert under a load. `serve` advances the time."""
 
     law = (0.012, 0.003, 0.0016, 2e-6)
-    """Seconds of a batch, of each sequence that is decoded, of each token of a prompt, of each that is looked back on."""
+    """Seconds of a batch, of each sequence decoded, of each token of a prompt, of each that is looked back on."""
 
     def __init__(self, load: Load, *, slots: int = 4, seed: int = 0, noise: float = 0.03) -> None:
         self.now_s = 100.0
