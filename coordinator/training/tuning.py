@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -68,14 +67,25 @@ def number_of(count: float, noun: str) -> str:
 
 
 def check_questions(questions: Sequence[Question]) -> None:
-    """Raise Moe2Error where a gate could not be trained even if every question were answered."""
-    splits = Counter(dict(question.labels).get("split") or split_of(question.id) for question in questions)
-    if any(splits[split] < least for split, least in LEAST_ROWS.items()):
+    """Raise Moe2Error where no gate could be trained and compared even if every question were answered."""
+    named = [dict(question.labels) for question in questions]
+    splits = [label.get("split") or split_of(question.id) for label, question in zip(named, questions, strict=True)]
+    kinds = ["/".join(filter(None, (label.get("benchmark"), label.get("domain")))) for label in named]
+    folds = _folds(list(zip(splits, kinds, (question.id for question in questions), strict=True)))
+    fewest = {split: min(_others(splits, split, folds)) for split in LEAST_ROWS}
+    if any(fewest[split] < least for split, least in LEAST_ROWS.items()):
         raise Moe2Error(
             f"These are too few questions: a gate learns from at least {LEAST_ROWS['train']} and is checked by "
-            f"at least {LEAST_ROWS['val']} others, and here are {splits['train']} and {splits['val']}.",
+            f"at least {LEAST_ROWS['val']} others. Here are {splits.count('train')} and {splits.count('val')}, of "
+            f"which {fewest['train']} and {fewest['val']} are left while a fifth is held out to tell what is gained.",
             remedy="Add questions, or leave --questions out: moe2 comes with some hundred.",
         )
+
+
+def _others(splits: Sequence[str], split: str, folds: npt.NDArray[np.int64]) -> list[int]:
+    """For each fold, how many questions of `split` are in the others."""
+    own = np.array([name == split for name in splits], dtype=np.bool_)
+    return [int((own & (folds != fold)).sum()) for fold in range(FOLDS)]
 
 
 def _known_mean(values: Sequence[float | None]) -> float | None:
@@ -166,9 +176,13 @@ class Comparison:
 
 def folds_of(outcomes: Outcomes) -> npt.NDArray[np.int64]:
     """(rows,) the fold, 0 to `FOLDS` - 1, that each row is held out in: every kind and every split in each of them."""
-    order = sorted(range(len(outcomes)), key=lambda row: (outcomes.tasks[row], outcomes.splits[row], outcomes.ids[row]))
-    folds = np.empty(len(outcomes), dtype=np.int64)
-    folds[order] = np.arange(len(outcomes)) % FOLDS
+    return _folds(list(zip(outcomes.splits, outcomes.tasks, outcomes.ids, strict=True)))
+
+
+def _folds(rows: Sequence[tuple[str, str, str]]) -> npt.NDArray[np.int64]:
+    """(rows,) the fold of each row, by its split, kind and id, so that all folds have nearly as many of a split."""
+    folds = np.empty(len(rows), dtype=np.int64)
+    folds[sorted(range(len(rows)), key=rows.__getitem__)] = np.arange(len(rows)) % FOLDS
     return folds
 
 
