@@ -25,7 +25,7 @@ What an answer can save is the usual difference between the dearest and the chea
 alike, few joules have to be worth much for any choice to change."""
 MIN_SAVING = 0.02
 """Least share of the target that an answer counts as able to save."""
-MAX_NOISE = 2.0
+MAX_NOISE = 1.5
 """Where joules vary so much that their variance, times this, exceeds the square of what an answer can save, steps are
 smaller by as much: the price would follow lengths of answers instead of its target."""
 DAY_STEP = 0.02
@@ -37,23 +37,32 @@ FIRST_SHARE = 2.0
 """The step of the first answer as a multiple of the price that is enough: one that is above the target by half of what
 it could have saved leads there."""
 MAX_FIRST_STEP = 1.0
+MAX_FIRST_EXCESS = 1.0
+"""Most that an answer counts in the first steps, as a multiple of what it could have saved: a first answer of many
+times the target would lead to a price that hundreds of answers have to unlearn."""
 MAX_RELATIVE_PRICE = 10.0
 """Largest relative price: what an answer can save is then worth ten times the best score there is."""
 MAX_EXCESS = 4.0
-"""Most that one answer changes the price by, as a multiple of the target, or of what an answer can save where that is
-more: a single monstrous one does not set the price. All of it is owed."""
-PAY_BACK_ANSWERS = 300
+"""Most that one answer changes the price by at once, as a multiple of the target, or of what an answer can save where
+that is more: a single monstrous one does not set the price. What is above it counts later, as `late_j`."""
+LATE_ANSWERS = 100
+"""Answers over which the rest of a monstrous one comes to count. Left out for good it would be missing in the mean that
+the price settles at, and so much would be owed for ever."""
+PAY_BACK_ANSWERS = 100
 """Answers over which what was spent above the target is paid back."""
 MAX_OWED_ANSWERS = 200
 """Most that is paid back, in answers of the target: an average is not kept by starving for ever."""
-MAX_SAVED_ANSWERS = 30
-"""Most that is remembered as spent below the target, in answers of the target, or of what an answer can save where that
-is more: loose times do not pay for a spree, but many cheap answers do for the one dear answer among them."""
+MAX_SAVED_ANSWERS = 100
+"""Most that is remembered as spent below the target under a price, in answers of the target, or of what an answer can
+save where that is more: what a price that was too high has saved is given back."""
+MAX_SAVED_FREE_ANSWERS = 30
+"""The same where joules were free: loose times do not pay for a spree, but many cheap answers do for the one dear
+answer among them."""
 ENOUGH = 1.5
 """Largest price, as a multiple of the one at which the cheapest experts answer everything: a higher one changes no
 answer, and would have to be unlearned answer by answer."""
-MAX_SLACK = 0.1
-"""Most that the relative price is remembered to be below nothing: ten answers that are above the target by what an
+MAX_SLACK = 0.2
+"""Most that the relative price is remembered to be below nothing: twenty answers that are above the target by what an
 answer can save."""
 SATURATED_ANSWERS = 30
 """After so many requests in a row that could not have been answered for less, a higher price would change nothing."""
@@ -72,6 +81,8 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     """The mean of the prices so far, the latest with more weight."""
     owed_j: float = 0.0
     """Joules spent above the target that are to be paid back; negative where less was spent."""
+    late_j: float = 0.0
+    """Joules of monstrous answers that the price has not yet counted."""
     slack: float = 0.0
     """How far below nothing the latest steps led the relative price, 0 to `MAX_SLACK`."""
     saving_j: float | None = None
@@ -125,9 +136,13 @@ def settled(
     excess_j, change_j = spent_j - (target_j if is_answer else 0.0), 0.0
     large_j = max(target_j, price.saving_j or 0.0)
     if excess_j <= 0.0 or price.n_saturated < SATURATED_ANSWERS:
-        owed_j = min(max(price.owed_j + excess_j, -MAX_SAVED_ANSWERS * large_j), MAX_OWED_ANSWERS * target_j)
-        price = msgspec.structs.replace(price, owed_j=owed_j)
-        change_j = min(excess_j, MAX_EXCESS * large_j) + owed_j / PAY_BACK_ANSWERS
+        n_saved = MAX_SAVED_ANSWERS if price.price_per_j > 0.0 else MAX_SAVED_FREE_ANSWERS
+        saved_j = min(-n_saved * large_j, price.owed_j)
+        owed_j = min(max(price.owed_j + excess_j, saved_j), MAX_OWED_ANSWERS * target_j)
+        at_once_j = min(excess_j, MAX_EXCESS * large_j)
+        late_j = price.late_j * (1 - 1 / LATE_ANSWERS) + excess_j - at_once_j
+        change_j = at_once_j + price.late_j / LATE_ANSWERS + owed_j / PAY_BACK_ANSWERS
+        price = msgspec.structs.replace(price, owed_j=owed_j, late_j=min(late_j, MAX_OWED_ANSWERS * target_j))
     return _counted(_moved(price, STEP, change_j, target_j), spent_j, is_answer=is_answer)
 
 
@@ -164,6 +179,7 @@ def is_sound(price: Price) -> bool:
     """True for figures that can have been learned; a damaged state file can say anything."""
     prices = (price.price_per_j, price.usual_price_per_j, price.enough_per_j or 0.0)
     joules = (
+        price.late_j,
         price.slack,
         price.spent_j,
         price.saving_j or 0.0,
@@ -182,7 +198,7 @@ def unmeasured(price: Price) -> Price:
 
 def retargeted(price: Price) -> Price:
     """The price to go on with under another target: what was owed or saved under the former one is forgotten."""
-    return msgspec.structs.replace(price, owed_j=0.0, slack=0.0, n_saturated=0)
+    return msgspec.structs.replace(price, owed_j=0.0, late_j=0.0, slack=0.0, n_saturated=0)
 
 
 def _saw(price: Price, *, is_cheapest: bool, saving_j: float | None, enough_per_j: float | None) -> Price:
@@ -207,7 +223,9 @@ def _moved(price: Price, step: float, change_j: float, target_j: float) -> Price
     first = FIRST_STEP
     if price.enough_per_j is not None:
         first = min(FIRST_SHARE * price.enough_per_j * saving_j, MAX_FIRST_STEP)
-    change = max(step, first / (price.n_answers + 1)) * change_j / measure_j
+    excess = change_j / measure_j
+    first *= min(max(excess, -MAX_FIRST_EXCESS), MAX_FIRST_EXCESS) / (price.n_answers + 1)
+    change = max(step * excess, first, key=abs)
     relative = price.price_per_j * saving_j - price.slack + change
     price_per_j = min(max(relative, 0.0), MAX_RELATIVE_PRICE) / saving_j
     if price.enough_per_j is not None:

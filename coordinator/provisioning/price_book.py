@@ -39,6 +39,7 @@ FLEET = "fleet"
 _ADDED = (
     "price_per_j",
     "usual_price_per_j",
+    "late_j",
     "slack",
     "variance_j2",
     "n_answers",
