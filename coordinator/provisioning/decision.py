@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -259,7 +259,8 @@ def decide(
         # So few ask that even the least to keep awake costs more for each: then it is the least that is kept awake.
         return decide(fleet, forecast, replace(limits, joules_per_answer=None), np.inf, effort=effort, clock=clock)
     if not options:
-        text = correction(slow, effort=effort, clock=clock) if status is Status.INFEASIBLE else None
+        names = {host.key: host.name for host in fleet.hosts}
+        text = correction(slow, names, effort=effort, clock=clock) if status is Status.INFEASIBLE else None
         return Decision((), None, None, best, 0.0, 0.0, price_per_j, rate_per_s, status, stays, text)
     one = _without_waking(slow, choose(options, rate_per_s, price_per_j), price_per_j, effort, clock)
     return Decision(
@@ -327,8 +328,13 @@ def _spare(slow: SlowProblem, fleet: Fleet) -> frozenset[str]:
     )
 
 
-def correction(slow: SlowProblem, *, effort: Effort | None = None, clock: Clock | None = None) -> str:
-    """What contradicts in an infeasible problem, and the cheapest change that mends it, as a sentence."""
+def correction(
+    slow: SlowProblem, hosts: Mapping[str, str], *, effort: Effort | None = None, clock: Clock | None = None
+) -> str:
+    """What contradicts in an infeasible problem, and the cheapest change that mends it, as a sentence.
+
+    hosts: the names of hosts by the ids of their agents.
+    """
     problem = slow.problem
     without_limit = replace(problem, most_w=None)
     least = least_standing(without_limit, 0.0, effort=effort, clock=clock)
@@ -337,7 +343,7 @@ def correction(slow: SlowProblem, *, effort: Effort | None = None, clock: Clock 
         least_w = math.ceil(least.standing_w + slow.fixed_w)
         return (
             f"What has to be awake draws {least_w} W while nobody asks, and {slow.allowed_w:.4g} W are allowed. "
-            f"Allow {least_w} W{_unpinning(slow, effort, clock)}."
+            f"Allow {least_w} W{_unpinning(slow, hosts, effort, clock)}."
         )
     everybody = np.ones(len(problem.names), dtype=np.bool_)
     everybody[list(problem.ruled_out)] = False
@@ -354,8 +360,8 @@ def correction(slow: SlowProblem, *, effort: Effort | None = None, clock: Clock 
     return "The memory of the hosts does not hold the models that have to be there. Ask for fewer hosts for each model."
 
 
-def _unpinning(slow: SlowProblem, effort: Effort | None, clock: Clock | None) -> str:
-    """The rest of a correction: which experts could be unpinned instead; empty where that would not do."""
+def _unpinning(slow: SlowProblem, hosts: Mapping[str, str], effort: Effort | None, clock: Clock | None) -> str:
+    """The rest of a correction: which hosts could be unpinned instead; empty where that would not do."""
     problem = slow.problem
     # What is drawn whoever is awake is no smaller without pins.
     if not problem.pinned or slow.fixed_w > (slow.allowed_w or 0.0):
@@ -364,9 +370,11 @@ def _unpinning(slow: SlowProblem, effort: Effort | None, clock: Clock | None) ->
     if least.standing_w is None:
         return ""
     unpinned = sorted(
-        problem.names[n]
-        for n in problem.pinned - set(least.members)
-        if slow.fixed_because.get(problem.names[n]) == PINNED
+        {
+            hosts[slow.experts[n].host]
+            for n in problem.pinned - set(least.members)
+            if slow.fixed_because.get(problem.names[n]) == PINNED
+        }
     )
     return f", or unpin {', '.join(unpinned)}" if unpinned else ""
 
