@@ -40,6 +40,8 @@ _STEPS_OF_OTHERS = 1e5
 _WRAP_UP_S, _WRAP_UP_S_EACH, _WRAP_UP_SHARE = 0.002, 2e-9, 0.2
 """Seconds of a time limit that are kept for the step under way, for thinning the panel and for the proof; seconds on
 top for each expert and prompt; and the most that these may be as a share of the limit."""
+_BRANCHING_S_EACH = 1.2e-5
+"""Seconds that branching takes for each free expert, during which nobody looks at the clock."""
 _WIDE_GAP = 0.005
 """A gap of the first relaxation, as a share of the value, from which it pays to look for better panels at once."""
 _MIN_RESTARTED = 48
@@ -182,6 +184,9 @@ class _Search:
         if held:
             self.incumbent.offer(held)
         if self._settled(_Node(node.held, free, node.upper, node.linear)):
+            return
+        if self._late(_BRANCHING_S_EACH * len(free)):
+            self._push(_Node(node.held, free, node.upper, node.linear))
             return
         cover = minimal_infeasible(self.candidates, held, free, wish)
         pivot = min(cover, key=lambda n: (abs(float(wish[n]) - 0.5), n))

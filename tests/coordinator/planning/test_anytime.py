@@ -200,3 +200,18 @@ def test_a_listing_needs_little_memory_at_once() -> None:
         tracemalloc.stop()
     assert plan.proof.status is Status.OPTIMAL
     assert most - before < 8e6
+
+
+def test_a_large_fleet_is_not_branched_on_without_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a thousand experts it takes some ten milliseconds in which nobody looks at the clock."""
+    drawn = fleet(np.random.default_rng(2), 1000, "graded")
+    asked: list[list[int]] = []
+    monkeypatch.setattr(search, "minimal_infeasible", lambda _, held, *__: asked.append(held))
+    looks = itertools.count()
+    plan = search.plan(
+        drawn.request(drawn.value("best_of"), 0.12),
+        effort=Effort(time_limit_s=0.0195),
+        clock=lambda: next(looks) * 1e-4,
+    )
+    assert plan.proof.status is Status.BOUNDED
+    assert asked == []
