@@ -273,7 +273,7 @@ async def forever() -> DemoError:
     ("costs", "said"),
     [
         ({"demo-rtx-4090": 90.0, "demo-agx-orin-30w": 40.0}, None),
-        ({"demo-rtx-4090": 120.0, "demo-agx-orin-30w": 50.0}, "300 more pay back what was too much."),
+        ({"demo-rtx-4090": 120.0, "demo-agx-orin-30w": 50.0}, "100 more pay back what was too much."),
         ({"demo-rtx-4090": 120.0, "demo-agx-orin-30w": 70.0}, "Nobody's answers kept below it."),
     ],
 )
