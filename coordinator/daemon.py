@@ -327,7 +327,11 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             pair=self._pair.status() if self._pair else None,
             warnings=(
                 *health.dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
-                *health.fleet_warnings(rows, n_choosable=len(choosable), stale_s=self._settings.agents.stale_s),
+                *health.fleet_warnings(
+                    rows,
+                    n_choosable=len(choosable) + len(self._table.wakeable()),
+                    stale_s=self._settings.agents.stale_s,
+                ),
                 *health.cap_warnings(rows, self._settings.selection.fleet_watts_cap_w),
                 *health.average_warnings(averages),
                 *self._price_file.warnings(),
@@ -447,7 +451,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
     def _why_not_ready(self) -> str | None:
         if self._service.stopping:
             return "shutting down"
-        if not self._table.choosable(asyncio.get_running_loop().time()):
+        # Where a request wakes a host, a balancer that sends none would leave it asleep for ever.
+        if not self._table.choosable(asyncio.get_running_loop().time()) and not self._table.wakeable():
             return "no expert is ready"
         return None
 

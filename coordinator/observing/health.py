@@ -103,7 +103,11 @@ def average_warnings(averages: tuple[AverageRow, ...]) -> tuple[HealthWarning, .
 
 
 def fleet_warnings(rows: tuple[AgentRow, ...], *, n_choosable: int, stale_s: float) -> tuple[HealthWarning, ...]:
-    """Returns all warnings of the fleet: the coordinator's own first, then the agents', each with its agent's name."""
+    """Returns all warnings of the fleet: the coordinator's own first, then the agents', each with its agent's name.
+
+    A host that sleeps is not connected, as it should be. n_choosable: experts that a request finds, or that it
+    wakes.
+    """
     warnings: list[HealthWarning] = []
     if not n_choosable:
         warnings.append(
@@ -115,7 +119,7 @@ def fleet_warnings(rows: tuple[AgentRow, ...], *, n_choosable: int, stale_s: flo
             )
         )
     for row in rows:
-        if not row.connected:
+        if not row.connected and not row.asleep:
             warnings.append(
                 HealthWarning(
                     code="agent_disconnected",
@@ -124,7 +128,7 @@ def fleet_warnings(rows: tuple[AgentRow, ...], *, n_choosable: int, stale_s: flo
                     remedy=f"On {row.agent_name}: `moe2-agent status`, or `systemctl start moe2-agent`.",
                 )
             )
-        elif row.report_age_s is not None and row.report_age_s > stale_s:
+        elif row.connected and row.report_age_s is not None and row.report_age_s > stale_s:
             warnings.append(
                 HealthWarning(
                     code="agent_stale",

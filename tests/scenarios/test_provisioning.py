@@ -158,6 +158,21 @@ async def test_a_wake_that_fails_is_told_and_the_request_gets_its_error(
             assert said.status == 200
 
 
+@pytest.mark.parametrize("mode", ["act", "observe"])
+async def test_a_host_that_sleeps_is_no_trouble_where_a_request_wakes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Nobody is told that it is missing; the service is ready if it can be woken, so that balancers send requests."""
+    async with sleepy(tmp_path, mode=mode, wakes=False, monkeypatch=monkeypatch) as (running, agent, _):
+        running.coordinator._hub.send(agent.status().agent_id, Suspend(command_id="by-hand"))
+        await running.until_status(lambda status: row(status).asleep)
+        codes = {one.code for one in running.coordinator.status().warnings}
+        assert "agent_disconnected" not in codes
+        assert ("no_live_expert" in codes) == (mode == "observe")
+        async with running.http.get("/readyz") as said:
+            assert said.status == (200 if mode == "act" else 503)
+
+
 async def test_a_sleeping_host_is_found_again_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A coordinator that starts while a host sleeps knows that it sleeps, and what an operator has said."""
     async with sleepy(tmp_path, mode="observe", monkeypatch=monkeypatch) as (running, _, host):
