@@ -42,21 +42,20 @@ def is_sound(rhythm: Rhythm) -> bool:
 
 
 def came(rhythm: Rhythm, at_unix_s: float) -> Rhythm:
-    """The rhythm with one more request. One of a day before the latest counts for nothing: time never goes back."""
-    day, hour = int(at_unix_s // DAY_S), int(at_unix_s % DAY_S // HOUR_S)
-    if day < rhythm.day:
+    """The rhythm with one more request. One of the day before the latest, as of a request over midnight, counts for
+    nothing; one of an earlier day tells that the clock was wrong when it said the latest.
+    """
+    if int(at_unix_s // DAY_S) == rhythm.day - 1:
         return rhythm
-    if day > rhythm.day:
-        rhythm = _next_day(rhythm, day)
+    rhythm, second = _on_its_day(rhythm, at_unix_s)
+    hour = int(second / HOUR_S)
     today = tuple(count + (place == hour) for place, count in enumerate(rhythm.today))
     return msgspec.structs.replace(rhythm, today=today)
 
 
 def requests_left(rhythm: Rhythm, now_unix_s: float) -> float:
     """Requests that are expected in the rest of the day, with the one that is being made now: 1 or more."""
-    day, second = int(now_unix_s // DAY_S), now_unix_s % DAY_S
-    if day > rhythm.day:
-        rhythm = _next_day(rhythm, day)
+    rhythm, second = _on_its_day(rhythm, now_unix_s)
     hours = second / HOUR_S
     hour, passed = int(hours), hours % 1.0
     n_today = sum(rhythm.today)
@@ -77,8 +76,24 @@ def requests_left(rhythm: Rhythm, now_unix_s: float) -> float:
 
 def requests_today(rhythm: Rhythm, now_unix_s: float) -> float:
     """Requests that are expected in the whole of today, those that were made included: 1 or more."""
-    made = sum(rhythm.today) if int(now_unix_s // DAY_S) <= rhythm.day else 0
-    return made + requests_left(rhythm, now_unix_s)
+    rhythm, _ = _on_its_day(rhythm, now_unix_s)
+    return sum(rhythm.today) + requests_left(rhythm, now_unix_s)
+
+
+def _on_its_day(rhythm: Rhythm, at_unix_s: float) -> tuple[Rhythm, float]:
+    """The rhythm on the day that a moment is charged to, and how many seconds of that day have passed.
+
+    As with the accounts of daily limits: where the clock was set back by a day, the later one stays and has just begun;
+    a clock that was further ahead was wrong, and nothing of its day counts.
+    """
+    day, second = int(at_unix_s // DAY_S), at_unix_s % DAY_S
+    if day > rhythm.day:
+        return _next_day(rhythm, day), second
+    if day == rhythm.day:
+        return rhythm, second
+    if day == rhythm.day - 1:
+        return rhythm, 0.0
+    return msgspec.structs.replace(rhythm, day=day, today=(0,) * HOURS), second
 
 
 def _next_day(rhythm: Rhythm, day: int) -> Rhythm:

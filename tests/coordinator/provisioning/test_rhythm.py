@@ -64,10 +64,19 @@ def test_a_first_day_is_taken_for_a_working_day() -> None:
     assert requests_left(lived({1: {20: 20, 21: 20}}), at(1, 22.0)) == pytest.approx(40.0)
 
 
-def test_a_clock_that_goes_back_teaches_nothing() -> None:
-    """A request of a day before the latest one is left out."""
-    rhythm = lived({5: {9: 3}})
+def test_a_clock_that_goes_back_by_a_day_teaches_nothing() -> None:
+    """A request of the day before the latest one is left out, and that one has just begun."""
+    rhythm = lived({4: {9: 20}, 5: {9: 3}})
     assert came(rhythm, at(4, 9.0)) == rhythm
+    assert requests_left(rhythm, at(4, 23.0)) == requests_left(rhythm, at(5, 0.0)) > 10.0
+
+
+def test_a_clock_that_was_far_ahead_leaves_the_days_after_it_as_they_are() -> None:
+    """Days go on from where the clock is right again: their requests count, and the wrong day's do not."""
+    work = dict.fromkeys(range(9, 17), 10)
+    jumped = lived({1: work, 2: work, 30_000: {3: 1}, 3: dict.fromkeys(range(9, 13), 10)})
+    assert requests_left(jumped, at(3, 13.0)) == pytest.approx(40.0, rel=0.05)
+    assert requests_today(jumped, at(3, 13.0)) == pytest.approx(80.0, rel=0.05)
 
 
 @given(
