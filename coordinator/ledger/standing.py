@@ -66,7 +66,9 @@ class StandingBook:
         for cause, joules in by_cause.items():
             self._by_cause[cause] += joules
         self._requests_j += spent.requests_j
-        self._qualities.add(energy.quality)
+        if by_cause or spent.requests_j:
+            # A first report can come before its host has read a sensor.
+            self._qualities.add(energy.quality)
         return StandingEntry(
             agent=agent,
             agent_name=agent_name,

@@ -171,6 +171,15 @@ def test_the_balance_is_unknown_before_the_first_report() -> None:
     assert (balance.waking_j, balance.other_j) == (None, None)
 
 
+def test_a_report_before_the_first_sample_leaves_the_balance_as_measured_as_it_is() -> None:
+    """An agent that has read no sensor yet has no joules either: those of later are measured."""
+    book = StandingBook(NOON)
+    joules(book, StandingEnergy(epoch=FIRST.epoch))
+    assert book.balance(3).j_per_answer is None
+    joules(book, FIRST, NOON + BOOK_EVERY_S)
+    assert book.balance(3).quality == Quality.MEASURED_COUNTER
+
+
 async def read(path: Path, *spent: tuple[str, StandingEnergy, float], answers: int = 0) -> StandingReport:
     """Enters what agents report into a ledger, and reads all of it."""
     ledger, book = Ledger(path, retention_days=30), StandingBook(NOON)
