@@ -172,7 +172,10 @@ def checked_beginning(text: str) -> str:
 
 
 def is_allowed(source: Source, beginnings: Iterable[str]) -> bool:
-    """Whether a source is among those that begin so. Files of a host never are. beginnings: as `checked_beginning`."""
+    """Whether a source's address begins with one of the allowed beginnings. A file on a host's own disk never does.
+
+    beginnings: as `checked_beginning` returns them.
+    """
     match source:
         case HubSource():
             place = f"hf:{source.repo}/{source.file}"

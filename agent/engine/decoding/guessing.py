@@ -87,7 +87,12 @@ class Guessing:
     def settle(
         self, made: Sequence[tuple[Speculator, int, int]], *, sequences: int, waiting: int, seconds: float | None
     ) -> None:
-        """A step is over, which took so long from before its guesses on: see `Speculation.settle`."""
+        """Learn from a step that is over what guesses cost and gain.
+
+        made: of each sequence that may guess, how many tokens it guessed and how many were right. sequences: those that
+        took a token of the step. waiting: those whose prompts were read meanwhile. seconds: from before its guesses on;
+        None where prompts were read in it.
+        """
         if seconds is not None:
             seconds -= self._reading_s + self._drafting_s
         self.speculation.settle(made, Step(sequences, waiting, seconds, self._reading_s))

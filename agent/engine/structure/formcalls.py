@@ -38,7 +38,7 @@ class FormGrammar:
     rules: list[str] = field(default_factory=list)
 
     def lark(self) -> tuple[str, list[str]]:
-        """Returns what `calls` are after the first mark, and the rules that this refers to."""
+        """Returns the calls in Lark from behind the first mark on, and the rules of Lark that they refer to."""
         match self.form.style:
             case Style.OBJECTS:
                 rest = self._objects()
