@@ -14,7 +14,7 @@ async def test_what_changes_nothing_is_listed_in_a_header(tmp_path: Path) -> Non
     async with fleet(tmp_path) as running:
         async with await running.chat("hi", store=True, metadata={"a": "b"}, verbosity="medium") as answer:
             assert answer.status == 200
-            assert answer.headers["x-moe2-ignored"] == "metadata, store"
+            assert answer.headers["x-moe2-ignored"] == "store, metadata"
         async with await running.chat("hi") as answer:
             assert "x-moe2-ignored" not in answer.headers
 

@@ -209,7 +209,7 @@ async def test_a_limit_on_joules_is_kept(tmp_path: Path) -> None:
         return float(sum(answer["joules"] for row in rows for answer in row["experts"].values()))
 
     # Joules of a simulated host follow the seconds, which a busy machine makes several times longer at times.
-    few, many = questions(tmp_path / "few.jsonl", 30), questions(tmp_path / "many.jsonl", 300)
+    few, many = questions(tmp_path / "few.jsonl"), questions(tmp_path / "many.jsonl", 300)
     async with two_models(tmp_path):
         await tuned(tmp_path, "--questions", str(few))
         limit_j = 2 * spent_j("few")
