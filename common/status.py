@@ -167,13 +167,14 @@ class DispatchStatus(msgspec.Struct, frozen=True, kw_only=True):
 class EnergyBalance(msgspec.Struct, frozen=True, kw_only=True):
     """The joules of all hosts since the coordinator's start, as their agents have measured them.
 
-    answers: completed requests. requests_j: of all requests. idle_j, loading_j, waking_j, other_j: of no request, by
-    cause. All of them are None where no host has a sensor. j_per_answer: all of it together for each answer; None
-    before the first.
+    answers: completed requests. requests_j: of all requests, as far as they are known; unmeasured: the others. idle_j,
+    loading_j, waking_j, other_j: of no request, by cause. All joules are None where no host has a sensor. j_per_answer:
+    all of it together for each answer, a lower bound where requests are unmeasured; None before the first.
     """
 
     since_unix_s: float
     answers: int = 0
+    unmeasured: int = 0
     requests_j: float | None = None
     idle_j: float | None = None
     loading_j: float | None = None

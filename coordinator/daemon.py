@@ -318,7 +318,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             requests_failed=totals.failed,
             requests_cancelled=totals.cancelled,
             dispatch=dispatch,
-            energy=self._standing.balance(totals.finished),
+            energy=self._standing.balance(totals.finished, totals.unmeasured),
             averages=averages,
             provisioning=self._keeper.status(),
             model_orders=self._supply.orders.rows(),

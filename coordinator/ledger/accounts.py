@@ -182,13 +182,10 @@ class Accounts:
         return _statement(self._read(principal, day))
 
     def statements(self, day: str) -> tuple[Statement, ...]:
-        """Returns the statements of every key that was used today, sorted by name."""
-        current = (
-            account
-            for account in self._accounts.values()
-            if account.day >= day and (account.spent.n_requests or account.reserved)
-        )
-        return tuple(sorted(map(_statement, current), key=lambda statement: statement.spent.key_name))
+        """Returns the statements of every key that was used today, sorted by name; reading changes nothing."""
+        current = (_on(account, day, account.limits) for account in self._accounts.values())
+        used = (_statement(account) for account in current if account.spent.n_requests or account.reserved)
+        return tuple(sorted(used, key=lambda statement: statement.spent.key_name))
 
     def _open(self, principal: Principal, day: str) -> _Account:
         """Returns the key's account of the day, to write into it."""
@@ -196,28 +193,32 @@ class Accounts:
         return account
 
     def _read(self, principal: Principal, day: str) -> _Account:
-        """Returns the key's account of the day, or the one that would be opened now.
-
-        Setting the clock back forgives nothing. The day stays where it goes back by one; a clock that was further ahead
-        was wrong, and would leave a key without its limit for years: then the day goes back with all that was spent.
-        """
+        """Returns the key's account of the day, or the one that would be opened now."""
         account = self._accounts.get(principal.key_id)
-        nothing = DaySum(principal.key_id, principal.name)
         if account is None:
-            return _Account(day, nothing, principal.daily)
-        if day == account.day or (day < account.day and day_after(day) >= _midnight(account.day)):
-            return replace(account, limits=principal.daily)
-        spent = account.former.get(day, nothing)
-        former = {account.day: account.spent} | {
-            other: known for other, known in account.former.items() if other not in (day, account.day)
-        }
-        return _Account(
-            day,
-            spent if day > account.day else _sum(spent, account.spent),
-            principal.daily,
-            overnight=account.overnight | account.reserved,
-            former=dict(list(former.items())[:MAX_FORMER_DAYS]),
-        )
+            return _Account(day, DaySum(principal.key_id, principal.name), principal.daily)
+        return _on(account, day, principal.daily)
+
+
+def _on(account: _Account, day: str, limits: DailyLimits) -> _Account:
+    """The account as it is on a day.
+
+    Setting the clock back forgives nothing. The day stays where it goes back by one; a clock that was further ahead
+    was wrong, and would leave a key without its limit for years: then the day goes back with all that was spent.
+    """
+    if day == account.day or (day < account.day and day_after(day) >= _midnight(account.day)):
+        return replace(account, limits=limits)
+    spent = account.former.get(day, DaySum(account.spent.key_id, account.spent.key_name))
+    former = {account.day: account.spent} | {
+        other: known for other, known in account.former.items() if other not in (day, account.day)
+    }
+    return _Account(
+        day,
+        spent if day > account.day else _sum(spent, account.spent),
+        limits,
+        overnight=account.overnight | account.reserved,
+        former=dict(list(former.items())[:MAX_FORMER_DAYS]),
+    )
 
 
 def with_others(

@@ -78,13 +78,17 @@ class StandingBook:
             counters=counters,
         )
 
-    def balance(self, n_answers: int) -> EnergyBalance:
-        """Returns the joules booked since the coordinator's start. n_answers: requests answered since then."""
+    def balance(self, n_answers: int, n_unmeasured: int) -> EnergyBalance:
+        """Returns the joules booked since the coordinator's start.
+
+        n_answers: requests answered since then. n_unmeasured: requests whose joules nobody knows.
+        """
         waiting_j = sum(self._by_cause.values())
         known = bool(self._qualities)
         return EnergyBalance(
             since_unix_s=self._since_unix_s,
             answers=n_answers,
+            unmeasured=n_unmeasured,
             requests_j=self._requests_j if known else None,
             idle_j=self._by_cause[Cause.IDLE] if known else None,
             loading_j=self._by_cause[Cause.LOADING] if known else None,

@@ -61,13 +61,17 @@ function powerNote({ n_known, n_unknown }) {
   return n_unknown ? "no host has a power sensor" : `${count(n_known)} ${n_known === 1 ? "host" : "hosts"}`;
 }
 
-const perAnswer = (energy) => (energy && energy.j_per_answer !== null ? joules(energy.j_per_answer) : UNMEASURED);
+export function perAnswer(energy) {
+  if (!energy || energy.j_per_answer === null) return UNMEASURED;
+  return `${energy.unmeasured ? "at least " : ""}${joules(energy.j_per_answer)}`;
+}
 
 // What hosts used for no request, beside what requests used.
 function balanceNote(energy) {
   if (!energy || energy.idle_j === null) return "with waiting; no host has a power sensor";
   const spent = [["requests", energy.requests_j], ["waiting", energy.idle_j], ["loading", energy.loading_j], ["waking", energy.waking_j], ["other", energy.other_j]];
-  return `with waiting: ${spent.filter(([, value]) => value > 0).map(([name, value]) => `${joules(value)} ${name}`).join(", ") || "nothing spent yet"}`;
+  const told = spent.filter(([, value]) => value > 0).map(([name, value]) => `${joules(value)} ${name}`).join(", ");
+  return `with waiting: ${told || "nothing spent yet"}${energy.unmeasured ? `; ${count(energy.unmeasured)} ${energy.unmeasured === 1 ? "request" : "requests"} unmeasured` : ""}`;
 }
 
 // Counted by requests, not by attempts: one that was tried twice is one of the last so many.

@@ -455,7 +455,7 @@ class Service:
         # The books come first: what is learned from a request may fail without it.
         receipt = self._account(active)
         self._forget(active)
-        self.totals.retired(life)
+        self.totals.retired(life, receipt.energy.joules)
         learn_lengths(self._selector.lengths, life)
         self._learn_affinity(active)
         self._on_retired(life, receipt)

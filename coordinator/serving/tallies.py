@@ -28,6 +28,8 @@ class Totals:
     """Requests for which there was no place in the queue."""
     internal_errors: int = 0
     """Requests that ended because the coordinator could not handle what happened to them."""
+    unmeasured: int = 0
+    """Requests whose joules are not all known."""
 
     def concluded(self, outcome: effects.Outcome, *, instead_of: effects.Outcome | None = None) -> None:
         """Count a request's one outcome. instead_of: the one that it was counted with before it turned out wrong."""
@@ -44,8 +46,9 @@ class Totals:
             case effects.Cancelled():
                 self.cancelled += n
 
-    def retired(self, life: Lifecycle) -> None:
-        """Count what second experts have done for a request."""
+    def retired(self, life: Lifecycle, joules: float | None) -> None:
+        """Count what second experts have done for a request, and whether its joules are known."""
+        self.unmeasured += joules is None
         if life.hedge:
             won = bool(life.authors) and life.authors[0] is life.hedge
             self.hedges_won += won

@@ -243,6 +243,12 @@ async def test_unmeasured_requests_are_counted_by_request(tmp_path: Path, browse
             )
             browser.until("document.body.dataset.note !== undefined")
             assert browser.js("document.body.dataset.note") == "1 of the last 1 requests unmeasured"
+            browser.js(
+                "import('./page/tiles.js').then((tiles) => { document.body.dataset.answer ="
+                " tiles.perAnswer({j_per_answer: 33.3, unmeasured: 3}) })"
+            )
+            browser.until("document.body.dataset.answer !== undefined")
+            assert browser.js("document.body.dataset.answer") == "at least 33.3 J"
 
         await visit(check)
 

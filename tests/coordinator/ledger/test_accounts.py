@@ -218,6 +218,8 @@ def test_a_clock_that_was_years_ahead_does_not_hold_a_key_to_that_days_limit() -
     spend(accounts, "2099-01-01", "r2", Amount(50.0, 10))
     assert accounts.left(KEY, "2099-01-01") == Remaining(50.0, 990)
     assert accounts.left(KEY, MONDAY) == Remaining(20.0, 980)
+    [statement] = accounts.statements(MONDAY)
+    assert (statement.day, statement.left) == (MONDAY, Remaining(20.0, 980))
     spend(accounts, MONDAY, "r3", Amount(5.0, 1))
     assert accounts.left(KEY, MONDAY) == Remaining(15.0, 979)
     assert accounts.left(KEY, TUESDAY) == Remaining(100.0, 1000)

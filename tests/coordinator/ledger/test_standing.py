@@ -99,12 +99,13 @@ def test_counters_that_fall_and_rise_never_book_more_than_their_highest(values: 
 def test_the_balance_is_of_everything_for_each_answer() -> None:
     """Requests and waiting together; unknown before anything was measured."""
     book = StandingBook(NOON)
-    assert book.balance(3).j_per_answer is None
+    assert book.balance(3, 0).j_per_answer is None
     joules(book, replace(FIRST, requests_j=60.0))
-    balance = book.balance(4)
+    balance = book.balance(4, 1)
     assert (balance.idle_j, balance.loading_j, balance.requests_j) == (100.0, 40.0, 60.0)
     assert balance.j_per_answer == pytest.approx(50.0)
-    assert book.balance(0).j_per_answer is None
+    assert (balance.answers, balance.unmeasured) == (4, 1)
+    assert book.balance(0, 0).j_per_answer is None
 
 
 def test_two_reports_of_one_moment_make_one_entry() -> None:
@@ -158,14 +159,14 @@ def test_the_balance_adds_up_every_report() -> None:
     joules(book, first)
     grown = {"idle_j": 130.0, "loading_j": 41.0, "waking_j": 8.0, "other_j": 9.0, "requests_j": 75.0}
     joules(book, replace(first, **grown), NOON + BOOK_EVERY_S)
-    balance = book.balance(4)
+    balance = book.balance(4, 0)
     assert {name: getattr(balance, name) for name in grown} == grown
     assert (balance.answers, balance.quality) == (4, Quality.MEASURED_COUNTER)
 
 
 def test_the_balance_is_unknown_before_the_first_report() -> None:
     """Every figure of a balance without a measuring host is None, never 0."""
-    balance = StandingBook(NOON).balance(3)
+    balance = StandingBook(NOON).balance(3, 0)
     assert balance.answers == 3
     assert (balance.requests_j, balance.idle_j, balance.loading_j) == (None, None, None)
     assert (balance.waking_j, balance.other_j) == (None, None)
@@ -175,9 +176,9 @@ def test_a_report_before_the_first_sample_leaves_the_balance_as_measured_as_it_i
     """An agent that has read no sensor yet has no joules either: those of later are measured."""
     book = StandingBook(NOON)
     joules(book, StandingEnergy(epoch=FIRST.epoch))
-    assert book.balance(3).j_per_answer is None
+    assert book.balance(3, 0).j_per_answer is None
     joules(book, FIRST, NOON + BOOK_EVERY_S)
-    assert book.balance(3).quality == Quality.MEASURED_COUNTER
+    assert book.balance(3, 0).quality == Quality.MEASURED_COUNTER
 
 
 async def read(path: Path, *spent: tuple[str, StandingEnergy, float], answers: int = 0) -> StandingReport:

@@ -308,8 +308,16 @@ def test_hedges_are_counted_by_who_answered(winner: int | None, won: int, lost: 
     if winner is not None:
         life.tokens("a", attempt=winner)
     totals = Totals()
-    totals.retired(life.life)
+    totals.retired(life.life, 1.0)
     assert (totals.hedges_won, totals.hedges_lost) == (won, lost)
+
+
+def test_requests_whose_joules_are_unknown_are_counted() -> None:
+    """Nought joules are known."""
+    totals = Totals()
+    for joules in (1.0, None, 0.0, None):
+        totals.retired(LifeBench().life, joules)
+    assert totals.unmeasured == 2
 
 
 # --- Resuming ---------------------------------------------------------------------------------------------------------
