@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ import structlog
 from hypothesis import settings
 
 from moe2.coordinator.runtime import EventLoop
+from tests.fakes.postgres import Postgres, postgres
 
 # While tests are collected nearly nothing becomes garbage. See pytest_collection_finish.
 gc.disable()
@@ -68,3 +69,16 @@ def pytest_asyncio_loop_factories(
     """Whatever runs a coordinator runs it on the loop that users have; agents and what is common run on asyncio's."""
     in_coordinator = {"coordinator", "scenarios"} & set(item.path.relative_to(ROOT).parts)
     return {"uvloop": EventLoop} if in_coordinator else {"asyncio": asyncio.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Postgres]:
+    """A PostgreSQL server of the tests' own, which every test leaves running."""
+    with postgres() as running:
+        yield running
+
+
+@pytest.fixture
+def url(server: Postgres) -> str:
+    """The address of a new database with the tables of this release."""
+    return server.new_tables()

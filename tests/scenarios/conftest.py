@@ -12,7 +12,6 @@ import structlog
 from tests.fakes.browser import Browser, chromium
 from tests.fakes.control import ExpertControl, expert_control
 from tests.fakes.fleet import FAKE_EXPERT
-from tests.fakes.postgres import Postgres, postgres
 
 
 @pytest.fixture
@@ -42,16 +41,3 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A real browser, one for the tests of a file."""
     with chromium(tmp_path_factory.mktemp("chromium")) as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    """A PostgreSQL server of the tests' own, one for the tests of a file, which every test leaves running."""
-    with postgres() as running:
-        yield running
-
-
-@pytest.fixture
-def url(server: Postgres) -> str:
-    """The address of a new database with the tables of this release."""
-    return server.new_tables()

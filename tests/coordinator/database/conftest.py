@@ -1,4 +1,4 @@
-"""One server for all tests of the database, and a database for each."""
+"""A session with a database of its own for each test."""
 
 from __future__ import annotations
 
@@ -7,20 +7,6 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from moe2.coordinator.database.postgresql import Session
-from tests.fakes.postgres import Postgres, postgres
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[Postgres]:
-    """A server that every test leaves running."""
-    with postgres() as running:
-        yield running
-
-
-@pytest.fixture
-def url(server: Postgres) -> str:
-    """The address of a new database with the tables of this release."""
-    return server.new_tables()
 
 
 @pytest.fixture
