@@ -13,7 +13,10 @@ standard error. The rivals are
 - `limit of others`: the one whose place among the 400 scored best on the other fifths,
 - `fixed price`: one price for all, which meets the target on these rows (hindsight).
 
-None takes more than the target, or more than the learned price where that took more. The last line is one JSON object.
+None takes more than the target, or more than the learned price where that took more. The best of 400 limits often
+leads by chance: how often it leads by more than one standard error, over fifths and targets, is told beside how often
+it would if none truly led (prompts are drawn anew 200 times, each limit that leads set back to where it does not). The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from moe2.coordinator.training.outcomes import Outcomes, read_outcomes
 from moe2.coordinator.training.train import train_gate
 
 FloatArray = npt.NDArray[np.float64]
+DRAWS = 200
 RIVALS = ("best limit", "expected limit", "limit of others", "fixed price")
 
 
@@ -70,8 +74,9 @@ def held_out(pool: Outcomes, others: Outcomes | None, fifth: int, seeds: int) ->
     return Fifth(case, limits, np.array([limit.score.mean() for limit in believed]))
 
 
-def judged(fifths: Sequence[Fifth], number: int, target_j: float) -> tuple[dict[str, FloatArray], float]:
-    """Returns the gains over each rival (rows,) on one fifth at its target, and the learned price's mean joules."""
+def judged(fifths: Sequence[Fifth], number: int, target_j: float) -> tuple[dict[str, FloatArray], float, float]:
+    """Returns the gains over each rival (rows,) on one fifth at its target, the learned price's mean joules, and the
+    chance that the best limit leads by more than one standard error."""
     this = fifths[number]
     counts, mean_j, _ = paced(this.case, target_j, 0)
     score = score_of(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), this.case.scores)
@@ -88,7 +93,24 @@ def judged(fifths: Sequence[Fifth], number: int, target_j: float) -> tuple[dict[
         places["limit of others"] = this.best_limit(allowed_j, of_others)
     gains = {name: score - (0.0 if place is None else this.limits[place].score) for name, place in places.items()}
     gains["fixed price"] = score - with_hindsight(this.case, this.case.probabilities, allowed_j).score
-    return gains, mean_j
+    allowed = [limit.score - score for limit in this.limits if limit.mean_j <= allowed_j]
+    return gains, mean_j, chance_of_a_lead(np.stack(allowed, axis=1)) if allowed else 0.0
+
+
+def leads(differences: FloatArray) -> bool:
+    """Whether a mean (rows,) is above nothing by more than one standard error."""
+    return bool(differences.mean() > differences.std(ddof=1) / np.sqrt(differences.size))
+
+
+def chance_of_a_lead(differences: FloatArray) -> float:
+    """Returns how often the best of M limits seems to lead although none does. differences: (rows, M)."""
+    random, rows = np.random.default_rng(0), len(differences)
+    even = differences - np.maximum(differences.mean(axis=0), 0.0)
+    found = 0
+    for _ in range(DRAWS):
+        drawn = even[random.integers(0, rows, rows)]
+        found += leads(drawn[:, drawn.mean(axis=0).argmax()])
+    return found / DRAWS
 
 
 def main() -> None:
@@ -101,10 +123,12 @@ def main() -> None:
     pool, others = chosen_pool(read_outcomes(args.outcomes), args.source, args.experts)
     fifths = [held_out(pool, others, number, args.seeds) for number in range(args.fifths)]
     aims = [targets(fifth.case) for fifth in fifths]
-    rows = []
+    rows, seen, by_chance, compared = [], 0, 0.0, 0
     for share in range(min(map(len, aims))):
         found = [judged(fifths, number, aims[number][share]) for number in range(len(fifths))]
-        off = [100 * (mean_j / aims[number][share] - 1) for number, (_, mean_j) in enumerate(found)]
+        seen += sum(leads(-gains["best limit"]) for gains, *_ in found)
+        by_chance, compared = by_chance + sum(chance for *_, chance in found), compared + len(found)
+        off = [100 * (mean_j / aims[number][share] - 1) for number, (_, mean_j, _) in enumerate(found)]
         furthest = max(off) if max(off) > -min(off) else min(off)
         row: dict[str, object] = {
             "target_j": round(float(np.mean([aim[share] for aim in aims])), 1),
@@ -112,15 +136,21 @@ def main() -> None:
         }
         text = []
         for rival in RIVALS:
-            if any(rival not in gains for gains, _ in found):
+            if any(rival not in gains for gains, *_ in found):
                 continue
-            gain = 100 * np.concatenate([gains[rival] for gains, _ in found])
+            gain = 100 * np.concatenate([gains[rival] for gains, *_ in found])
             points, error = float(gain.mean()), float(gain.std(ddof=1) / np.sqrt(gain.size))
             row[rival] = {"points": round(points, 2), "se": round(error, 2)}
             text.append(f"{rival} {points:+.2f} ± {error:.2f}")
         rows.append(row)
         print(f"{row['target_j']} J, at most {row['furthest_percent']:+} % off: {', '.join(text)}", flush=True)
-    print(json.dumps({"rows": sum(len(fifth.case.scores) for fifth in fifths), "targets": rows}))
+    print(
+        f"The best limit leads by more than its standard error in {seen} of {compared} comparisons; by chance it would "
+        f"in {by_chance:.1f}."
+    )
+    told = {"compared": compared, "seen": seen, "by_chance": round(by_chance, 1)}
+    n_rows = sum(len(fifth.case.scores) for fifth in fifths)
+    print(json.dumps({"rows": n_rows, "targets": rows, "best_limit_leads": told}))
 
 
 if __name__ == "__main__":

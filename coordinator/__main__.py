@@ -205,8 +205,10 @@ def _check_config(arguments: argparse.Namespace) -> int:
     api, hub = settings.api, settings.agents
     if not arguments.without_files:
         check_files(_needed(settings))
-    say(f"{arguments.config}: good. Apps: {api.host}:{api.port}; agents: {hub.host}:{hub.port}.")
-    for contradiction in contradictions(settings):
+    found = contradictions(settings)
+    how = "a coordinator would start with it, but see below" if found else "good"
+    say(f"{arguments.config}: {how}. Apps: {api.host}:{api.port}; agents: {hub.host}:{hub.port}.")
+    for contradiction in found:
         tell(f"{arguments.config}: {contradiction}")
     return 0
 

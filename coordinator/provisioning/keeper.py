@@ -13,14 +13,7 @@ import structlog
 
 from moe2.common.errors import CommandErrorCode, Moe2Error
 from moe2.common.health import HealthWarning
-from moe2.common.link.messages import (
-    CancelJob,
-    CommandAnswer,
-    CommandOutcome,
-    FromAgent,
-    Job,
-    ToAgent,
-)
+from moe2.common.link.messages import CancelJob, CommandAnswer, CommandOutcome, FromAgent, Job, ToAgent
 from moe2.common.status import AgentRow, ProvisioningStatus
 from moe2.coordinator.choosing.forecast import Roster
 from moe2.coordinator.choosing.quality import Scorer
@@ -40,7 +33,7 @@ from moe2.coordinator.provisioning.hysteresis import Change, Transition
 from moe2.coordinator.provisioning.problem import Limits, limits_of
 from moe2.coordinator.provisioning.settings import ProvisioningSection
 from moe2.coordinator.provisioning.shadow import Shadow
-from moe2.coordinator.provisioning.state_files import Memory, MemoryFile
+from moe2.coordinator.provisioning.state_files import FleetFile, Memory, MemoryFile
 from moe2.coordinator.provisioning.statement import status_of, unknown_pins, warnings_of
 from moe2.coordinator.provisioning.steering import CHANGE_S, Order, Steering, Wishes, command_of
 from moe2.coordinator.provisioning.traffic import Asked, Forecast, Traffic
@@ -101,7 +94,7 @@ class Keeper:
         self._patience_s = dict(patience_s)
         self._table, self._send = table, send
         self._earlier, self._elsewhere, self._price_per_j = earlier, elsewhere, price_per_j
-        self._file = MemoryFile(state_dir)
+        self._file, self._fleet_file = MemoryFile(state_dir), FleetFile(state_dir)
         memory = self._file.read()
         self._steering = Steering(
             max_changes_per_day=settings.max_changes_per_day, wishes=memory.wishes, run=f"slow-{uuid4().hex[:8]}"
@@ -350,6 +343,8 @@ class Keeper:
             self._failure = f"{type(error).__name__}: {error}"
             return
         self._failure, self._decision, self._solve_s = None, decision, took_s
+        if self._fleet_file.is_due(fleet, now_unix_s):
+            await asyncio.to_thread(self._fleet_file.write, fleet, self._rows(), now_unix_s)
         if not decision.members and decision.standing_w is None:
             self._would = ()
             return

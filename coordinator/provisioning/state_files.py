@@ -1,7 +1,8 @@
-"""The files in which the slow level's memory and learned prices outlive a restart; nothing else here touches any."""
+"""The files in which what the slow level knows and learned prices outlive a restart; nothing else here touches any."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -9,13 +10,16 @@ import structlog
 
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.statefile import read_json, write_json
+from moe2.common.status import AgentRow
 from moe2.coordinator.fleet.table import Sleeper
+from moe2.coordinator.provisioning.figures import Fleet
 from moe2.coordinator.provisioning.price_book import SavedPrices
 from moe2.coordinator.provisioning.steering import Away, Wishes
 from moe2.coordinator.provisioning.trials import Trial
 
 log = structlog.get_logger()
 PRICES_VERSION = 1
+KEEP_FLEET_EVERY_S = 600.0
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +59,44 @@ class MemoryFile:
             self._written = memory
         else:
             log.error("provisioning_not_kept", path=str(self.path), reason=reason)
+
+
+class KnownFleet(msgspec.Struct, frozen=True, kw_only=True):
+    """The fleet as a coordinator knew it, for whoever asks while none runs. agents: those connected or asleep then."""
+
+    at_unix_s: float
+    agents: tuple[AgentRow, ...]
+
+
+class FleetFile:
+    """The file of the latest known fleet in a coordinator's state directory. Nobody serves by it."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.path = state_dir / "fleet.json"
+        self._kept: tuple[frozenset[str], float] | None = None
+        """The hosts whose watts were known when it was written last, and when that was."""
+
+    def read(self) -> KnownFleet | None:
+        """Returns the fleet that was kept; None where there is no file, or none that this release understands."""
+        return read_json(self.path, KnownFleet)[0]
+
+    def is_due(self, fleet: Fleet, now_unix_s: float) -> bool:
+        """Returns whether to write: now and then, and when the watts of a host become known, or are no more."""
+        if self._kept is None or self._kept[0] != _with_known_watts(fleet):
+            return True
+        return not 0.0 <= now_unix_s - self._kept[1] < KEEP_FLEET_EVERY_S
+
+    def write(self, fleet: Fleet, rows: Sequence[AgentRow], now_unix_s: float) -> None:
+        """Replaces what was kept. fleet: the figures in `rows`. Blocks."""
+        agents = tuple(row for row in rows if row.connected or row.asleep)
+        reason = write_json(self.path, KnownFleet(at_unix_s=now_unix_s, agents=agents))
+        if reason is not None:
+            log.error("fleet_not_kept", path=str(self.path), reason=reason)
+        self._kept = _with_known_watts(fleet), now_unix_s
+
+
+def _with_known_watts(fleet: Fleet) -> frozenset[str]:
+    return frozenset(host.key for host in fleet.hosts if host.awake_w is not None)
 
 
 class PriceFile:

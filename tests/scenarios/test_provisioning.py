@@ -234,7 +234,8 @@ async def test_by_default_nothing_is_touched(tmp_path: Path, monkeypatch: pytest
 async def test_contradictory_limits_are_told_with_the_cheapest_correction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More hosts than the fleet has, or one that nobody is called, are warnings, and nobody is touched."""
+    """More hosts than the fleet has, or one that nobody is called, are warnings, and nobody is touched. `check-config`
+    says so beside the running coordinator, and after its end by what it has kept."""
     monkeypatch.setattr(keeper, "WATCH_EVERY_S", 0.01)
     monkeypatch.setattr(keeper, "DECIDE_EVERY_S", 0.02)
     async with fleet(tmp_path, provisioning={"min_hosts": {"fake": 3}, "pinned": ["one", "onne"]}) as running:
@@ -243,10 +244,11 @@ async def test_contradictory_limits_are_told_with_the_cheapest_correction(
         too_few = "3 hosts with fake are needed, and the fleet has 1. Ask for 1."
         unknown = "pinned: no agent is called onne. Correct the name, or start that agent; known are one."
         assert (remedies["provisioning_infeasible"], remedies["provisioning_unknown_host"]) == (too_few, unknown)
-        told_by_check = await asyncio.to_thread(
-            contradictions, CoordinatorSettings.model_validate(running.configuration)
-        )
-        assert told_by_check == (f"provisioning.{unknown}", f"provisioning: {too_few}")
+        settings = CoordinatorSettings.model_validate(running.configuration)
+        expected = (f"provisioning.{unknown}", f"provisioning: {too_few}")
+        assert await asyncio.to_thread(contradictions, settings) == expected
+    later = await asyncio.to_thread(contradictions, settings)
+    assert [line.partition(" (By what a coordinator knew ")[0] for line in later] == list(expected)
 
 
 class ListeningHost(Logind):
