@@ -10,7 +10,9 @@ all of it. Each engine is a new one each time: it knows no answer from before, a
 cache that the other one has to read. llama-server, which stays, is asked with prompts of each level's own for the same
 reason.
 Rates are tokens per second from the first token to the last; figures are medians over rounds of ratios made within a
-round. `*_cpu_ratio_*` compare computing time instead, which other work on the host changes less.
+round. Several requests are compared with llama-server from the asking on: it reads all prompts before any answer
+begins, this engine lets the first ones begin while it reads the others. `*_cpu_ratio_*` compare computing time instead,
+which other work on the host changes less.
 
 With `--draft` a third engine guesses by that model, too: its figures are named `TASK_draft_*`.
 
@@ -144,6 +146,7 @@ class Answer:
 
     pieces: list[TokenPiece] = field(default_factory=list)
     at_s: list[float] = field(default_factory=list)
+    asked_at_s: float = field(default_factory=time.perf_counter)
     decoded: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -349,8 +352,10 @@ class Measurement:
             of_cpu = f"{cpu_s['off'] / cpu_s[name]:.2f} times the tokens per CPU second"
             print(f"{where}, {name}: {of_cpu}; {_told(answers[name])}")
         if self._server is not None:
-            rates["llama-server"] = _together(self._server.run(prompts, tokens=self._tokens, schema=task.schema))
-            self._keep(f"{task.name}_vs_llama_server_c{level}", rates["on"] / rates["llama-server"])
+            theirs = self._server.run(prompts, tokens=self._tokens, schema=task.schema)
+            rates["llama-server"] = _together(theirs)
+            rate = _together if level == 1 else _from_the_asking
+            self._keep(f"{task.name}_vs_llama_server_c{level}", rate(answers["on"]) / rate(theirs))
         print(f"{where}: {', '.join(f'{name} {rate:.1f}' for name, rate in rates.items())} tokens/s", flush=True)
 
     def figures(self) -> dict[str, Any]:
@@ -390,6 +395,12 @@ def _together(answers: list[Answer]) -> float:
     """Tokens per second of all answers together, from the first token of any to the last."""
     began_s, ended_s = min(answer.at_s[0] for answer in answers), max(answer.at_s[-1] for answer in answers)
     return sum(answer.decoded - 1 for answer in answers) / max(ended_s - began_s, 1e-9)
+
+
+def _from_the_asking(answers: list[Answer]) -> float:
+    """The same with the time in which prompts are read before any token comes."""
+    took_s = max(answer.at_s[-1] for answer in answers) - min(answer.asked_at_s for answer in answers)
+    return sum(answer.decoded for answer in answers) / took_s
 
 
 def _told(answers: list[Answer]) -> str:

@@ -19,11 +19,11 @@ from moe2.agent.engine.llama.model import Model, ModelError
 
 _WARMUP_PREFILL_TOKENS = 64
 WARMUP_DECODE_TOKENS = 12
-_MEASURED_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""Tokens of the batches that are measured."""
+_MEASURED_SIZES = (1, 2, 3, 4, 5, 6, 8, 9, 12, 13, 16, 17, 24, 32)
+"""Tokens of the batches that are measured: one more than a multiple of four is much dearer with many quantizations."""
 _WARMUP_CONTEXT_TOKENS = 32
 _WARMUP_ROUNDS = 3
-_WARMUP_BATCHES_S = 2.0
+_WARMUP_BATCHES_S = 3.0
 _WARMUP_DECODE_S = 2.0
 """A slow host decodes fewer tokens to warm up."""
 _MAX_ALONE_S = 60.0

@@ -15,8 +15,9 @@ from math import log
 import numpy as np
 import numpy.typing as npt
 
-_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""Batch sizes that are learned; what lies between is interpolated."""
+_SIZES = (1, 2, 3, 4, 5, 6, 8, 9, 12, 13, 16, 17, 24, 32, 48, 64)
+"""Batch sizes that are learned; what lies between is interpolated. llama.cpp takes rows of many quantizations in fours
+and what is left one by one: 9 tokens were decoded in the time of 11, not in one between those of 8 and of 12."""
 _NOISE = 0.06
 """Standard deviation of one step's seconds, as all of these in natural logarithms."""
 _MAX_SURPRISE = 0.25

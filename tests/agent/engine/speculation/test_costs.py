@@ -83,6 +83,15 @@ def test_more_tokens_may_take_less() -> None:
     assert costs.of(8) < costs.of(6)
 
 
+def test_one_token_more_than_a_multiple_of_four_may_be_much_dearer() -> None:
+    """As where weights take four rows at a time. A guess in a full batch of eight is the ninth token."""
+    costs = StepCosts(step_s=0.1, token_s=0.02, measured_s={1: 0.1, 8: 0.226, 12: 0.307})
+    for _ in range(60):
+        for tokens, seconds in ((8, 0.226), (9, 0.287), (12, 0.307)):
+            costs.learn(tokens, seconds)
+    assert [costs.of(tokens) for tokens in (8, 9, 12)] == pytest.approx([0.226, 0.287, 0.307], rel=0.02)
+
+
 @pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(-1, 200), st.floats(-1, 10)), max_size=100))
 def test_costs_are_positive(steps: list[tuple[int, float]]) -> None:
