@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from moe2.coordinator.choosing.candidates import problem_of
-from moe2.coordinator.choosing.forecast import FloatArray, Forecast, IntArray, Roster, WorkLeft
+from moe2.coordinator.choosing.fine_level import best_experts
+from moe2.coordinator.choosing.forecast import NOTHING_UNREAD, FloatArray, Forecast, IntArray, Roster, WorkLeft
 from moe2.coordinator.choosing.panel_cost import DEFAULT_PANEL, Load, Work, by_vocabulary, incapable_experts, work_in
 from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.prefix_affinity import Affinity
@@ -25,6 +26,9 @@ from moe2.coordinator.choosing.request import (
 )
 from moe2.coordinator.choosing.result import Outlook
 from moe2.coordinator.planning.problem import Problem
+
+LOOKED_AT = (8, 64, 512)
+"""Candidates that are asked at a time what those at work there have left."""
 
 AskWorkLeft = Callable[[str, int], WorkLeft | None]
 """What the so many requests in progress on an expert, by its key, have left; None where not all of them are known."""
@@ -79,6 +83,32 @@ class Case:
             if (work := self.work_left(roster.keys[place], n)) is not None
         }
         return replace(outlook, forecast=outlook.forecast.beside(left)) if left else outlook
+
+    def first_in_time(self, outlook: Outlook, candidates: IntArray) -> tuple[Outlook, IntArray, IntArray]:
+        """The outlook beside the work of those who were asked, and the places of the first candidates that are in time
+        beside it, and of those that would be late.
+
+        A few candidates are asked at a time, and ever more where all so far would be late; all of a large fleet would
+        take longer than all else. Nobody is in time where all that were asked would be late.
+        """
+        known, is_late = outlook, np.zeros(len(self.roster), dtype=np.bool_)
+        for most in LOOKED_AT:
+            left = candidates[~is_late[candidates]]
+            if left.size == 0:
+                break
+            nearest = best_experts(outlook, left, self.affinity, most)
+            former, known = known, self.beside_work(known, nearest)
+            if known is not former:
+                is_late[known.late(nearest)] = True
+            if not is_late[nearest].all():
+                return known, nearest[~is_late[nearest]], np.flatnonzero(is_late)
+        return known, candidates[:0], np.flatnonzero(is_late)
+
+    def in_time_at_best(self, outlook: Outlook) -> IntArray:
+        """Places of the experts that keep the limits on seconds where those at work read no more, and stay."""
+        busy = np.flatnonzero(self.load.busy)
+        best = replace(outlook, forecast=outlook.forecast.beside(dict.fromkeys(busy.tolist(), NOTHING_UNREAD)))
+        return np.setdiff1d(np.arange(len(self.roster)), best.late(busy))
 
     def alone(self) -> Case:
         """The case with panels limited to one member."""

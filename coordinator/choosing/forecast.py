@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 from operator import is_not
 from typing import NamedTuple, cast
 
@@ -45,12 +46,22 @@ class WorkLeft(NamedTuple):
     """Of their answers, as long as these are expected to be."""
 
 
+NOTHING_UNREAD = WorkLeft(0.0, 1e12)
+"""What leaves a request the most of an expert: nobody reads any more, and nobody comes in the place of one who ends."""
+
+
 @dataclass(frozen=True, eq=False)
 class Range:
     """The two quantiles of one cost on each expert, (N,) each; NaN where it was never measured."""
 
     p50: FloatArray
     p95: FloatArray
+
+    def with_those(self, places: IntArray, others: Range) -> Range:
+        """The same cost, but for the experts at these places, in whose order `others` is."""
+        p50, p95 = self.p50.copy(), self.p95.copy()
+        p50[places], p95[places] = others.p50, others.p95
+        return Range(p50, p95)
 
     def at(self, place: int) -> Quantiles | None:
         """The quantiles of the expert at `place`; None where unknown."""
@@ -135,18 +146,30 @@ class Forecast:
         return self.roster.forecast(self.prompt_tokens, np.maximum(lengths, 1), self.busy, self.cached_tokens)
 
     def beside(self, left: Mapping[int, WorkLeft]) -> Forecast:
-        """The same request where it is known what those at work have left. left: by place; unknown of all others."""
+        """The same request where it is known, of more experts, what those at work have left. left: by place."""
+        places = np.array(list(left), dtype=np.intp)
         unread_tokens, to_write_tokens = np.zeros(len(self.roster)), np.full(len(self.roster), np.nan)
-        for place, work in left.items():
-            unread_tokens[place], to_write_tokens[place] = work
-        return self.roster.forecast(
-            self.prompt_tokens,
-            self.answer_tokens,
-            self.busy,
-            self.cached_tokens,
-            self.longest_tokens,
-            unread_tokens,
-            to_write_tokens,
+        if self.unread_tokens is not None and self.to_write_tokens is not None:
+            unread_tokens, to_write_tokens = self.unread_tokens.copy(), self.to_write_tokens.copy()
+        unread_tokens[places], to_write_tokens[places] = np.array(list(left.values())).T
+        # A few of a large fleet, as a rule: what is known of the others has changed nothing.
+        there = self.roster.only(places).forecast(
+            self.prompt_tokens[places],
+            _those(self.answer_tokens, places),
+            self.busy[places],
+            _those(self.cached_tokens, places),
+            None if self.longest_tokens is None else self.longest_tokens[places],
+            unread_tokens[places],
+            to_write_tokens[places],
+        )
+        return replace(
+            self,
+            ttft_s=self.ttft_s.with_those(places, there.ttft_s),
+            per_token_s=self.per_token_s.with_those(places, there.per_token_s),
+            total_s=self.total_s.with_those(places, there.total_s),
+            energy_j=self.energy_j.with_those(places, there.energy_j),
+            unread_tokens=unread_tokens,
+            to_write_tokens=to_write_tokens,
         )
 
     def prediction(self, place: int) -> Prediction:
@@ -257,12 +280,11 @@ class Roster:
 
     def busy(self, in_flight: Mapping[str, int]) -> IntArray:
         """(N,) requests in progress on each expert. in_flight: requests by expert key, absent ones count as 0."""
-        busy = np.zeros(len(self), dtype=np.int64)
-        for key, requests in in_flight.items():
-            place = self.place.get(key)
-            if place is not None:
-                busy[place] = requests
-        return busy
+        # One more, at the end, for all that are not there.
+        busy = np.zeros(len(self) + 1, dtype=np.int64)
+        if in_flight:
+            busy[list(map(self.place.get, in_flight, repeat(-1)))] = list(in_flight.values())
+        return busy[:-1]
 
     def updated(self, experts: Sequence[Expert]) -> Roster:
         """The roster of the same experts with newer reports, made anew only where one differs.
@@ -285,6 +307,14 @@ class Roster:
                 changed = figures.copy()
                 changed[..., places] = getattr(fresh, name)
                 setattr(roster, name, changed)
+        return roster
+
+    def only(self, places: IntArray) -> Roster:
+        """The arrays of the experts at these places, for a forecast; everything else is the whole roster's."""
+        roster = copy(self)
+        for name, figures in vars(self).items():
+            if isinstance(figures, np.ndarray):
+                setattr(roster, name, figures[..., places])
         return roster
 
     def less_busy(self, busy: IntArray, *, bounds_joules: bool) -> Iterator[IntArray]:
@@ -398,6 +428,10 @@ def _load_s(report: ExpertReport) -> float:
 
 def _if_known(figure: float) -> float | None:
     return None if np.isnan(figure) else float(figure)
+
+
+def _those(values: IntArray | int, places: IntArray) -> IntArray | int:
+    return values if isinstance(values, int) else values[places]
 
 
 def _at(values: IntArray | int, place: int) -> int:

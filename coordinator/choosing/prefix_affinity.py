@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,23 +41,19 @@ class Affinity:
     identity: str | None = None
     """What the model was (`Expert.identity`) that answered; None where nobody has said."""
 
-    def holds_in(self, experts: Sequence[Expert]) -> bool:
-        """False where the expert serves another file by now, which has none of this in its cache."""
-        found = next((expert for expert in experts if expert.key == self.expert_key), None)
-        if found is None or self.identity is None:
-            return True
+    def holds_on(self, expert: Expert) -> bool:
+        """False where the expert of that key serves another file by now, which has none of this in its cache."""
         # Until a file's checksum is known its name stands for it.
-        return found.identity == self.identity or found.model in (self.identity, found.identity)
+        is_same = expert.identity == self.identity or expert.model in (self.identity, expert.identity)
+        return self.identity is None or is_same
 
-    def cached(self, keys: tuple[str, ...], prompt_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def cached(self, place: int, prompt_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Returns (N,) tokens of the prompt that each expert is expected to hold; one is left to prefill at least.
 
-        prompt_tokens: (N,) all of the prompt, in the order of `keys`.
+        place: of the expert that holds some. prompt_tokens: (N,) all of the prompt.
         """
         held = np.zeros_like(prompt_tokens)
-        if self.cached_tokens > 0 and self.expert_key in keys:
-            place = keys.index(self.expert_key)
-            held[place] = max(0, min(self.cached_tokens, int(prompt_tokens[place]) - 1))
+        held[place] = max(0, min(self.cached_tokens, int(prompt_tokens[place]) - 1))
         return held
 
 

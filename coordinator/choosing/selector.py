@@ -20,7 +20,6 @@ from moe2.coordinator.choosing.case import AskWorkLeft, Case, nobody_knows, stat
 from moe2.coordinator.choosing.consensus import Electorate, predicted_of_vote
 from moe2.coordinator.choosing.fine_level import (
     best_expert,
-    best_experts,
     best_members,
     is_better_vote,
     is_worth_it,
@@ -68,8 +67,6 @@ MAX_PLANNED = 20_000
 """Experts in all remembered plans together: each plan holds what it has been made from."""
 MAX_ROSTERS = 256
 """Rosters that are remembered, one for each model name that is asked for."""
-NEAREST = 8
-"""Most candidates that are looked at once more, with what those at work have left."""
 FRONTIER_POINTS = 12
 FRONTIER_S = 0.06
 """Time limit of all points together: a frontier is for people to look at, and delays other requests meanwhile."""
@@ -149,10 +146,12 @@ class Selector:
         prices = request.prices_in(category)
         budgets = whole.after(request.elapsed_s, request.spent_j)
         prompt_tokens = self.lengths.prompt_tokens(roster, request.demand)
-        cached_tokens = np.zeros_like(prompt_tokens)
-        affinity = request.affinity if request.affinity and request.affinity.holds_in(roster.experts) else None
-        if affinity is not None:
-            cached_tokens = affinity.cached(roster.keys, prompt_tokens)
+        cached_tokens, affinity = np.zeros_like(prompt_tokens), request.affinity
+        holder = None if affinity is None else roster.place.get(affinity.expert_key)
+        if affinity is None or holder is None or not affinity.holds_on(roster.experts[holder]):
+            affinity = None
+        else:
+            cached_tokens = affinity.cached(holder, prompt_tokens)
         answer_tokens, longest_tokens = self.lengths.answer_tokens(roster, request.demand, category, prompt_tokens)
         case = Case(
             roster=roster,
@@ -244,23 +243,23 @@ class Selector:
         """Choose one expert, of the first of the plan by what those at work have left, which a plan does not know."""
         [outlook] = case.outlooks(Mode.ROUTE)
         plan = self._route_plan(outlook, case, epoch)
-        nearest = _nearest(plan, outlook, case)
-        known = case.beside_work(outlook, nearest)
-        late = nearest[:0] if known is outlook else known.late(nearest)
-        if late.size and late.size == nearest.size:
-            known, late = case.beside_work(outlook, np.arange(len(case.roster))), nearest[:0]
+        candidates = _candidates(plan, case.budgets)
+        known, nearest, late = case.first_in_time(outlook, candidates)
+        if candidates.size and not nearest.size:
+            # Who is out already and would be late at best need not be asked.
+            known = case.beside_work(known, np.union1d(case.in_time_at_best(outlook), candidates))
             plan = self._route_plan(known, case, epoch)
-            nearest = _nearest(plan, known, case)
+            nearest = candidates = _candidates(plan, case.budgets)
+            late = nearest[:0]
         if not plan.is_feasible:
             return self._infeasible(plan, known, epoch)
-        candidates = _candidates(plan, case.budgets)
-        if late.size:
-            nearest, candidates = np.setdiff1d(nearest, late), np.setdiff1d(candidates, late)
+        is_candidate = np.zeros(len(case.roster), dtype=np.bool_)
+        is_candidate[candidates], is_candidate[late] = True, False
         chosen = known.at(best_expert(known, nearest, case.affinity))
         return Selection(
             mode=Mode.ROUTE,
             members=(Member(chosen.expert, chosen.prediction, chosen.score),),
-            candidate_places=candidates,
+            candidate_places=np.flatnonzero(is_candidate),
             category=case.category,
             outlook=known,
             plan=plan,
@@ -482,9 +481,3 @@ def _candidates(plan: Plan, budgets: Budgets) -> IntArray:
     be the best for this prompt, or the first to be free.
     """
     return plan.within_limits if budgets.max_experts is None else np.sort(np.array(plan.members, dtype=np.intp))
-
-
-def _nearest(plan: Plan, outlook: Outlook, case: Case) -> IntArray:
-    """Places of the few candidates that come first; none where nobody keeps the limits."""
-    candidates = _candidates(plan, case.budgets)
-    return best_experts(outlook, candidates, case.affinity, NEAREST) if candidates.size else candidates

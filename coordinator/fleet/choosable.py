@@ -67,10 +67,6 @@ class Choosable(Generic[KeyedT]):
         self._shown = None
         return True
 
-    def agent_ids(self) -> tuple[str, ...]:
-        """Returns the ids of the agents that have something."""
-        return tuple(self._of)
-
     def all(self) -> tuple[KeyedT, ...]:
         """Returns what all have, sorted by key; the same object until something changes."""
         if self._shown is None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import inf
 
 import msgspec
 
@@ -118,9 +120,13 @@ class CapabilityTable:
         self._coming: Choosable[Expert] = Choosable()
         self._stirred: set[str] = set()
         """Agents whose experts may have changed since `_refresh`."""
+        self._due: list[tuple[float, str]] = []
+        """A heap of when what stands of an agent may end without a word from it: a report turns stale, a suspension
+        ends."""
+        self._due_s: dict[str, float] = {}
+        """When each agent is next due; other entries of `_due` have been overtaken."""
         self._expected: frozenset[str] = frozenset()
         self._expected_until_s = 0.0
-        self._fresh_until_s = 0.0
         self._largest_contexts: dict[str, int] | None = None
         """What `largest_contexts` returns, as long as no agent has come, gone or got other models."""
         self.epoch = 0
@@ -129,7 +135,7 @@ class CapabilityTable:
         """Sets the ages at which reports turn stale and agents are forgotten, from now on."""
         if (stale_s, evict_s) != (self._stale_s, self._evict_s):
             self._stale_s, self._evict_s = stale_s, evict_s
-            self._fresh_until_s = 0.0
+            self._stirred.update(self._agents)
             self.epoch += 1
 
     def expect(self, agent_ids: Iterable[str], until_s: float) -> None:
@@ -395,32 +401,36 @@ class CapabilityTable:
         ]
 
     def _refresh(self, now_s: float) -> None:
-        """Brings the choosable experts up to date: those of agents that changed, or of all where one may be stale."""
-        if now_s >= self._fresh_until_s:
-            self._stirred = {*self._agents, *self._ready.agent_ids(), *self._coming.agent_ids()}
-            self._fresh_until_s = float("inf")
-        elif not self._stirred:
+        """Brings the choosable experts up to date: those of agents that changed, or whose time has come."""
+        while self._due and self._due[0][0] <= now_s:
+            due_s, agent_id = heappop(self._due)
+            if self._due_s.get(agent_id) == due_s:
+                del self._due_s[agent_id]
+                self._stirred.add(agent_id)
+        if not self._stirred:
             return
         is_changed = False
         for agent_id in self._stirred:
             agent = self._agents.get(agent_id)
-            ready, coming, until_s = ((), (), float("inf")) if agent is None else self._standing(agent, now_s)
+            ready, coming, until_s = ((), (), inf) if agent is None else self._standing(agent, now_s)
             is_changed |= self._ready.put(agent_id, ready)
             self._coming.put(agent_id, coming)
-            self._fresh_until_s = min(self._fresh_until_s, until_s)
+            if until_s < self._due_s.get(agent_id, inf):
+                self._due_s[agent_id] = until_s
+                heappush(self._due, (until_s, agent_id))
         self._stirred = set()
         self.epoch += is_changed
 
     def _standing(self, agent: _Agent, now_s: float) -> tuple[tuple[Expert, ...], tuple[Expert, ...], float]:
         """The agent's experts that take requests, those that are being loaded, and until when that may hold."""
         if not agent.connected or agent.report_s is None or agent.report is None or agent.report.draining:
-            return (), (), float("inf")
+            return (), (), inf
         suspended_until_s = self._suspensions.ends_s(agent.hello.agent_id, now_s)
         if suspended_until_s is not None:
             return (), (), suspended_until_s
         stale_at_s = agent.report_s + self._stale_s
         if stale_at_s <= now_s:
-            return (), (), float("inf")
+            return (), (), inf
         if agent.experts is None:
             agent.experts = tuple(_expert(agent, expert) for expert in agent.report.experts)
         ready = tuple(expert for expert in agent.experts if _takes_requests(expert.report))
@@ -429,7 +439,7 @@ class CapabilityTable:
             for expert in agent.experts
             if expert.report.state is ExpertState.LOADING and not _takes_requests(expert.report)
         )
-        return ready, coming, stale_at_s if ready or coming else float("inf")
+        return ready, coming, stale_at_s if ready or coming else inf
 
     def _row(self, agent: _Agent, now_s: float) -> AgentRow:
         report = agent.report

@@ -88,8 +88,7 @@ class Candidates:
             len(limits), experts + 1
         )
         fit = (largest >= 1) & (sums <= ceilings[:, 1:2]).all(axis=0)
-        if problem.ruled_out:
-            fit &= np.array([name not in problem.ruled_out for name in names])
+        fit &= ~problem.is_ruled_out
         index = order[fit[order]]
         return cls(
             problem=problem,

@@ -107,13 +107,13 @@ class Breached:
         return cls(len(problem.names), limits, tuple(limit.cost + limit.by_size[1] for limit in limits))
 
     @classmethod
-    def beside(cls, problem: Problem, chosen: Sequence[int]) -> Breached:
+    def beside(cls, problem: Problem, chosen: IntArray) -> Breached:
         """What each expert needs together with the `chosen` ones; somebody has to be outside."""
-        places, size = list(chosen), len(chosen) + 1
+        size = len(chosen) + 1
         sums, largest = problem.sum_limits(), problem.max_limits()
-        needed = [limit.cost + (float(limit.cost[places].sum()) + limit.by_size[size]) for limit in sums]
+        needed = [limit.cost + (float(limit.cost[chosen].sum()) + limit.by_size[size]) for limit in sums]
         for limit in largest:
-            held = float(limit.cost[places].max(initial=0.0))
+            held = float(limit.cost[chosen].max(initial=0.0))
             needed.append(np.maximum(limit.cost, held) + limit.by_size[size])
         return cls(len(problem.names), (*sums, *largest), tuple(needed))
 
@@ -142,12 +142,12 @@ class Breached:
 class Exclusions(Sequence[Exclusion]):
     """The reason for each expert outside a panel, in the problem's order."""
 
-    def __init__(self, problem: Problem, chosen: Sequence[int]) -> None:
+    def __init__(self, problem: Problem, chosen: Sequence[int] | IntArray) -> None:
         """chosen: places of the panel's members in the problem; empty where nothing is feasible."""
         self._problem = problem
-        self._chosen = list(chosen)
+        self.chosen: IntArray = np.array(chosen, dtype=np.intp)
         outside = np.ones(len(problem.names), dtype=np.bool_)
-        outside[self._chosen] = False
+        outside[self.chosen] = False
         self._outside: IntArray = np.flatnonzero(outside)
 
     def __len__(self) -> int:
@@ -175,10 +175,11 @@ class Exclusions(Sequence[Exclusion]):
     def __repr__(self) -> str:
         return f"Exclusions({list(self)!r})"
 
-    def places(self, causes: Collection[Cause]) -> IntArray:
-        """Places in the problem, ascending, of the experts that are outside for one of these causes."""
-        wanted = np.isin(self._causes, [_CAUSES.index(cause) for cause in causes])
-        return self._outside[wanted[self._outside]]
+    def are_outside_for(self, cause: Cause) -> BoolArray:
+        """(N,) True for the experts of the problem that are outside for this cause."""
+        found: BoolArray = self._causes == _CAUSES.index(cause)
+        found[self.chosen] = False
+        return found
 
     @cached_property
     def _alone(self) -> Breached:
@@ -186,20 +187,20 @@ class Exclusions(Sequence[Exclusion]):
 
     @cached_property
     def _beside(self) -> Breached:
-        return Breached.beside(self._problem, self._chosen)
+        return Breached.beside(self._problem, self.chosen)
 
     @property
     def _is_full(self) -> bool:
         """True where the panel has no place left."""
-        return len(self._chosen) >= self._problem.largest_panel
+        return len(self.chosen) >= self._problem.largest_panel
 
     @cached_property
     def _gains(self) -> FloatArray | None:
         """(N,) the value that each expert would add to the panel; None where there is no panel."""
-        if not self._chosen:
+        if self.chosen.size == 0:
             return None
         value = self._problem.value
-        state = value.state_of(self._chosen)
+        state = value.state_of(self.chosen)
         return np.asarray(value.cross(state[None], value.states)[0] - float(value.average(state)))
 
     @cached_property
@@ -212,7 +213,7 @@ class Exclusions(Sequence[Exclusion]):
         found[self._beside.any_but() | self._is_full] = _CAUSES.index(Cause.NO_ROOM)
         found[self._alone.any_but()] = _CAUSES.index(Cause.INFEASIBLE_ALONE)
         if problem.ruled_out:
-            found[[name in problem.ruled_out for name in problem.names]] = _CAUSES.index(Cause.RULED_OUT)
+            found[problem.is_ruled_out] = _CAUSES.index(Cause.RULED_OUT)
         fits = self._outside[found[self._outside] == _CAUSES.index(Cause.NO_GAIN)]
         if len(fits) and self._gains is not None:
             gains = self._gains[fits]
@@ -240,7 +241,7 @@ class Exclusions(Sequence[Exclusion]):
     def _no_place(self) -> tuple[Breach, ...]:
         """The breach of the panel's size by one more member, where it is one."""
         largest = float(self._problem.largest_panel)
-        return (Breach(Limit.PANEL_SIZE, len(self._chosen) + 1.0, largest),) if self._is_full else ()
+        return (Breach(Limit.PANEL_SIZE, len(self.chosen) + 1.0, largest),) if self._is_full else ()
 
 
 _CAUSES = tuple(Cause)

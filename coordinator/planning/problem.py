@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -204,6 +204,12 @@ def _are_distinct(names: tuple[str, ...]) -> bool:
     return len(set(names)) == len(names)
 
 
+@lru_cache(maxsize=64)
+def _places(names: tuple[str, ...]) -> Mapping[str, int]:
+    """The place of each name."""
+    return {name: place for place, name in enumerate(names)}
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """The problem of maximising `value` over the non-empty panels that keep `budgets`.
@@ -245,7 +251,7 @@ class Problem:
         for label, length in shapes.items():
             if length != experts:
                 raise ProblemError(f"{label} is for {length} experts, but {experts} are named.")
-        if unknown := sorted(set(self.ruled_out) - set(self.names)):
+        if self.ruled_out and (unknown := sorted(self.ruled_out.keys() - _places(self.names).keys())):
             raise ProblemError(f"ruled_out names experts that are not in the fleet: {', '.join(unknown)}.")
         if self.budgets.power_w is not None and self.power_w is None:
             raise ProblemError("A power budget needs power_w, the watts that each expert adds.")
@@ -256,6 +262,14 @@ class Problem:
     def costs(self) -> Costs:
         """The predicted costs that the limits hold for."""
         return self.p50 if self.budgets.quantile is Quantile.P50 else self.p95
+
+    @cached_property
+    def is_ruled_out(self) -> BoolArray:
+        """(N,) True for the experts that are ruled out."""
+        found = np.zeros(len(self.names), dtype=np.bool_)
+        places = _places(self.names)
+        found[[places[name] for name in self.ruled_out]] = True
+        return found
 
     @property
     def largest_panel(self) -> int:

@@ -100,7 +100,9 @@ class Plan:
     @cached_property
     def within_limits(self) -> IntArray:
         """Places, ascending, of the members and of the experts that would keep the limits with them but add nothing."""
-        found = np.union1d(np.array(self.members, dtype=np.intp), self.exclusions.places((Cause.NO_GAIN,)))
+        is_within = self.exclusions.are_outside_for(Cause.NO_GAIN)
+        is_within[self.exclusions.chosen] = True
+        found = np.flatnonzero(is_within)
         found.flags.writeable = False
         return found
 
@@ -108,7 +110,7 @@ class Plan:
 def _offer(problem: Problem, by: Limit) -> Offer | None:
     """The cheapest expert by energy, or the fastest by delay; experts that break no other limit come first."""
     costs, aggregation = problem.costs, problem.aggregation
-    pool = np.array([n for n, name in enumerate(problem.names) if name not in problem.ruled_out], dtype=np.intp)
+    pool = np.flatnonzero(~problem.is_ruled_out)
     if len(pool) == 0:
         return None
     own = {Limit.ENERGY} if by is Limit.ENERGY else {Limit.DELAY, Limit.FIRST_TOKEN, Limit.PER_TOKEN}
@@ -154,15 +156,15 @@ def proven_plan(
     elapsed_s: float | None,
 ) -> Plan:
     """The plan for a non-empty feasible panel; its proof is OPTIMAL where the bound is within a tie of its value."""
-    chosen = sorted(members, key=problem.names.__getitem__)
+    chosen = np.array(sorted(members, key=problem.names.__getitem__), dtype=np.intp)
     size, costs, aggregation = len(chosen), problem.costs, problem.aggregation
     spent = costs.energy_j[chosen]
     energy_j = spent.max() if problem.budgets.one_runs else spent.sum()
     added_w = None if problem.power_w is None else problem.power_w[chosen]
     proven = not upper_bound > value + tie_width(value)
     return Plan(
-        members=tuple(chosen),
-        names=tuple(map(problem.names.__getitem__, chosen)),
+        members=tuple(places := chosen.tolist()),
+        names=tuple(map(problem.names.__getitem__, places)),
         energy_j=float(energy_j + aggregation.energy_j[size]),
         delay_s=float(costs.delay_s[chosen].max() + aggregation.delay_s[size]),
         first_token_s=float(costs.first_token_s[chosen].max() + aggregation.first_token_s[size]),

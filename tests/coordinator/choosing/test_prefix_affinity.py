@@ -94,17 +94,22 @@ def test_the_oldest_conversations_are_forgotten() -> None:
 
 
 def test_saved_tokens_leave_one_to_prefill() -> None:
-    """Cached tokens need no prefill, but for one; an expert that the roster does not have changes nothing."""
-    keys, tokens = (KEY, OTHER), np.array([50, 60])
-    assert Affinity(OTHER, 40).cached(keys, tokens).tolist() == [0, 40]
-    assert Affinity(KEY, 400).cached(keys, tokens).tolist() == [49, 0]
-    assert Affinity("agent-9/m", 40).cached(keys, tokens).tolist() == [0, 0]
+    """Cached tokens need no prefill, but for one."""
+    tokens = np.array([50, 60])
+    assert Affinity(OTHER, 40).cached(1, tokens).tolist() == [0, 40]
+    assert Affinity(KEY, 400).cached(0, tokens).tolist() == [49, 0]
+
+
+def test_an_expert_that_is_gone_changes_nothing() -> None:
+    """A beginning that an expert holds which is not there any more is read as any other."""
+    decided = chosen(expert("agent-1"), affinity=Affinity("agent-9/m", 900))
+    assert decided.first.prediction.shape.cached_tokens == 0
 
 
 def test_what_is_cached_leaves_the_lengths_as_they_were() -> None:
     """The lengths that were handed in are not changed: they may be another choice's, too."""
     tokens = np.array([50, 60])
-    Affinity(OTHER, 40).cached((KEY, OTHER), tokens)
+    Affinity(OTHER, 40).cached(1, tokens)
     assert tokens.tolist() == [50, 60]
 
 

@@ -134,9 +134,9 @@ def test_a_conversation_is_not_looked_for_in_another_file() -> None:
     affinities.answered(chain, before.key, usage, before.identity)
     affinity = affinities.find(chain)
     assert affinity is not None
-    assert affinity.holds_in((before,))
-    assert not affinity.holds_in((after,))
+    assert affinity.holds_on(before)
+    assert not affinity.holds_on(after)
     affinities.answered(chain, before.key, usage, "m")
     told_later = affinities.find(chain)
     assert told_later is not None
-    assert told_later.holds_in((before,))
+    assert told_later.holds_on(before)

@@ -424,3 +424,47 @@ def test_an_agent_of_an_earlier_release_is_predicted_as_before() -> None:
     decided = with_left(asked(), {"a/m": WorkLeft(2000.0, 50.0)}, before)
     assert isinstance(decided, Selection)
     assert decided.predicted.shape.unread_tokens is None
+
+
+def told_by(left: dict[str, WorkLeft], *experts: Expert, **fields: Any) -> tuple[Selection | NoExpert, list[str]]:
+    """The choice where each expert has one request, and who was asked what that has left."""
+    told: list[str] = []
+
+    def work_left(key: str, busy: int) -> WorkLeft | None:
+        told.append(key)
+        return left[key]
+
+    tight = asked(wish=Wish(ttft_budget_s=0.15), demand=Demand(100, 20), **fields)
+    return selector().select(tight, experts, dict.fromkeys(left, 1), 0, work_left=work_left), told
+
+
+def test_the_next_ones_are_asked_where_the_first_would_be_late() -> None:
+    """Behind eight that would be late further ones are asked, and not all of a large fleet."""
+    many = [expert(f"agent-{n:03d}", latency=LAW, slots=4) for n in range(200)]
+    left = {each.key: WorkLeft(2000.0 if n < 40 else 0.0, 50.0) for n, each in enumerate(many)}
+    decided, told = told_by(left, *many)
+    assert isinstance(decided, Selection)
+    assert decided.first.expert.key == "agent-040/m"
+    assert decided.late_places.tolist() == list(range(40))
+    assert decided.candidate_places.tolist() == list(range(40, 200))
+    assert len(told) < 80
+
+
+def test_a_better_one_that_would_be_late_leaves_the_next_best() -> None:
+    """Where all of the best model would be late, the next best model's experts answer."""
+    best, other = ([expert(f"{size}-{n}", f"m-{size}b", latency=LAW, slots=4) for n in range(9)] for size in (7, 1))
+    left = {each.key: WorkLeft(2000.0 if each in best else 0.0, 50.0) for each in (*best, *other)}
+    decided, _ = told_by(left, *best, *other)
+    assert isinstance(decided, Selection)
+    assert decided.first.expert.key == "1-0/m-1b"
+
+
+def test_who_would_be_late_at_best_is_not_asked() -> None:
+    """Slow experts that keep the limit in no case are not asked what they have left, where all others would be late."""
+    slow = msgspec.structs.replace(speed(500.0, 100.0, slots=4), newcomer_s=0.0)
+    quick = [expert(f"quick-{n}", latency=LAW, slots=4) for n in range(3)]
+    many = [*quick, *(expert(f"slow-{n}", latency=slow, slots=4) for n in range(50))]
+    decided, told = told_by({each.key: WorkLeft(2000.0, 50.0) for each in many}, *many)
+    assert isinstance(decided, NoExpert)
+    assert decided.code == ErrorCode.INFEASIBLE_NOW
+    assert set(told) == {each.key for each in quick}
