@@ -102,7 +102,7 @@ def _averaged(averaged: Averaged) -> list[Text]:
     unknown = [answer.receipt["energy"].get("reason") for answer in averaged.answers if joules(answer) is None]
     why = "; ".join(printable(reason) for reason in dict.fromkeys(unknown) if reason)
     lines = [
-        Text(f"Just before, such an answer took {alone} (the median, simulated)."),
+        Text(f"Just before, such an answer took {alone} (the mean, simulated)."),
         Text(f"{' '.join(letters[agent] for agent in agents)}   {counts}"),
         Text(
             f"Mean: {sum(costs) / len(costs):.0f} J of {averaged.target_j:.0f} J (simulated); "

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 from examples.demo.client import ANY_MODEL, Answer, DemoClient, Prompt
@@ -33,8 +33,9 @@ ROOM = 1.2
 """A budget over what the best expert for it is predicted to take at most."""
 ALONE_PROMPTS = 4
 """Prompts to each expert from which the average is taken that lies between what the two cost."""
+AVERAGE_SHARE = 0.6
+"""Where the average lies between what the cheaper expert takes and what the dearer one does."""
 AVERAGE_PROMPTS = 20
-AVERAGE_AT_ONCE = 2
 CATEGORY = "tour"
 POLL_S = 0.1
 DECIDED_S = 10.0
@@ -52,7 +53,7 @@ class Budgeted:
 class Averaged:
     """The answers under an average budget in J, in the order in which they came, and how the coordinator shows it.
 
-    alone_j: what such an answer had taken just before, by the name of the agent that was asked for it; the median.
+    alone_j: what such an answer had taken just before, by the name of the agent that was asked for it; the mean.
     """
 
     alone_j: dict[str, float]
@@ -121,39 +122,36 @@ def _asked(wishes: dict[str, Any]) -> Prompt:
 
 
 async def average(client: DemoClient, setup: Setup, fleet: Fleet, models: Sequence[Model]) -> Averaged:
-    """Ask each expert a few prompts, then twenty under an average in the middle between what the two take.
+    """Ask each expert a few prompts, then twenty under an average between what the two take.
 
-    Raises `DemoError` where the joules of an expert's answers are not known.
+    All are asked one after the other, the experts in turn: so an answer takes as much later as it did before, and is
+    known before the next one is chosen. Raises `DemoError` where the joules of an expert's answers are not known.
     """
+    told: dict[str, list[Answer]] = {model.name: [] for model in models}
+    for place in range(ALONE_PROMPTS):
+        for model in models:
+            told[model.name].append(await client.ask(_in_the_tour(place, model.name)))
     alone_j: dict[str, float] = {}
     for model in models:
-        answers = await _ask_several(client, ALONE_PROMPTS, model.name)
+        answers = told[model.name]
         await _score(client, model, models, answers)
         known = [cost for answer in answers if (cost := joules(answer)) is not None]
         if not known:
             raise DemoError(f"The joules of {model.name} are not known: {answers[0].receipt['energy']}")
-        alone_j[answers[0].receipt["experts"][0]["agent"]] = median(known)
-    target_j = float(round(fmean(alone_j.values())))
+        alone_j[answers[0].receipt["experts"][0]["agent"]] = fmean(known)
+    least_j, most_j = min(alone_j.values()), max(alone_j.values())
+    target_j = float(round(least_j + AVERAGE_SHARE * (most_j - least_j)))
     setup.set_average(CATEGORY, target_j)
     fleet.reload_coordinator()
     await _seen(client, lambda status: _row(status) is not None)
-    answers = await _ask_several(client, AVERAGE_PROMPTS)
-    return Averaged(alone_j, target_j, tuple(answers), _row(await client.fleet()))
+    under = [await client.ask(_in_the_tour(place)) for place in range(AVERAGE_PROMPTS)]
+    return Averaged(alone_j, target_j, tuple(under), _row(await client.fleet()))
 
 
-async def _ask_several(client: DemoClient, n_prompts: int, model: str = ANY_MODEL) -> list[Answer]:
-    """Ask so many prompts of the tour's category, a few at once; return the answers in the order in which they came."""
-    answers: list[Answer] = []
-    places = iter(range(n_prompts))
-
-    async def ask() -> None:
-        for place in places:
-            text = f"Name a thing in the {SUBJECTS[place % len(SUBJECTS)]}."
-            wishes = {"category": CATEGORY}
-            answers.append(await client.ask(Prompt(text, model, max_tokens=MAX_TOKENS, wishes=wishes)))
-
-    await asyncio.gather(*(ask() for _ in range(AVERAGE_AT_ONCE)))
-    return answers
+def _in_the_tour(place: int, model: str = ANY_MODEL) -> Prompt:
+    """A prompt of the tour's category."""
+    text = f"Name a thing in the {SUBJECTS[place % len(SUBJECTS)]}."
+    return Prompt(text, model, max_tokens=MAX_TOKENS, wishes={"category": CATEGORY})
 
 
 def without_requests(status: CoordinatorStatus) -> Decision:

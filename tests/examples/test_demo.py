@@ -255,7 +255,7 @@ def test_the_report_names_offers_average_price_and_proof() -> None:
     text = printed(report.tour_report(seen()))
     assert "names what would do: cheapest nano with 77.4 J and 3.85 s, fastest orin with 120 J and 500 ms." in text
     assert "r a r 1 by demo-agx-orin-30w (a), 2 by demo-rtx-4090 (r)" in text
-    assert "took 120 J on demo-rtx-4090 and 60 J on demo-agx-orin-30w (the median, simulated)" in text
+    assert "took 120 J on demo-rtx-4090 and 60 J on demo-agx-orin-30w (the mean, simulated)" in text
     assert "Mean: 70 J of 90 J (simulated); 1 unmeasured (no reading)." in text
     assert "0.12 points of score" in text
     assert "orin: a good answer with probability 0.384 on average; no set has more than 0.384 (optimal" in text
