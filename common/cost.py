@@ -9,6 +9,7 @@ and c = k + p + n/2 tokens of context on average, u tokens that are unread of ot
 that come later:
 
     prefill seconds     a0 + a1 (p + min(u, p)) + a2 p (o - 1) + a3 p (p + 2 k) / 1000 + (a4 where nothing else ran)
+                        + (a5 where something did)
     inter-token seconds b0 + b1 (o - 1) + b2 c / 1000 + b3 j + a1 max(0, u - p) / (n - 1)
     joules              e0 p + e1 n + e2 n / o + e3 n c / 1000
 
@@ -18,8 +19,10 @@ of u comes before the first token as p itself has, the rest is read beside the o
 j is the company to expect less that of those it finds, who stay while they write. That is w / (n - 1) of them on
 average, and no more than all, where they have w tokens still to write; where that is not known it is m1 of each.
 
-After a pause clocks and caches have gone down, which costs the first request a4. Attention looks back from each prompt
-token on all before it: on p/2 of its own and k cached ones on average.
+The prefill is all from the slot to the first token. After a pause clocks and caches have gone down, which costs the
+first request a4. Who finds the expert at work waits first until the batch in progress is done, which costs a5 beyond
+what that batch reads of u. Attention looks back from each prompt token on all before it: on p/2 of its own and k cached
+ones on average.
 
 All coefficients are >= 0: more work never costs less. e1 is what every sequence costs on its own, e2 what a batch
 shares (reading the weights, idle power).
@@ -39,8 +42,8 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     prompt_tokens: to be prefilled, without `cached_tokens`. decoded_tokens: that will be generated. occupancy: requests
     that share the batch, this one included. queued_ahead: requests that wait for a slot before this one; None if it
-    gets a slot at once. unread_tokens: of the prompts of those it finds. to_write_tokens: that these still have to
-    write. None of either is unknown: nothing is then unread. newcomers: of `occupancy`, those that come later.
+    gets a slot at once. unread_tokens: of the prompts of those it finds, as it comes. to_write_tokens: that these still
+    have to write. None of either is unknown: nothing is then unread. newcomers: of `occupancy`, those that come later.
     """
 
     prompt_tokens: int
@@ -81,9 +84,9 @@ class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """An expert's learned speed.
 
     prefill, decode: coefficients a0.. to a3 and b0.. to b2 of the module's formulas. found_idle_s: a4. newcomer_s: b3;
-    None from earlier releases, whose other coefficients were learned without u and j. occupancy: m0, m1. service_s:
-    mean seconds that a request holds a slot. n_requests: requests that it rests on since the last change of pace; 0 for
-    the warm-up alone.
+    None from earlier releases, whose other coefficients were learned without u and j. found_busy_s: a5. occupancy: m0,
+    m1. service_s: mean seconds that a request holds a slot. n_requests: requests that it rests on since the last change
+    of pace; 0 for the warm-up alone.
     """
 
     prefill: tuple[float, float, float, float]
@@ -97,11 +100,12 @@ class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     occupancy: tuple[float, float] = (0.0, 1.0)
     found_idle_s: float = 0.0
     newcomer_s: float | None = None
+    found_busy_s: float = 0.0
 
     @property
     def prefill_law(self) -> tuple[float, ...]:
         """What `prefill_features` is multiplied by."""
-        return (*self.prefill, self.found_idle_s)
+        return (*self.prefill, self.found_idle_s, self.found_busy_s)
 
     @property
     def inter_token_law(self) -> tuple[float, ...]:
@@ -178,7 +182,7 @@ def prefill_features(shape: RequestShape, found_idle: float) -> tuple[float, ...
     tokens = shape.prompt_tokens
     read = tokens if shape.unread_tokens is None else tokens + _smaller(shape.unread_tokens, tokens)
     looked_back = tokens * (tokens + 2 * shape.cached_tokens) / 1000
-    return (1.0, read, tokens * (shape.occupancy - 1), looked_back, 1.0 * found_idle)
+    return (1.0, read, tokens * (shape.occupancy - 1), looked_back, 1.0 * found_idle, 1.0 - found_idle)
 
 
 def inter_token_features(shape: RequestShape) -> tuple[float, ...]:

@@ -45,8 +45,10 @@ class Resume:
     job_id: str
 
 
-Inbox: TypeAlias = Command | Resume | JobFailed | None
+Word: TypeAlias = Command | Resume | JobFailed | None
 """A `JobFailed` is the answer to a command that could not be read. None: there will be no more commands."""
+Inbox: TypeAlias = "queue.SimpleQueue[tuple[Word, float]]"
+"""Words, and when each came: it may lie here for as long as a batch takes."""
 
 
 class _Output:
@@ -82,21 +84,21 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     output = _Output()
-    inbox: queue.SimpleQueue[Inbox] = queue.SimpleQueue()
+    inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_read, args=(inbox,), name="commands", daemon=True).start()
     with contextlib.suppress(BrokenPipeError):
         return _serve(inbox, output)
     return 0
 
 
-def _serve(inbox: queue.SimpleQueue[Inbox], output: _Output) -> int:
+def _serve(inbox: Inbox, output: _Output) -> int:
     emit = output.emit
-    command = inbox.get()
+    command, _ = inbox.get()
     while not isinstance(command, Load):
         if command is None or isinstance(command, Shutdown):
             return 0
         _log(f"{type(command).__name__} came before Load and was ignored.\n")
-        command = inbox.get()
+        command, _ = inbox.get()
     emit(Loading(progress=0.0))
     _bound_spinning()
     try:
@@ -125,7 +127,7 @@ def _serve(inbox: queue.SimpleQueue[Inbox], output: _Output) -> int:
                     log=_log,
                     clock=time.monotonic,
                     work_clock=time.thread_time,
-                    wake=lambda job_id: inbox.put(Resume(job_id)),
+                    wake=lambda job_id: inbox.put((Resume(job_id), time.monotonic())),
                 )
             )
         except ModelError as error:
@@ -138,7 +140,7 @@ def _serve(inbox: queue.SimpleQueue[Inbox], output: _Output) -> int:
             if not decoder.has_work:
                 output.flush()
             try:
-                command = inbox.get(block=not decoder.has_work)
+                command, came_at_s = inbox.get(block=not decoder.has_work)
             except queue.Empty:
                 decoder.step()
                 continue
@@ -147,13 +149,13 @@ def _serve(inbox: queue.SimpleQueue[Inbox], output: _Output) -> int:
             if isinstance(command, JobFailed):
                 emit(command)
             else:
-                _obey(decoder, command)
+                _obey(decoder, command, came_at_s)
 
 
-def _obey(decoder: Decoder | Embedder, command: Command | Resume) -> None:
+def _obey(decoder: Decoder | Embedder, command: Command | Resume, came_at_s: float) -> None:
     match command:
         case Submit() | ScoreJob() | FollowJob() | EmbedJob():
-            decoder.submit(command)
+            decoder.submit(command, came_at_s)
         case TakeToken(job_id=job_id, step=step, token=token):
             decoder.take(job_id, step, token)
         case CancelJob(job_id=job_id):
@@ -164,7 +166,7 @@ def _obey(decoder: Decoder | Embedder, command: Command | Resume) -> None:
             _log(f"{type(command).__name__} came after Load and was ignored.\n")
 
 
-def _read(inbox: queue.SimpleQueue[Inbox]) -> None:
+def _read(inbox: Inbox) -> None:
     """Commands from stdin into the inbox, then None when stdin ends. Runs in its own thread."""
     codec: Codec[Command] = Codec(Command)
     splitter = FrameSplitter()
@@ -172,16 +174,17 @@ def _read(inbox: queue.SimpleQueue[Inbox]) -> None:
         while data := os.read(0, _READ_BYTES):
             for frame in splitter.feed(data):
                 try:
-                    inbox.put(codec.decode(frame))
+                    inbox.put((codec.decode(frame), time.monotonic()))
                 except UnreadableMessage as error:
                     _log(f"A command was not understood: {error}\n")
                     if error.job_id is not None:
                         text = error.message
-                        inbox.put(JobFailed(job_id=error.job_id, code=JobErrorCode.INVALID_REQUEST, message=text))
+                        failed = JobFailed(job_id=error.job_id, code=JobErrorCode.INVALID_REQUEST, message=text)
+                        inbox.put((failed, time.monotonic()))
     except (ProtocolError, OSError) as error:
         # The stream is out of step: what follows cannot be trusted.
         _log(f"Commands can no longer be read: {error}\n")
-    inbox.put(None)
+    inbox.put((None, time.monotonic()))
 
 
 def _die_with_parent() -> None:

@@ -170,7 +170,8 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="st
     """The job holds a slot and its prompt has been tokenized; prefill begins.
 
     branch_tokens: what follows the prompt and goes through the model in batches as it does: continuations to score.
-    unread_tokens: of the prompts of jobs that began before and are still being read.
+    unread_tokens: of the prompts of jobs that began before, when this one came. batch_wait_s: seconds that it then lay
+    unread, as a batch was in progress.
     """
 
     job_id: str
@@ -178,6 +179,7 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="st
     cached_tokens: int = 0
     branch_tokens: int = 0
     unread_tokens: int = 0
+    batch_wait_s: float = 0.0
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="finished"):

@@ -209,6 +209,7 @@ class JobDesk:
         if job is None or job.started_s is None:
             return []
         job.prompt_tokens, job.unread_tokens = event.prompt_tokens, event.unread_tokens
+        job.batch_wait_s = event.batch_wait_s
         if job.abandoned:
             return []
         queue_s = job.started_s - job.received_s

@@ -41,7 +41,9 @@ class Job:
     queued_ahead: int | None = None
     """Both as they were when the job arrived: what a prediction could have known."""
     unread_tokens: int = 0
-    """Of others' prompts, when the engine began with this one's."""
+    """Of others' prompts, when the engine was given this one's."""
+    batch_wait_s: float = 0.0
+    """That its engine had a batch in progress then."""
     occupancy_at_start: float = 0.0
     beside_elder_s: float = 0.0
     """Job-seconds in its slot of those that had theirs before, as far as one of the two has left."""
@@ -268,7 +270,8 @@ def timing_of(
             unread_tokens=job.unread_tokens if job.queued_ahead is None else None,
             to_write_tokens=elders * max(1, decoded_tokens - 1) if job.queued_ahead is None else None,
         ),
-        queue_s=queue_s,
+        queue_s=queue_s - job.batch_wait_s,
+        wait_s=job.batch_wait_s,
         prefill_s=prefill_s,
         decode_s=decode_s,
         mean_occupancy=company,

@@ -97,7 +97,7 @@ class ExpertCosts:
         """Learn from a request's times, as soon as it has ended."""
         self._present.latency.observe(timing)
         if timing.prefill_s is not None:
-            self._ttft_s.append(timing.queue_s + timing.prefill_s)
+            self._ttft_s.append(timing.queue_s + timing.wait_s + timing.prefill_s)
 
     def energy_settled(self, timing: RequestTiming, energy: Energy) -> None:
         """Learn from a request's energy, once it is known."""

@@ -36,12 +36,13 @@ class RequestTiming:
 
     shape: with the numbers of tokens that really occurred, and occupancy and queue as they were at its arrival.
     mean_occupancy: requests in the batch while it ran, itself included; None if unknown. newcomers: those of them that
-    came after it.
+    came after it. wait_s: from the slot until the engine was done with the batch in progress; not part of `queue_s`.
     saved_s: what guesses have taken off `decode_s`. effort: joules of a decoded token beside one without guesses.
     """
 
     shape: RequestShape
     queue_s: float = 0.0
+    wait_s: float = 0.0
     prefill_s: float | None = None
     decode_s: float | None = None
     mean_occupancy: float | None = None
@@ -105,7 +106,8 @@ class LatencyModel:
     def starting_from(cls, profile: LatencyProfile) -> LatencyModel:
         """A model whose law is taken over (from another power mode, or stored) but not confirmed by any request."""
         model = cls(profile.slots)
-        model._prefill.law = around(profile.prefill_law)
+        a0, *others, a4, a5 = profile.prefill_law
+        model._prefill.law = around((*others, a0 + a4, a0 + a5))
         if profile.newcomer_s is None:
             model._decode.law = around(profile.decode, unlearned=[_NEWCOMER * profile.decode[0]])
         else:
@@ -125,7 +127,8 @@ class LatencyModel:
         """What is known; None before both phases were measured."""
         if self._prefill.law is None or self._decode.law is None:
             return None
-        a0, a1, a2, a3, a4 = self._prefill.law.coefficients
+        a1, a2, a3, idle_s, busy_s = self._prefill.law.coefficients
+        a0 = min(idle_s, busy_s)
         b0, b1, b2, b3 = (each * self._pace.expected for each in self._decode.law.coefficients)
         return LatencyProfile(
             prefill=(a0, a1, a2, a3),
@@ -138,8 +141,9 @@ class LatencyModel:
             total=self._total.spread,
             n_requests=self._n_requests,
             occupancy=self._occupancy.coefficients,
-            found_idle_s=a4,
+            found_idle_s=idle_s - a0,
             newcomer_s=b3,
+            found_busy_s=busy_s - a0,
         )
 
     def observe(self, timing: RequestTiming) -> None:
@@ -149,11 +153,13 @@ class LatencyModel:
         decode_s = timing.decode_s if shape.decoded_tokens > _FEWEST_TOKENS else None
         if not prefill_s and not decode_s:
             return
+        prefill_s = None if prefill_s is None else timing.wait_s + prefill_s
         self._compare(shape, timing.queue_s, prefill_s, decode_s)
         self._n_requests += 1
         if prefill_s:
             self._prefill.begin(prefill_s / shape.prompt_tokens)
-            features = prefill_features(shape, shape.found_idle)
+            # What is fixed is learned apart for who finds the expert idle and who finds it at work.
+            features = prefill_features(shape, shape.found_idle)[1:]
             if self._prefill.observe(features, features, prefill_s):
                 self._pace_changed()
         if decode_s:
@@ -182,7 +188,7 @@ class LatencyModel:
 
     def _own_step_s(self, shape: RequestShape, step_s: float) -> float:
         """Seconds between two tokens without what others' prompts took, whose price the prefill's law knows."""
-        a1 = self._prefill.law.coefficients[1] if self._prefill.law else 0.0
+        a1 = self._prefill.law.coefficients[0] if self._prefill.law else 0.0
         return max(_LEAST_OWN * step_s, step_s - a1 * inter_token_features(shape)[-1])
 
     def _compare(self, shape: RequestShape, queue_s: float, prefill_s: float | None, decode_s: float | None) -> None:
@@ -211,8 +217,8 @@ class LatencyModel:
 
 def _prefill_prior(token_s: float) -> RelativeRegression:
     """A prior around seconds per prompt token: no fixed costs known, some slowing in a batch and with the length."""
-    scale = (20 * token_s, 0.5 * token_s, 0.5 * token_s, 0.1 * token_s, 20 * token_s)
-    return RelativeRegression(mean=(0.0, token_s, 0.0, 0.0, 0.0), scale=scale)
+    scale = (0.5 * token_s, 0.5 * token_s, 0.1 * token_s, 20 * token_s, 20 * token_s)
+    return RelativeRegression(mean=(token_s, 0.0, 0.0, 0.0, 0.0), scale=scale)
 
 
 def _decode_prior(token_s: float) -> RelativeRegression:

@@ -243,7 +243,7 @@ class Roster:
         """(N,) requests that each expert answers at once."""
         latency, energy = [report.latency for report in reports], [report.energy for report in reports]
         # One row per coefficient. Unknown is NaN, which stays NaN through every formula.
-        self._prefill = np.array([found.prefill_law if found else (np.nan,) * 5 for found in latency]).T
+        self._prefill = np.array([found.prefill_law if found else (np.nan,) * 6 for found in latency]).T
         self._decode = np.array([found.inter_token_law if found else (np.nan,) * 5 for found in latency]).T
         self._energy = np.array([found.coefficients if found else (np.nan,) * 4 for found in energy]).T
         self.tells_newcomers: BoolArray = np.array(

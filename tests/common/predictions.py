@@ -34,6 +34,8 @@ def predicted_latency(profile: LatencyProfile, shape: RequestShape) -> LatencyPr
     first_s += a1 * min(unread, prompt)
     if occupancy <= 1 and shape.queued_ahead is None:
         first_s += profile.found_idle_s
+    else:
+        first_s += profile.found_busy_s
     lived = expected_occupancy(profile, shape)
     found = profile.occupancy[1] * (occupancy - 1)
     staying = found if shape.to_write_tokens is None else min(shape.to_write_tokens / steps, occupancy - 1)

@@ -138,6 +138,7 @@ class VirtualHost:
         self._talks: dict[int, _Talk] = {}
         self._worked_s = self.now_s
         self._arrivals: list[tuple[float, int]] = []
+        self._inbox: list[tuple[Submit, float]] = []
         self._n_requests = 0
         self._spoke(_loaded(slots))
         for client in range(load.clients):
@@ -149,9 +150,11 @@ class VirtualHost:
         while self.now_s < end_s:
             if self._arrivals and self._arrivals[0][0] <= self.now_s:
                 self._arrive(heappop(self._arrivals)[1])
+                self._read_inbox()
                 continue
             if self._decoder.has_work:
                 self._decoder.step()
+                self._read_inbox()
             else:
                 due_s = [self._sampled_s + _SAMPLE_S, *(at_s for at_s, _ in self._arrivals[:1])]
                 self.now_s = max(self.now_s, min(due_s))
@@ -159,6 +162,11 @@ class VirtualHost:
             for job_id, energy in self._account.settle(self.now_s).items():
                 self._do(EnergySettled(job_id, energy))
         return self._calibration.report(max(1, self.n_answered - before))
+
+    def _read_inbox(self) -> None:
+        """What was sent to the engine while it was at work is read between its steps."""
+        while self._inbox:
+            self._decoder.submit(*self._inbox.pop(0))
 
     def batch_passed(self, chunks: Sequence[Chunk]) -> None:
         """The law of this host's speed."""
@@ -169,8 +177,12 @@ class VirtualHost:
         idle_s, slower_s = self._load.found_idle
         if self.now_s - self._worked_s > idle_s:
             batch_s += slower_s
-        self.now_s += self.pace * batch_s * self._random.lognormvariate(0.0, self._noise)
-        self._worked_s = self.now_s
+        end_s = self.now_s + self.pace * batch_s * self._random.lognormvariate(0.0, self._noise)
+        # Who comes meanwhile is chosen for and sent at once, and read by the engine after its step.
+        while self._arrivals and self._arrivals[0][0] < end_s:
+            self.now_s, client = heappop(self._arrivals)
+            self._arrive(client)
+        self.now_s = self._worked_s = end_s
 
     # --- Coordinator --------------------------------------------------------------------------------------------------
 
@@ -243,7 +255,7 @@ class VirtualHost:
         for effect in self._core.handle(event, self.now_s):
             match effect:
                 case SendToEngine(command=Submit() as job):
-                    self._decoder.submit(job)
+                    self._inbox.append((job, self.now_s))
                 case SendTokens(jobs=jobs):
                     for one in jobs:
                         life, _ = self._lives[one.job_id.partition(".")[0]]

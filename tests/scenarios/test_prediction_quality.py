@@ -19,6 +19,13 @@ def figures(agreement: Agreement) -> tuple[float, float]:
     return agreement.median_abs_error_pct, agreement.p95_coverage_pct
 
 
+def assert_half_is_below(agreement: Agreement) -> None:
+    """The p50 is no lower and no higher than it says: 28 % of first tokens were within it while the wait for the batch
+    in progress was unseen (0041)."""
+    assert agreement.p50_coverage_pct is not None
+    assert 38.0 <= agreement.p50_coverage_pct <= 62.0
+
+
 def measured(load: Load, seed: int) -> CalibrationReport:
     host = VirtualHost(load, seed=seed)
     host.serve(WARM_UP_S)
@@ -35,6 +42,7 @@ def test_a_chats_mix_of_lengths_and_concurrency_is_predicted(seed: int) -> None:
         assert error_pct <= 10.0
         # Three standard deviations of 300 draws.
         assert 91.0 <= coverage_pct <= 99.0
+        assert_half_is_below(comparison.decoded)
 
 
 class SmallHost(VirtualHost):
@@ -45,14 +53,15 @@ class SmallHost(VirtualHost):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_what_those_at_work_have_left_is_known(seed: int) -> None:
-    """Where prompts take long, first tokens are predicted to 6 % and answers to 9 %: 8 and 11 % without (0041)."""
+    """Where prompts take long, first tokens are predicted to 7 % and answers to 9 %: 8 and 11 % without (0041)."""
     host = SmallHost(Load(prompt_tokens=(27, 52, 92, 162)), seed=seed)
     host.serve(WARM_UP_S)
     overall = host.serve(3 * MEASURED_S).overall
-    for comparison, largest_pct in ((overall.ttft_s, 6.0), (overall.total_s, 9.0)):
+    for comparison, largest_pct in ((overall.ttft_s, 7.0), (overall.total_s, 9.0)):
         error_pct, coverage_pct = figures(comparison.decoded)
         assert error_pct <= largest_pct
         assert 91.5 <= coverage_pct <= 98.5
+        assert_half_is_below(comparison.decoded)
 
 
 def test_one_client_is_predicted_closely() -> None:

@@ -37,6 +37,14 @@ _RATE_WEIGHT = 0.3
 """Weight of the newest batch in the running estimate of prompt tokens per second."""
 
 
+class _Step(NamedTuple):
+    """When a step began and ended, and how many tokens of prompts it read."""
+
+    began_at_s: float
+    ended_at_s: float
+    read_tokens: int
+
+
 class _Made(NamedTuple):
     """What one job guessed in a step, and how many of these tokens were right."""
 
@@ -78,18 +86,25 @@ class Decoder:
         self._queue: deque[Job] = deque()
         self._running: list[Job] = []
         self._runs: dict[Run, Job] = {}
+        self._last = _Step(0.0, 0.0, 0)
 
     @property
     def has_work(self) -> bool:
         """False while all jobs, if any, wait for a word from outside."""
         return any(run.remaining for run in self._lanes.runs) or any(job.branches() for job in self._running)
 
-    def submit(self, request: JobRequest) -> None:
-        """Check and queue a job, or answer it with `JobFailed` at once."""
+    def submit(self, request: JobRequest, came_at_s: float | None = None) -> None:
+        """Check and queue a job, or answer it with `JobFailed` at once. came_at_s: None for now."""
+        now_s = self._clock()
+        came_at_s = now_s if came_at_s is None else came_at_s
         try:
             if self._find(request.job_id) is not None:
                 raise RequestError(f"Job {request.job_id} is already running.", code=JobErrorCode.INTERNAL)
-            job = self._intake.job(request, self._clock())
+            job = self._intake.job(request, came_at_s)
+            job.batch_wait_s = now_s - came_at_s
+            if self._last.began_at_s < came_at_s < self._last.ended_at_s:
+                part = (self._last.ended_at_s - came_at_s) / (self._last.ended_at_s - self._last.began_at_s)
+                job.unread_before = part * self._last.read_tokens
         except Moe2Error as error:
             self._emit(
                 JobFailed(
@@ -178,6 +193,8 @@ class Decoder:
         made: list[_Made] = []
         touched = self._hand_out(chunks, made)
         step_s = self._work_clock() - began_at_s
+        read_tokens = sum(len(chunk.tokens) for _, chunk in chunks if chunk.is_read)
+        self._last = _Step(decoded_at_s, self._clock(), read_tokens)
         self._learn([chunk for _, chunk in chunks], made, self._clock() - decoded_at_s, step_s)
         if guesses := [JobGuesses(each.job.job_id, each.drafted, each.accepted) for each in made if each.drafted]:
             self._emit(Guessed(jobs=tuple(guesses)))
@@ -227,7 +244,7 @@ class Decoder:
                 return
             self._queue.remove(job)
             run, placement = placed
-            unread = sum(other.remaining for other in self._runs if not other.is_written)
+            unread = job.unread_before + sum(other.remaining for other in self._runs if not other.is_written)
             run.is_steady = job.reads_anew
             limit = 0 if job.reads_anew else most_reused(job.prompt, job.logits_from)
             if limit and (shelved := self._shelf.find(job.prompt, beyond=run.filled, limit=limit)):
@@ -245,7 +262,8 @@ class Decoder:
                     prompt_tokens=len(job.prompt),
                     cached_tokens=job.cached_tokens,
                     branch_tokens=job.branch_tokens,
-                    unread_tokens=unread,
+                    unread_tokens=round(unread),
+                    batch_wait_s=job.batch_wait_s,
                 )
             )
 

@@ -104,10 +104,12 @@ class Embedder:
         """False while there is no job."""
         return bool(self._jobs)
 
-    def submit(self, request: Job) -> None:
-        """Check and queue a job, or answer it with `JobFailed` at once."""
+    def submit(self, request: Job, came_at_s: float | None = None) -> None:
+        """Check and queue a job, or answer it with `JobFailed` at once. came_at_s: None for now."""
+        now_s = self._clock()
+        came_at_s = now_s if came_at_s is None else came_at_s
         try:
-            self._jobs.append(self._job(request))
+            self._jobs.append(self._job(request, Phases(came_at_s, started_at_s=now_s)))
         except Moe2Error as error:
             code = error.code if isinstance(error, RequestError) else JobErrorCode.INVALID_REQUEST
             self._emit(JobFailed(job_id=request.job_id, code=code, message=str(error)))
@@ -120,7 +122,14 @@ class Embedder:
             return
         *others, job = self._jobs
         unread = sum(other.unread_tokens for other in others)
-        self._emit(Started(job_id=job.job_id, prompt_tokens=job.prompt_tokens, unread_tokens=unread))
+        self._emit(
+            Started(
+                job_id=job.job_id,
+                prompt_tokens=job.prompt_tokens,
+                unread_tokens=unread,
+                batch_wait_s=now_s - came_at_s,
+            )
+        )
 
     def cancel(self, job_id: str) -> None:
         """End a job now. An unknown job is one that has just ended: nothing to do."""
@@ -153,7 +162,7 @@ class Embedder:
         else:
             self._fail(touched, outcome)
 
-    def _job(self, request: Job) -> _Embedding:
+    def _job(self, request: Job, phases: Phases) -> _Embedding:
         if not isinstance(request, EmbedJob):
             raise RequestError(
                 "This model yields vectors and writes no text.",
@@ -162,8 +171,6 @@ class Embedder:
             )
         if any(job.job_id == request.job_id for job in self._jobs):
             raise RequestError(f"Job {request.job_id} is already running.", code=JobErrorCode.INTERNAL)
-        now_s = self._clock()
-        phases = Phases(now_s, started_at_s=now_s)
         return _Embedding(request.job_id, self._reader.embed(request, limit=self._text_tokens), phases)
 
     def _plan(self) -> list[tuple[_Embedding, list[int]]]:

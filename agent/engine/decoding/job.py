@@ -47,6 +47,10 @@ class Job(ABC):
         self.cells = cells
         self.logits_from = len(prompt) - 1
         self.phases = Phases(queued_at_s)
+        self.unread_before = 0.0
+        """Tokens of others' prompts that the batch in progress, as the job came, had still to read."""
+        self.batch_wait_s = 0.0
+        """For how long the job then lay unread."""
         self.trunk: Run | None = None
         self.cached_tokens = 0
         self.decoded_tokens = 0

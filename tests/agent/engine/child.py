@@ -70,6 +70,10 @@ class Child:
             self._arrived += [self._events.decode(frame) for frame in self._splitter.feed(data)]
         return self._arrived.pop(0)
 
+    def is_silent(self, seconds: float) -> bool:
+        """Whether nothing is heard for so long."""
+        return not self._arrived and not select.select([self._stdout], [], [], seconds)[0]
+
     def until(self, kind: type[E], job_id: str | None = None) -> E:
         """The next event of a kind (of one job), passing over others."""
         while True:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from moe2.agent.engine.protocol import (
+    Event,
     Finished,
     JobFailed,
     Loaded,
@@ -63,6 +64,26 @@ def test_greedy_text_among_seven_others_equals_the_text_alone(child: Child) -> N
         child.send(chat_job(f"together{n}", prompt))
     together, _ = child.collect(len(PROMPTS))
     assert {n: together[f"together{n}"] for n in alone} == alone
+
+
+def test_a_job_tells_how_long_it_lay_beside_a_batch(child: Child) -> None:
+    """Where nothing has been heard for a moment while a long prompt is read, a batch is in progress."""
+    jobs = 5
+    child.send(text_job("0", "word " * 200, max_tokens=1))
+    child.until(Started)
+    events: list[Event] = []
+    sent = 1
+    while sum(isinstance(event, Finished) for event in events) < jobs:
+        if sent < jobs and child.is_silent(0.02):
+            child.send(text_job(f"{sent}", "a", max_tokens=1))
+            sent += 1
+        else:
+            events.append(child.next())
+    waited_s = {event.job_id: event.batch_wait_s for event in events if isinstance(event, Started)}
+    assert max(waited_s.values()) > 0.005
+    for event in events:
+        if isinstance(event, Finished) and event.job_id != "0":
+            assert event.wait_s >= waited_s[event.job_id]
 
 
 def test_a_seed_makes_sampling_repeatable(child: Child) -> None:

@@ -290,19 +290,20 @@ def test_jobs_of_a_dead_engine_end_in_the_order_they_came() -> None:
 
 
 def test_what_a_request_found_at_work_and_who_came_later_is_told_apart() -> None:
-    """Three seconds beside an elder for two of them and a newcomer for one, behind 40 unread tokens."""
+    """Three seconds beside an elder for two of them and a newcomer for one, behind 40 unread tokens and a batch."""
     agent = CoreBench()
     agent.submit("elder")
     agent.now_s += 1.0
     agent.submit("j")
-    agent.engine(protocol.Started(job_id="j", prompt_tokens=7, unread_tokens=40))
+    agent.engine(protocol.Started(job_id="j", prompt_tokens=7, unread_tokens=40, batch_wait_s=0.25))
     agent.now_s += 2.0
     agent.engine(finished("elder"))
     agent.submit("newcomer")
     agent.now_s += 1.0
     timing = agent.core._desk.jobs["j"]
-    agent.engine(finished("j"))
+    agent.engine(finished("j", wait_s=0.3))
     assert timing.timing is not None
+    assert (timing.timing.queue_s, timing.timing.wait_s) == pytest.approx((0.05, 0.25))
     shape, steps = timing.timing.shape, finished("j").decoded_tokens - 1
     assert shape.unread_tokens == 40
     assert shape.to_write_tokens == pytest.approx(2 / 3 * steps)

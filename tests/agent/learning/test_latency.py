@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace as replace_shape
 
 from moe2.agent.learning.latency import LatencyModel, RequestTiming
-from moe2.common.cost import LatencyProfile, RequestShape
+from moe2.common.cost import LatencyProfile, RequestShape, Spread
 from tests.common.predictions import LatencyPrediction, predicted_latency
 
 
@@ -260,6 +260,53 @@ def test_the_first_request_after_a_pause_costs_what_it_has_cost() -> None:
     assert idle.p95 < 1.2 * idle.p50
 
 
+def test_the_batch_in_progress_costs_whoever_finds_the_expert_at_work() -> None:
+    """It took 0.1 s on average: first tokens and totals are then as likely above their p50 as below it, and few are
+    above their p95; who finds the expert idle does not pay."""
+    model, random = LatencyModel(slots=4), Random(4)
+    first, whole = [], []
+    for step in range(600):
+        occupancy = float(1 + step % 3)
+        prompt = random.randint(10, 200)
+        wait_s = 0.0 if occupancy == 1 else random.uniform(0.05, 0.15)
+        prefill_s = (0.01 + prompt * 0.002) * random.lognormvariate(0.0, 0.02)
+        shape = RequestShape(prompt_tokens=prompt, decoded_tokens=20, occupancy=occupancy)
+        if step >= 100:
+            told = _predict(model, shape)
+            actual_s = wait_s + prefill_s
+            first.append((actual_s <= told.ttft_s.p50, actual_s <= told.ttft_s.p95))
+            whole.append(actual_s + 0.4 <= told.total_s.p50)
+        model.observe(RequestTiming(shape=shape, wait_s=wait_s, prefill_s=prefill_s, decode_s=0.4))
+    profile = model.profile
+    assert profile is not None
+    assert profile.found_busy_s == pytest.approx(0.1, rel=0.15)
+    assert profile.found_idle_s == 0.0
+    assert 0.42 <= sum(half for half, _ in first) / len(first) <= 0.58
+    assert 0.92 <= sum(most for _, most in first) / len(first) <= 0.98
+    assert 0.42 <= sum(whole) / len(whole) <= 0.58
+    idle = _predict(model, RequestShape(prompt_tokens=100, decoded_tokens=20)).ttft_s
+    assert idle.p50 == pytest.approx(0.21, rel=0.1)
+
+
+def test_a_profile_goes_on_from_what_it_said() -> None:
+    """Taken over into another power mode, it predicts the same, for idle and for busy experts."""
+    said = LatencyProfile(
+        prefill=(0.02, 0.002, 0.0, 0.0),
+        decode=(0.02, 0.0, 0.0),
+        slots=4,
+        service_s=1.0,
+        ttft=Spread(0.0, 0.1),
+        inter_token=Spread(0.0, 0.1),
+        total=Spread(0.0, 0.1),
+        found_busy_s=0.05,
+        newcomer_s=0.0,
+    )
+    again = LatencyModel.starting_from(said).profile
+    assert again is not None
+    assert (again.prefill, again.found_idle_s) == (said.prefill, 0.0)
+    assert again.found_busy_s == pytest.approx(0.05)
+
+
 def test_a_request_that_waits_finds_nothing_idle() -> None:
     """With one slot the batch is always of one: who waits for it comes after somebody."""
     assert RequestShape(prompt_tokens=1, decoded_tokens=1).found_idle
@@ -268,12 +315,13 @@ def test_a_request_that_waits_finds_nothing_idle() -> None:
 
 
 def test_a_profile_of_an_earlier_release_costs_nothing_more_when_idle() -> None:
-    """What it does not say is 0."""
+    """What it does not say is 0, of busy experts neither."""
     model, _ = _trained(0)
     profile = model.profile
     assert profile is not None
-    old = msgspec.msgpack.encode({k: v for k, v in msgspec.to_builtins(profile).items() if k != "found_idle_s"})
-    assert msgspec.msgpack.decode(old, type=LatencyProfile).found_idle_s == 0.0
+    old = msgspec.msgpack.encode({k: v for k, v in msgspec.to_builtins(profile).items() if not k.startswith("found")})
+    known = msgspec.msgpack.decode(old, type=LatencyProfile)
+    assert (known.found_idle_s, known.found_busy_s) == (0.0, 0.0)
 
 
 class SharedHost:

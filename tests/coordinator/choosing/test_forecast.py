@@ -168,7 +168,7 @@ def _experts(fleet: list[Drawn]) -> list[Expert]:
     """Experts of which every second one is cold."""
     experts = []
     for place, (latency, joules, rtt_s, lived, *_) in enumerate(fleet):
-        changed = {"occupancy": lived, "found_idle_s": 0.1 * place}
+        changed = {"occupancy": lived, "found_idle_s": 0.1 * place, "found_busy_s": 0.03 * place}
         profile = None if latency is None else msgspec.structs.replace(latency, **changed)
         energy = None if joules is None else _energy(joules)
         load: dict[str, Any] = {} if place % 2 else {"state": ExpertState.COLD, "load_s": rtt_s}

@@ -128,6 +128,23 @@ def test_a_start_tells_what_is_unread_of_prompts_before_it() -> None:
     assert [event.unread_tokens for event in engine.events if isinstance(event, Started)] == [0, 12, 0]
 
 
+def test_a_job_that_came_during_a_batch_waited_for_it() -> None:
+    """Batches take a second: one that came 0.25 s into that of eight tokens counts six of them as unread, and 0.75 s
+    as waited; one that finds the engine idle neither."""
+    engine = Engine(slots=3, batch_tokens=8, seconds=lambda tokens: 1.0)
+    engine.decoder.submit(letter_job("long", "ab" * 10, max_tokens=2), engine.now_s)
+    engine.decoder.step()
+    engine.decoder.submit(letter_job("behind", "cd", max_tokens=1), engine.now_s - 0.75)
+    engine.run()
+    engine.decoder.submit(letter_job("later", "ef", max_tokens=1), engine.now_s)
+    started = [event for event in engine.events if isinstance(event, Started)]
+    assert [event.unread_tokens for event in started] == [0, 6 + 12, 0]
+    assert [event.batch_wait_s for event in started] == [0.0, 0.75, 0.0]
+    end = engine.end("behind")
+    assert isinstance(end, Finished)
+    assert (end.wait_s, end.prefill_s) == (0.75, 1.0)
+
+
 def test_cancelling_an_unknown_job_is_no_error() -> None:
     """A cancellation that crosses the job's end on its way is ignored."""
     engine = Engine()
