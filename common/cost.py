@@ -125,7 +125,8 @@ class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return 0.0 if shape.queued_ahead is None else (shape.queued_ahead + 1) * self.service_s / self.slots
 
     def lived(self, shape: RequestShape) -> RequestShape:
-        """Returns the shape with the mean occupancy that the request is expected to meet, and the newcomers of it."""
+        """Returns the shape with the mean occupancy that the request is expected to meet, and how much of that are
+        requests that come later."""
         return expected_to_live(shape, self.occupancy, self.slots)
 
 

@@ -55,7 +55,7 @@ TOO_MANY = "This address has too many connections open. Close some, or use one f
 
 @dataclass(frozen=True)
 class ErrorShape:
-    """How a listener writes its own errors. body: of a status and a text."""
+    """The form of the errors that a listener writes by itself. body: makes one of an HTTP status and a text."""
 
     content_type: str
     body: Callable[[int, str], bytes]

@@ -33,7 +33,7 @@ def show_status(socket: Path, *, as_json: bool, watch: bool) -> int:
 
 
 def picture(status: AgentStatus, now_unix_s: float) -> RenderableType:
-    """The status for a terminal."""
+    """Returns an agent's status as panels and tables for a terminal."""
     parts: list[RenderableType] = [_header(status)]
     if status.warnings:
         parts.append(terminal_parts.warnings_panel(status.warnings))

@@ -70,7 +70,7 @@ class DeviceLocks:
         return bool(self._held.get(device))
 
     def release(self) -> None:
-        """Let go of all devices."""
+        """Give up the locks of all devices, so that another agent can own them."""
         held, self._held = self._held, {}
         for descriptors in held.values():
             for descriptor in descriptors:

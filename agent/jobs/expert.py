@@ -28,7 +28,7 @@ class Phase(Enum):
 
 @dataclass
 class Job:
-    """order: what the coordinator asked for."""
+    """A coordinator's job on its way through this agent. order: what the coordinator asked for."""
 
     order: Order
     expert: Expert
@@ -141,7 +141,7 @@ class Occupancy:
         self._sum_s, self._count, self._since_s = self.until(now_s), n, now_s
 
     def until(self, now_s: float) -> float:
-        """Job-seconds so far."""
+        """The integral of jobs over time so far, in job-seconds."""
         return self._sum_s if self._since_s is None else self._sum_s + self._count * (now_s - self._since_s)
 
 

@@ -36,7 +36,7 @@ class _Swap:
 
 
 class SwapDesk:
-    """The exchanges of one core.
+    """The exchanges of models on one host, in which a new engine takes the place of an old one.
 
     experts: those that are served, by name; jobs: all, by id. make: builds an expert of a section with an engine's
     name.

@@ -20,7 +20,7 @@ class RatioForecast:
 
     @property
     def expected(self) -> float:
-        """The ratio of the next request."""
+        """The ratio that the next request is expected to have."""
         return math.exp(self._log)
 
     def observe(self, ratio: float) -> None:

@@ -33,7 +33,7 @@ class OccupancyForecast:
 
     @property
     def coefficients(self) -> tuple[float, float]:
-        """(m0, m1)."""
+        """(m0, m1) of the line m0 + m1 · occupancy found, by which the occupancy to come is expected."""
         if not self._weight:
             return 0.0, 1.0
         mean_found, mean_lived = self._found / self._weight, self._lived / self._weight

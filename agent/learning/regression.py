@@ -36,7 +36,7 @@ class RelativeRegression:
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        """The present estimate, all >= 0."""
+        """The factor of each feature as estimated now, all >= 0."""
         if self._coefficients is None:
             self._coefficients = self._solve()
         return self._coefficients
@@ -60,7 +60,7 @@ class RelativeRegression:
         self._coefficients = None
 
     def predict(self, features: Sequence[float]) -> float:
-        """The mean of y at these features."""
+        """The mean of what is estimated, for a request with these features."""
         return _dot(self.coefficients, features)
 
     def repaced(self, count: int) -> RelativeRegression:

@@ -19,7 +19,9 @@ SECRET_BYTES = 32
 
 
 class Credential(msgspec.Struct, frozen=True, kw_only=True):
-    """secret: what proves that this agent is itself. enrolled: a coordinator has taken it in.
+    """The proof of who an agent is, kept in its state directory.
+
+    secret: what coordinators compare. enrolled: a coordinator has taken it in.
 
     agent_id: whose it is; None in files of earlier releases.
     """

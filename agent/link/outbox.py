@@ -39,7 +39,7 @@ class Outbox:
                     self._close_tail()
 
     def take(self) -> JobMessage | None:
-        """The oldest message, or None."""
+        """Take out the oldest message that waits to be sent; None where none does."""
         if not self._messages:
             self._close_tail()
         return self._messages.popleft() if self._messages else None

@@ -35,7 +35,7 @@ class Reporter:
         self.every_s = UNWELCOMED_REPORT_S
 
     def changed(self) -> None:
-        """Asks for a report soon."""
+        """Have a report sent soon, as something has changed."""
         self._changed.set()
 
     def send(self) -> None:
@@ -66,7 +66,7 @@ class Reporter:
         return msgspec.structs.replace(report, experts=told)
 
     async def run(self) -> None:
-        """Reports until cancelled."""
+        """Send reports to the coordinator, in its rhythm and after changes, until cancelled."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.every_s):

@@ -41,7 +41,7 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Word(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the process tells: how far it is, a line for people, and at last its end.
+    """What the process that pulls a model tells: how far it is, a line for people, and at last its end.
 
     fault, remedy: why it failed. is_done: the model is in the folder.
     """
@@ -55,7 +55,7 @@ class Word(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def main() -> int:
-    """Run the errand."""
+    """Pull the model that the first line of standard input names, and tell on standard output how it goes."""
     errand = msgspec.json.decode(sys.stdin.buffer.readline(), type=Errand)
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:

@@ -67,7 +67,7 @@ class Supply(ABC):
 
     @abstractmethod
     async def look(self) -> Offer:
-        """What there is. Raises `Moe2Error`."""
+        """Returns the offered model's files and their sizes, read at the source. Raises `Moe2Error`."""
 
     @abstractmethod
     async def fetch(self, part: Part, target: Path, progress: Progress) -> None:

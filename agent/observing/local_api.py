@@ -17,7 +17,7 @@ METRICS_ROUTE = "/metrics"
 
 
 def local_app(status: Callable[[], AgentStatus], metrics: AgentMetrics) -> web.Application:
-    """What the local socket serves."""
+    """Returns the HTTP application of the agent's local socket: its status as JSON, and its metrics."""
 
     async def get_status(_: web.Request) -> web.Response:
         return web.Response(body=msgspec.json.encode(status()), content_type="application/json")

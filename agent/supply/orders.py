@@ -127,7 +127,7 @@ class Supply:
         )
 
     def warnings(self) -> tuple[HealthWarning, ...]:
-        """What is wrong with what is kept."""
+        """Returns the warning that served models could not be written down, if so."""
         if self._not_kept is None:
             return ()
         return (

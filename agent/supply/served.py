@@ -42,7 +42,7 @@ class Choice:
 
 
 class ServedFile:
-    """The state file. Blocking."""
+    """The file in an agent's state directory that keeps which models its host serves. Every method blocks."""
 
     def __init__(self, state_dir: Path) -> None:
         self.path = state_dir / FILE

@@ -354,7 +354,7 @@ class Vectors(Message, frozen=True, kw_only=True, omit_defaults=True, tag="vecto
 
 
 class ContinuationScore(msgspec.Struct, frozen=True, array_like=True):
-    """logprob: natural log-likelihood of the whole continuation, the sum over its tokens."""
+    """How likely a continuation is after a prompt. logprob: natural logarithm, the sum over its tokens."""
 
     logprob: float
     tokens: int

@@ -16,7 +16,7 @@ _END = "-----END CERTIFICATE-----"
 
 @dataclass(frozen=True)
 class Validity:
-    """Wall time, both ends included."""
+    """The wall time within which a certificate is valid, both ends included."""
 
     not_before_unix_s: float
     not_after_unix_s: float

@@ -51,7 +51,7 @@ _ASKS_NUMBER = re.compile(
 
 
 class AnswerKind(StrEnum):
-    """What a final answer is."""
+    """The kinds of final answers, each of which is compared in a way of its own."""
 
     CHOICE = "choice"
     """One of given options, named by its letter or its text."""

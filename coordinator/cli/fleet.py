@@ -73,7 +73,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def told(status: CoordinatorStatus) -> list[str]:
-    """Who is awake and why, in lines."""
+    """Returns lines that say who is awake or asleep, and why."""
     names = {row.agent_id: printable(row.agent_name) for row in status.agents}
     asleep = [names[row.agent_id] for row in status.agents if row.asleep]
     # Of a part of the fleet only the hosts that are shown have names here.

@@ -299,7 +299,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def told(row: AgentRow) -> Iterator[str]:
-    """A host's models, in lines."""
+    """Yields lines about the models that a host has in its folder and serves."""
     store = row.models
     if store is None:
         yield f"{printable(row.agent_name)}: its agent's release is too old to tell."

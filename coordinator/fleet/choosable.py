@@ -15,7 +15,7 @@ class Keyed(Protocol):
 
     @property
     def key(self) -> str:
-        """The key."""
+        """The key that no other has."""
         ...
 
 

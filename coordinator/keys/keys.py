@@ -162,7 +162,7 @@ class KeySet(Settings):
         return {key.id: key for key in self.keys}
 
     def with_key(self, record: KeyRecord) -> KeySet:
-        """Returns the keys with one more."""
+        """Returns the same keys with one more record at the end."""
         return KeySet(keys=(*self.keys, record))
 
     def with_revoked(self, key_id: str, now_unix_s: float) -> KeySet:

@@ -26,7 +26,7 @@ MAX_SHOWN_NAMES = 20
 
 
 class AgentState(StrEnum):
-    """What hosts can be found by."""
+    """The states of agents by which the fleet can be filtered."""
 
     CONNECTED = "connected"
     DRAINING = "draining"

@@ -23,7 +23,7 @@ KEEP_FLEET_EVERY_S = 600.0
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept."""
+    """What the slow level knows and cannot find again after a restart of the coordinator."""
 
     wishes: Wishes = Wishes()
     sleepers: tuple[Sleeper, ...] = ()

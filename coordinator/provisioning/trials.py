@@ -59,7 +59,7 @@ class Trials:
 
     @property
     def kept(self) -> tuple[Trial, ...]:
-        """What is to outlive a restart."""
+        """The trials under way, which are to outlive a restart of the coordinator."""
         return tuple(self._begun[key].trial for key in sorted(self._begun))
 
     def restore(self, kept: Collection[Trial], now_s: float) -> None:

@@ -63,7 +63,7 @@ class StopJob:
 
 @dataclass(frozen=True)
 class Suspect:
-    """An expert is late with a job."""
+    """An expert is to be suspected, as it is late with a job."""
 
     expert_key: str
     job_id: str

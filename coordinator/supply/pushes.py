@@ -340,7 +340,7 @@ class Pushes:
         return push, admission.part
 
     def sent(self, push: _Push, part: int, until_bytes: int) -> None:
-        """So much of a part has gone out."""
+        """The first `until_bytes` bytes of a part have been sent."""
         push.done[part] = until_bytes
         push.row = msgspec.structs.replace(
             push.row, done_bytes=min(push.row.size_bytes, max(push.row.done_bytes, sum(push.done.values())))

@@ -101,7 +101,7 @@ class Embedder:
 
     @property
     def has_work(self) -> bool:
-        """False while there is no job."""
+        """True while any job waits for vectors."""
         return bool(self._jobs)
 
     def submit(self, request: Job, came_at_s: float | None = None) -> None:

@@ -44,7 +44,9 @@ class Cache(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """slots: jobs at once. context_tokens: cells of the cache. idle_tokens: cached ones that may stay when no job runs.
+    """The bounds of one engine's work.
+
+    slots: jobs at once. context_tokens: cells of the cache. idle_tokens: cached ones that may stay when no job runs.
     job_tokens: prompt and answer of one job together. batch_tokens, outputs: tokens, and rows of logits, of one batch.
     """
 

@@ -16,7 +16,7 @@ _WORDS_CHARACTERS = 300
 
 
 class EngineTrial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What llama.cpp says of GPUs.
+    """Which GPUs this build of llama.cpp can use, by its own word.
 
     backends: those that it was built with, without the processor's; None where it could not be asked, as `said` tells.
     offloads: it sees a GPU that it can use. said: what it complained about.

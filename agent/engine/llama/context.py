@@ -157,7 +157,7 @@ class Context:
         return bool(llama.llama_memory_seq_rm(self._memory, lane, keep or -1, -1))
 
     def state_bytes(self, lane: int) -> int:
-        """How large a lane's state is."""
+        """Bytes that `save` would take for a lane."""
         return int(llama.llama_state_seq_get_size(self.pointer, lane))
 
     def save(self, lane: int) -> State:

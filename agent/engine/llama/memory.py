@@ -23,7 +23,9 @@ Metadata = Callable[[str], str | None]
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
-    """knows: whether llama.cpp knows the architecture. *_free_bytes: of memory, where that is known; device_free_bytes
+    """What a host has room for.
+
+    knows: whether llama.cpp knows the architecture. *_free_bytes: of memory, where that is known; device_free_bytes
     is None without a GPU that this build can use."""
 
     knows: bool
@@ -33,7 +35,9 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Need:
-    """weights_bytes: of model and adapters; cache_bytes: None where it is not known. offloaded: the part on the GPU,
+    """The memory that a model needs.
+
+    weights_bytes: of model and adapters; cache_bytes: None where it is not known. offloaded: the part on the GPU,
     0..1."""
 
     weights_bytes: int
@@ -45,7 +49,7 @@ class Need:
         return self.weights_bytes + (self.cache_bytes or 0)
 
     def beside(self, other: Need) -> Need:
-        """What both need together."""
+        """The memory that this model and another need together."""
         whole = self.total_bytes + other.total_bytes
         offloaded = self.offloaded * self.total_bytes + other.offloaded * other.total_bytes
         caches = [each.cache_bytes for each in (self, other) if each.cache_bytes is not None]

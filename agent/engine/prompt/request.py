@@ -130,7 +130,7 @@ class RequestReader:
         return tokens
 
     def follow(self, request: FollowJob, *, limit: int) -> list[int]:
-        """The prompt's tokens."""
+        """The tokens of the prompt that a `FollowJob` goes on from."""
         return self._tokens(self._unthinking(request.prompt), limit=limit)
 
     def knows_token(self, token: int) -> bool:

@@ -49,11 +49,11 @@ class FormGrammar:
         return rest, self.rules
 
     def mark(self) -> str:
-        """Returns the first mark in Lark."""
+        """Returns the mark that opens a call, as a Lark grammar writes it."""
         return self.text(self.form.opening.strip() or self.form.head.strip())
 
     def text(self, *texts: str) -> str:
-        """Returns texts in Lark, one after another."""
+        """Returns texts as a Lark grammar writes them, one after another."""
         parts = [atom for text in texts for atom in atoms(text, self.controls)]
         return " ".join(f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts)
 

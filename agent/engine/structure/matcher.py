@@ -39,7 +39,9 @@ _DEAD_END = "NoExtensionBias"
 
 
 class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
-    """texts: each token's bytes as they appear in an answer; empty for those that do not. ends: tokens by which a model
+    """The tokens of a model, as answers are matched with a form.
+
+    texts: each token's bytes as they appear in an answer; empty for those that do not. ends: tokens by which a model
     ends its answer."""
 
     texts: tuple[bytes, ...]

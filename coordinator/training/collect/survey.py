@@ -34,7 +34,7 @@ LOOK_EVERY_S = 1.0
 
 @dataclass
 class Report:
-    """The outcome of a survey."""
+    """What a survey of questions put to experts has come to."""
 
     answered: int = 0
     """Number of questions that an expert answered."""
