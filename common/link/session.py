@@ -36,8 +36,6 @@ from moe2.common.link.messages import (
 from moe2.common.link.supply import TicketWanted
 from moe2.common.link.wire import FrameTooLargeError, UnreadableMessage, wire_codec
 
-SILENT_HEARTBEATS = 3
-"""A peer that was silent for this many heartbeats is gone."""
 RTT_HEARTBEATS = 4
 """A peer that keeps talking is asked for a sign of life only to measure the round trip, after this many heartbeats."""
 LATER = 0.25
@@ -123,8 +121,14 @@ SessionEvent = Opened | Greeted | MessageReceived | RttMeasured | PeerFaulted | 
 class Session:
     """What both ends share: frames, heartbeats, faults. Use `AgentSession` or `CoordinatorSession`."""
 
-    quiet_heartbeats = 1
-    """Heartbeats after which a quiet peer is asked whether it is there."""
+    quiet_heartbeats = 2
+    """Heartbeats after which a quiet peer is asked whether it is there.
+
+    Whoever reports each heartbeat need not be asked. A coordinator that an idle agent asked each time would spend as
+    much on its answers as on the reports.
+    """
+    silent_heartbeats = 3
+    """A peer that was silent for this many heartbeats is gone."""
 
     def __init__(self, *, now_s: float, handshake_s: float, heartbeat_s: float, max_frame_bytes: int) -> None:
         self._codec = wire_codec(max_frame_bytes=max_frame_bytes)
@@ -181,7 +185,7 @@ class Session:
     @property
     def _silent_at_s(self) -> float:
         # One sum for the deadline and for whether it has passed: a difference may round the other way.
-        return self._last_heard_s + SILENT_HEARTBEATS * self._heartbeat_s
+        return self._last_heard_s + self.silent_heartbeats * self._heartbeat_s
 
     @property
     def has_frames(self) -> bool:
@@ -254,7 +258,7 @@ class Session:
         return []
 
     def _is_soon_to_ask(self, now_s: float) -> bool:
-        return now_s - max(self._asked_s, self._last_heard_s) >= self._heartbeat_s / 2
+        return now_s - max(self._asked_s, self._last_heard_s) >= (self.quiet_heartbeats - 0.5) * self._heartbeat_s
 
     def _ask(self, now_s: float) -> None:
         self._ping_seq += 1
@@ -354,6 +358,9 @@ class Session:
 class AgentSession(Session):
     """The agent's end: says hello, waits to be welcomed."""
 
+    # It hears nothing but the answers to what it asks: a coordinator may be late with one for two heartbeats.
+    silent_heartbeats = 4
+
     def __init__(self, hello: Hello, *, now_s: float, handshake_s: float, max_frame_bytes: int) -> None:
         super().__init__(now_s=now_s, handshake_s=handshake_s, heartbeat_s=handshake_s, max_frame_bytes=max_frame_bytes)
         self._queue(hello)
@@ -387,9 +394,6 @@ class CoordinatorSession(Session):
     welcome: its `protocol` is the newest that is spoken. asks_first: a hello is not welcomed at once, but told of by a
     `Greeted`; the caller then calls `welcome` or `refuse` before the handshake's deadline.
     """
-
-    # Whoever reports each heartbeat need not be asked, and a thousand deadlines are looked at half as often.
-    quiet_heartbeats = 2
 
     def __init__(self, welcome: Welcome, *, now_s: float, handshake_s: float, asks_first: bool = False) -> None:
         super().__init__(

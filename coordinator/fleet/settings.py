@@ -36,7 +36,8 @@ class AgentsSection(Settings):
     """Listen without TLS on addresses other than loopback: whoever sees the network can read and change the traffic."""
     # The pace of an agent's connection is settled when it connects: a change holds for those that connect afterwards.
     heartbeat_s: Annotated[Seconds, LIVE] = 5.0
-    """How often both sides check that the other is there; after three intervals without a word it is taken for gone."""
+    """How often both sides check that the other is there; after three intervals without a word an agent is taken for
+    gone, after four the coordinator."""
     report_s: Annotated[Seconds, LIVE] = 5.0
     """How often an agent reports even if nothing changed."""
     stale_s: Annotated[Seconds, LIVE] = 15.0

@@ -12,7 +12,6 @@ from moe2.common.link.messages import (
 from moe2.common.link.session import (
     LATER,
     RTT_HEARTBEATS,
-    SILENT_HEARTBEATS,
     Closed,
     RttMeasured,
     Session,
@@ -31,7 +30,7 @@ from tests.common.link.sessions import (
 
 
 def quiet_s(session: Session) -> float:
-    """The seconds after which this end asks a quiet peer: two heartbeats where the peer reports each, else one."""
+    """The seconds after which this end asks a quiet peer."""
     return (session.quiet_heartbeats + LATER) * HEARTBEAT_S
 
 
@@ -69,15 +68,15 @@ def test_a_question_goes_with_a_report_and_with_an_answer() -> None:
     agent = open_agent()
     agent.tick(0.0)
     agent.take_frames()
-    agent.send(REPORT, 0.4 * HEARTBEAT_S)
-    assert sent(agent) == [REPORT]
     agent.send(REPORT, HEARTBEAT_S)
+    assert sent(agent) == [REPORT]
+    agent.send(REPORT, 2 * HEARTBEAT_S)
     assert sent(agent) == [REPORT, Ping(seq=2)]
-    assert agent.next_deadline_s == HEARTBEAT_S + quiet_s(agent)
-    say(agent, Pong(seq=2), HEARTBEAT_S)
-    say(agent, Ping(seq=1), 1.5 * HEARTBEAT_S)
+    say(agent, Pong(seq=2), 2 * HEARTBEAT_S)
+    assert agent.next_deadline_s == 2 * HEARTBEAT_S + quiet_s(agent)
+    say(agent, Ping(seq=1), 2.5 * HEARTBEAT_S)
     assert sent(agent) == [Pong(seq=1)]
-    say(agent, Ping(seq=2), 5 * HEARTBEAT_S)
+    say(agent, Ping(seq=2), 6 * HEARTBEAT_S)
     assert sent(agent) == [Pong(seq=2), Ping(seq=3)]
 
 
@@ -130,8 +129,8 @@ def test_a_pong_nobody_asked_for_is_ignored(opened: Session) -> None:
 
 
 def test_a_silent_peer_is_given_up(opened: Session) -> None:
-    """After three heartbeats without a word the session is over, and not before."""
-    silence_s = SILENT_HEARTBEATS * HEARTBEAT_S
+    """After three heartbeats without a word of an agent, four of a coordinator, the session is over, and not before."""
+    silence_s = opened.silent_heartbeats * HEARTBEAT_S
     assert opened.tick(silence_s - 0.001) == []
     [closed] = opened.tick(silence_s)
     assert isinstance(closed, Closed)
@@ -153,8 +152,18 @@ def test_a_deadline_that_is_reached_has_passed(heard_s: float) -> None:
 
 def test_any_word_breaks_the_silence(opened: Session) -> None:
     """Even one that could not be read: the peer is there."""
-    silence_s = SILENT_HEARTBEATS * HEARTBEAT_S
+    silence_s = opened.silent_heartbeats * HEARTBEAT_S
     opened.receive(UNKNOWN_OP, 1.0)
     assert opened.tick(silence_s) == []
     [closed] = opened.tick(1.0 + silence_s)
     assert isinstance(closed, Closed)
+
+
+def test_a_coordinator_that_is_late_by_two_heartbeats_is_not_left() -> None:
+    """Whatever an agent asks is answered once the coordinator works again, and until then it waits."""
+    agent, _ = joined()
+    agent.tick(0.0)
+    agent.send(REPORT, 2 * HEARTBEAT_S)
+    assert sent(agent)[-1] == Ping(seq=2)
+    assert agent.tick(3.99 * HEARTBEAT_S) == []
+    assert agent.closed is None
