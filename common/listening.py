@@ -48,6 +48,9 @@ HEADER_S = 10.0
 """The time for a request's header at an agent's listeners; whoever takes longer is cut off."""
 CONNECTIONS_PER_ADDRESS = 64
 """The most connections that one address may have open at each of an agent's listeners."""
+MOST_PENDING = 4096
+"""Connections that the kernel keeps until they are accepted, as far as it allows (net.core.somaxconn). Of thousands of
+agents that come together, those beyond it would ask again after one, three and seven seconds."""
 SEND_S = 60.0
 """A client that takes nothing of an agent's answer for so long is cut off."""
 TOO_MANY = "This address has too many connections open. Close some, or use one for several requests."
@@ -353,7 +356,9 @@ async def _open(runner: web.AppRunner, where: Listening) -> int:
     """Listens until the runner is cleaned up, and returns the port. Raises `Moe2Error` if it cannot."""
     context = where.tls.context if isinstance(where.tls, ServerTls) else where.tls
     try:
-        await web.TCPSite(runner, where.host, where.port, reuse_address=True, ssl_context=context).start()
+        await web.TCPSite(
+            runner, where.host, where.port, backlog=MOST_PENDING, reuse_address=True, ssl_context=context
+        ).start()
     except OSError as error:
         raise Moe2Error(
             f"Cannot listen on {where.host}:{where.port}: {error.strerror or error}.",

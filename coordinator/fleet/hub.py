@@ -68,6 +68,14 @@ WORDS_LOGGED_PER_MINUTE = 60.0
 """The number of lines per minute that the log takes of one agent, however often it connects."""
 MAX_LOG_LIMITS = 1024
 """The number of agents whose lines are counted; the first ones are forgotten."""
+MAX_SHAKING = 64
+"""Agents that shake hands at a time; the others wait for their turn, unanswered.
+
+Thousands that come together would else all be answered before the first one is welcomed, and their hellos would come
+late for want of a processor, here or where they run: all of them then came again.
+"""
+MAX_TURN_S = 1.0
+"""An agent that is slower with its hello gives its turn to the next one, and may still finish."""
 MAX_FAULTS_TOLD = 4
 """The number of faults of one message that the agent and the log are told."""
 
@@ -85,6 +93,8 @@ class _Connection:
     told: str | None = None
     """The fault that the agent was told last: one that comes with every report is told once."""
     logged: TokenBucket = field(default_factory=lambda: TokenBucket(WORDS_LOGGED_PER_MINUTE, 0.0))
+    turn: asyncio.TimerHandle | None = None
+    """What ends its turn to shake hands; None once that has ended."""
     is_turned_out: bool = False
     is_asleep: bool = False
     """The agent said goodbye because its host was going to sleep."""
@@ -136,6 +146,7 @@ class Hub:
         self._logged: dict[str, TokenBucket] = {}
         self._by_agent: dict[str, _Connection] = {}
         self._claims = Claims()
+        self._turns = asyncio.Semaphore(MAX_SHAKING)
 
     def app(self) -> web.Application:
         """The application of the agents' listener."""
@@ -186,7 +197,12 @@ class Hub:
         websocket = web.WebSocketResponse(
             max_msg_size=self.settings.max_frame_bytes, compress=False, autoping=True, heartbeat=None
         )
-        await websocket.prepare(request)
+        await self._turns.acquire()
+        try:
+            await websocket.prepare(request)
+        except BaseException:
+            self._turns.release()
+            raise
         session = CoordinatorSession(
             Welcome(
                 protocol=PROTOCOL_VERSION,
@@ -215,14 +231,23 @@ class Hub:
             logged=self._log_limit(identity.agent_id or ""),
             outgoing=outgoing,
         )
+        connection.turn = asyncio.get_running_loop().call_later(MAX_TURN_S, self._turn_over, connection)
         self._connections.add(connection)
         try:
             await pump.run(websocket)
         finally:
+            self._turn_over(connection)
             self._connections.discard(connection)
             self._forget(connection)
             await _hang_up(request, websocket)
         return websocket
+
+    def _turn_over(self, connection: _Connection) -> None:
+        """Lets the next agent shake hands."""
+        if connection.turn is not None:
+            connection.turn.cancel()
+            connection.turn = None
+            self._turns.release()
 
     def _act(self, connection: _Connection, event: SessionEvent) -> None:
         match event:
@@ -249,6 +274,7 @@ class Hub:
 
     def _greeted(self, connection: _Connection, hello: Hello) -> None:
         """Takes an agent's hello, and refuses one with an impossible field."""
+        self._turn_over(connection)
         if fault := hello_fault(hello):
             if connection.may_log:
                 log.warning("agent_hello_refused", reason=fault)

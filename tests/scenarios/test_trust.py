@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import time
@@ -17,6 +18,7 @@ from moe2.common.link.enrolment import digest
 from moe2.common.link.messages import Hello, Refused, Submit
 from moe2.common.link.prompts import TextPrompt
 from moe2.common.link.wire import DEFAULT_MAX_FRAME_BYTES, wire_codec
+from moe2.coordinator.fleet import hub
 from moe2.coordinator.fleet.register import EnrolmentToken, add_token, forget_agent, revoke_agent
 from moe2.coordinator.fleet.register_file import RegisterFile
 from tests.fakes.certificates import Authority
@@ -269,6 +271,32 @@ async def test_a_peer_that_says_no_hello_is_let_go(tmp_path: Path) -> None:
             assert isinstance(refusal, Refused)
             assert refusal.code == "handshake_timeout"
             assert (await websocket.receive()).type is aiohttp.WSMsgType.CLOSE
+
+
+async def test_agents_shake_hands_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that waits for its turn is answered once another has said hello, has gone, or takes too long."""
+    monkeypatch.setattr(hub, "MAX_SHAKING", 1)
+    async with fleet(tmp_path, agents=()) as running:
+        url, headers = running.coordinator.agents_url + "/v1/agents", {"Authorization": f"Bearer {TOKEN}"}
+
+        async def connect() -> aiohttp.ClientWebSocketResponse:
+            return await running.http.ws_connect(url, headers=headers)
+
+        monkeypatch.setattr(hub, "MAX_TURN_S", 3600.0)
+        first, second = await connect(), asyncio.create_task(connect())
+        await asyncio.wait((second,), timeout=0.2)
+        assert not second.done()
+        hello = Hello(protocol_min=1, protocol_max=9, agent_id="a", agent_name="a", agent_version="0")
+        await first.send_bytes(CODEC.encode(hello))
+        third = asyncio.create_task(connect())
+        await (await second).close()
+        monkeypatch.setattr(hub, "MAX_TURN_S", 0.01)
+        await (await third).close()
+        # Its turn ends although it neither speaks nor goes.
+        silent = await connect()
+        await (await connect()).close()
+        await silent.close()
+        await first.close()
 
 
 async def test_a_frame_beyond_the_limit_ends_its_connection_only(tmp_path: Path) -> None:
