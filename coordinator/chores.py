@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import time
 
 import structlog
 
+from moe2.common.link.messages import Hello
+from moe2.common.standby import StandingEnergy
 from moe2.coordinator.choosing.lengths import Lengths
 from moe2.coordinator.choosing.lengths_file import LengthsFile
 from moe2.coordinator.fleet.hub import Hub
@@ -25,6 +27,8 @@ EVICT_EVERY_S = 5.0
 KEEP_TRUST_EVERY_S = 1.0
 SAMPLE_POWER_EVERY_S = 2.0
 KEEP_LEARNED_EVERY_S = 10.0
+BOOKED_AT_ONCE = 50
+"""Agents whose joules are booked in one go: a hundred entries at once held requests up for a millisecond."""
 
 
 class Chores:
@@ -69,7 +73,10 @@ class Chores:
 
     def book_standing(self) -> None:
         """Enters the joules of no request that agents have counted since the last time into the ledger."""
-        for hello, energy in self._table.standing_energy():
+        self._book(self._table.standing_energy())
+
+    def _book(self, some: Sequence[tuple[Hello, StandingEnergy]]) -> None:
+        for hello, energy in some:
             entry = self._standing.reported(hello.agent_id, hello.agent_name, energy, time())
             if entry is not None:
                 self._ledger.record(entry)
@@ -105,7 +112,11 @@ class Chores:
     async def _keep_standing(self) -> None:
         while True:
             await asyncio.sleep(BOOK_EVERY_S / 3)
-            self.book_standing()
+            waiting = self._table.standing_energy()
+            for first in range(0, len(waiting), BOOKED_AT_ONCE):
+                self._book(waiting[first : first + BOOKED_AT_ONCE])
+                # Requests go in between.
+                await asyncio.sleep(0)
 
     async def _keep_learned(self) -> None:
         """Now and then, so that a crash costs little of what was learned."""

@@ -6,7 +6,7 @@ None is unmeasured, never 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import cast
@@ -16,7 +16,7 @@ import numpy as np
 from moe2.common.cost import EnergyProfile, LatencyProfile, RequestShape
 from moe2.common.errors import Moe2Error
 from moe2.common.link.reports import ExpertReport, ExpertState
-from moe2.common.standby import IdlePower, Standby, TransitionCost
+from moe2.common.standby import Standby, TransitionCost
 from moe2.common.status import AgentRow
 from moe2.coordinator.planning.values import FloatArray, IntArray
 
@@ -184,22 +184,36 @@ def fleet_of(rows: tuple[AgentRow, ...], scores: Scores, *, wakes_by_command: bo
             continue
         usable = [one for one in row.experts if one.state is not ExpertState.FAILED]
         standby = row.standby or Standby()
-        hosts.append(_host(row, standby, usable, wakes_by_command=wakes_by_command))
-        own = [_expert(row, standby, one, scores) for one in sorted(usable, key=lambda one: one.model)]
-        if not hosts[-1].can_sleep and _power_w(standby, ()) is None:
-            # Its watts hold all its models, so that it is not known what one of them adds.
-            own = [replace(one, ready_w=None) for one in own]
-        experts.extend(own)
+        idle_w = _idle_w(standby)
+        hosts.append(_host(row, standby, idle_w, usable, wakes_by_command=wakes_by_command))
+        # Its watts may hold all its models, so that it is not known what one of them adds.
+        adds_unknown = not hosts[-1].can_sleep and idle_w.get(()) is None
+        models = tuple(sorted(one.model for one in row.experts))
+        for one in sorted(usable, key=lambda one: one.model):
+            ready_w = None if adds_unknown else _ready_w(idle_w, one.model, models)
+            experts.append(_expert(row, one, scores, ready_w))
     return Fleet(tuple(hosts), tuple(experts))
 
 
-def _host(row: AgentRow, standby: Standby, experts: list[ExpertReport], *, wakes_by_command: bool) -> HostFigures:
+def _idle_w(standby: Standby) -> dict[tuple[str, ...], float]:
+    """Watts of the host awake while nothing runs, by the models that are in memory, sorted."""
+    return {tuple(sorted(idle.models)): idle.power_w for idle in reversed(standby.idle) if not idle.asleep}
+
+
+def _host(
+    row: AgentRow,
+    standby: Standby,
+    idle_w: Mapping[tuple[str, ...], float],
+    experts: list[ExpertReport],
+    *,
+    wakes_by_command: bool,
+) -> HostFigures:
     asleep = next((one.power_w for one in standby.idle if one.asleep), None)
     wake, suspend = standby.wake_cost, standby.suspend_cost
     return HostFigures(
         key=row.agent_id,
         name=row.agent_name,
-        awake_w=_awake_w(standby, experts),
+        awake_w=_awake_w(idle_w, experts),
         asleep_w=asleep,
         wake_s=wake.duration_s if wake else None,
         wake_j=_joules(wake),
@@ -215,13 +229,13 @@ def _host(row: AgentRow, standby: Standby, experts: list[ExpertReport], *, wakes
     )
 
 
-def _awake_w(standby: Standby, experts: list[ExpertReport]) -> float | None:
+def _awake_w(idle_w: Mapping[tuple[str, ...], float], experts: list[ExpertReport]) -> float | None:
     """Watts of the host awake without a model in memory, or with all its models where it has never been without."""
-    bare = _power_w(standby, ())
-    return bare if bare is not None else _power_w(standby, tuple(sorted(one.model for one in experts)))
+    bare = idle_w.get(())
+    return bare if bare is not None else idle_w.get(tuple(sorted(one.model for one in experts)))
 
 
-def _expert(row: AgentRow, standby: Standby, report: ExpertReport, scores: Scores) -> ExpertFigures:
+def _expert(row: AgentRow, report: ExpertReport, scores: Scores, ready_w: float | None) -> ExpertFigures:
     key = f"{row.agent_id}/{report.model}"
     load = report.load_cost
     return ExpertFigures(
@@ -233,7 +247,7 @@ def _expert(row: AgentRow, standby: Standby, report: ExpertReport, scores: Score
         latency=report.latency,
         energy=report.energy,
         scores=scores(key),
-        ready_w=_ready_w(standby, report.model, tuple(sorted(one.model for one in row.experts))),
+        ready_w=ready_w,
         load_s=load.duration_s if load else report.load_s,
         load_j=_joules(load),
         unload_j=_joules(report.unload_cost),
@@ -241,28 +255,20 @@ def _expert(row: AgentRow, standby: Standby, report: ExpertReport, scores: Score
     )
 
 
-def _ready_w(standby: Standby, model: str, models: tuple[str, ...]) -> float | None:
+def _ready_w(idle_w: Mapping[tuple[str, ...], float], model: str, models: tuple[str, ...]) -> float | None:
     """Watts that a model in memory adds to its host: measured alone, or as the difference of two sets of models.
 
     0 where the host's watts without any model are not known: they then hold all its models.
     """
-    bare, alone = _power_w(standby, ()), _power_w(standby, (model,))
+    bare, alone, together = idle_w.get(()), idle_w.get((model,)), idle_w.get(models)
     if bare is None:
-        return 0.0 if _power_w(standby, models) is not None else None
+        return 0.0 if together is not None else None
     if alone is not None:
         return max(0.0, alone - bare)
-    others = tuple(other for other in models if other != model)
-    together, without = _power_w(standby, models), _power_w(standby, others)
+    without = idle_w.get(tuple(other for other in models if other != model))
     if together is not None and without is not None:
         return max(0.0, together - without)
     return None
-
-
-def _power_w(standby: Standby, models: tuple[str, ...]) -> float | None:
-    def is_it(idle: IdlePower) -> bool:
-        return not idle.asleep and tuple(sorted(idle.models)) == models
-
-    return next((idle.power_w for idle in standby.idle if is_it(idle)), None)
 
 
 def _joules(cost: TransitionCost | None) -> float | None:

@@ -149,9 +149,8 @@ class Keeper:
 
     def agent_lost(self, agent_id: str) -> None:
         """An agent's session has ended, for whatever reason."""
-        asleep = any(row.agent_id == agent_id and row.asleep for row in self._rows())
         self._held.forget(agent_id)
-        self._steering.lost(agent_id, asleep=asleep)
+        self._steering.lost(agent_id, asleep=self._table.is_asleep(agent_id))
 
     def send(self, agent_id: str, message: ToAgent) -> bool:
         """Hands a message to an agent; a job for a sleeping one is held, and its host is woken.
@@ -322,7 +321,9 @@ class Keeper:
         now_unix_s = time()
         self._traffic.passed(now_unix_s)
         forecast = self._traffic.forecast(now_unix_s + LEAD_S)
-        fleet, limits = self._fleet(tuple(one.category for one in forecast)), self._limits()
+        categories = tuple(one.category for one in forecast)
+        # Also this in a thread: of a thousand hosts it takes longer than many a request.
+        fleet, limits = await asyncio.to_thread(self._fleet, self._rows(), categories), self._limits()
         if not fleet.experts:
             self._decision = self._news_s = None
             self._known = ()
@@ -455,7 +456,7 @@ class Keeper:
         kept = frozenset(self._steering.wishes.kept_asleep) | self._steering.unreachable
         return wakeable_of(self._rows(), by_command=by_command) - kept
 
-    def _fleet(self, categories: Sequence[str]) -> Fleet:
+    def _fleet(self, rows: tuple[AgentRow, ...], categories: Sequence[str]) -> Fleet:
         scores: dict[str, dict[str, float]] = {}
         if categories and (everyone := self._table.everyone()):
             self.scorer.fit(everyone)
@@ -465,7 +466,7 @@ class Keeper:
                 for key, score in zip(roster.keys, found.tolist(), strict=True):
                     scores.setdefault(key, {})[category] = score
         by_command = self._settings.wake_command is not None
-        return fleet_of(self._rows(), lambda key: scores.get(key, {}), wakes_by_command=by_command)
+        return fleet_of(rows, lambda key: scores.get(key, {}), wakes_by_command=by_command)
 
     def _rows(self) -> tuple[AgentRow, ...]:
         return self._table.rows(self._now_s())
