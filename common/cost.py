@@ -37,7 +37,7 @@ import msgspec
 from moe2.common.energy import Quality, Scope
 
 
-class RequestShape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RequestShape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The shape of a request: what its cost depends on.
 
     prompt_tokens: to be prefilled, without `cached_tokens`. decoded_tokens: that will be generated. occupancy: requests
@@ -66,21 +66,21 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         return self.prompt_tokens + self.cached_tokens + self.decoded_tokens / 2
 
 
-class Quantiles(msgspec.Struct, frozen=True):
+class Quantiles(msgspec.Struct, frozen=True, gc=False):
     """Half of the requests stay below `p50`, 95 of 100 below `p95`."""
 
     p50: float
     p95: float
 
 
-class Spread(msgspec.Struct, frozen=True):
+class Spread(msgspec.Struct, frozen=True, gc=False):
     """Quantiles of ln(actual / mean prediction)."""
 
     p50: float
     p95: float
 
 
-class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An expert's learned speed.
 
     prefill, decode: coefficients a0.. to a3 and b0.. to b2 of the module's formulas. found_idle_s: a4. newcomer_s: b3;
@@ -130,7 +130,7 @@ class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return expected_to_live(shape, self.occupancy, self.slots)
 
 
-class EnergyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EnergyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An expert's learned energy, idle share included.
 
     coefficients: e0.. of the module's formulas. quality: of the worst measurement that it rests on. scope: what the

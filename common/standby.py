@@ -33,7 +33,7 @@ class Cause(StrEnum):
     """Everything else: measuring itself, and joules that a sensor reported too late to give them to anybody."""
 
 
-class IdlePower(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class IdlePower(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The measured power of a host that waits in one state, in its present power mode.
 
     models: names of the models in memory, sorted; none where all are cold. asleep: the host is suspended.
@@ -52,7 +52,7 @@ class IdlePower(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scope: Scope | None = None
 
 
-class TransitionCost(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class TransitionCost(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What one change of state took, as it was measured the last times.
 
     duration_s: mean seconds. max_duration_s: the longest of those that are remembered. energy_j: mean joules of the
@@ -68,7 +68,7 @@ class TransitionCost(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     quality: Quality = Quality.UNMEASURED
 
 
-class StandingEnergy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class StandingEnergy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Joules of a host since its agent started, counted up: those of no request by cause, and those of requests.
 
     epoch: drawn anew at each start of the agent, when all counters begin at 0. Their sum is everything that the host's
@@ -97,7 +97,7 @@ class StandingEnergy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         }
 
 
-class WakeAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class WakeAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Where a magic packet wakes the host.
 
     mac: such as "3c:6d:66:01:02:03". network: such as "192.168.1.0/24"; broadcast: its broadcast address; None where
@@ -111,7 +111,7 @@ class WakeAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     armed: bool | None = None
 
 
-class Standby(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Standby(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """How a host waits, and what its agent may do about it.
 
     allow_unload, allow_suspend: what the agent's configuration allows the coordinator to ask for. suspend_fault: why

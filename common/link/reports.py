@@ -1,6 +1,7 @@
 """What an agent reports of its host, its sensors and its experts: frozen values, no behaviour.
 
-The rules of `moe2.common.link.messages` hold for them.
+The rules of `moe2.common.link.messages` hold for them. None of them can be part of a cycle of references, so that the
+garbage collector need not look at what is kept of a thousand agents (`gc=False`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from moe2.common.standby import TransitionCost
 MAX_TEMPLATE_VARIABLES = 64
 
 
-class HostFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What an agent's host is."""
 
     hostname: str
@@ -33,7 +34,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     power_mode: str | None = None
 
 
-class SensorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SensorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One power sensor as found: "present", "absent", "denied" or "broken", with the remedy where there is one.
 
     simulated: nothing is measured, the watts are those of a simulated host's profile.
@@ -61,7 +62,7 @@ class ExpertState(StrEnum):
     FAILED = "failed"
 
 
-class Performance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Performance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Measured speed and cost of one expert; None where nothing was measured yet.
 
     n_requests: requests the figures rest on (0: only the warm-up run after loading).
@@ -75,7 +76,7 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     n_requests: int = 0
 
 
-class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One expert as its agent sees it now.
 
     latency, energy: what predictions are made from, with their own spread and number of requests; None before anything

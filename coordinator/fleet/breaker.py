@@ -74,6 +74,8 @@ class Breakers:
 
     def __init__(self) -> None:
         self._breakers: dict[str, _Breaker] = {}
+        self._tripped: dict[str, _Breaker] = {}
+        """Those that are not closed: each choice asks for them, and thousands may have answered."""
         self._disowned_s: dict[str, float] = {}
         """When agents last said of experts that they do not serve them, which their next reports confirm or belie."""
         self._unready: dict[str, tuple[float, int]] = {}
@@ -93,6 +95,7 @@ class Breakers:
             breaker.outcomes += 1
             breaker.streak = 0
         elif breaker.probe == job_id:
+            del self._tripped[key]
             breaker.open_until_s, breaker.probe, breaker.closed_at_s = None, None, now_s
             breaker.hung_restarts = None
             breaker.failures, breaker.outcomes, breaker.streak = 0.0, 1.0, 0
@@ -106,11 +109,11 @@ class Breakers:
             self._disowned_s[key] = now_s
         breaker = self._breakers.setdefault(key, _Breaker(faded_at_s=now_s))
         if breaker.probe == job_id:
-            self._open(breaker, now_s)
+            self._open(key, breaker, now_s)
             return
         known = code in _SHARED and breaker.failed_at_s is not None and submitted_s <= breaker.failed_at_s
         if breaker.open_until_s is None and not known:
-            self._count_failure(breaker, now_s)
+            self._count_failure(key, breaker, now_s)
 
     def refused(self, key: str, job_id: str, now_s: float, *, restarts: int) -> None:
         """Notes that an expert that was reported as ready refused a job because it is not.
@@ -133,11 +136,11 @@ class Breakers:
         """
         breaker = self._breakers.setdefault(key, _Breaker(faded_at_s=now_s))
         if breaker.probe == job_id or (hangs and breaker.open_until_s is None):
-            self._open(breaker, now_s)
+            self._open(key, breaker, now_s)
             # Whatever else the new engine may turn out to be, it does not hang yet.
             breaker.hung_restarts = restarts if hangs else None
         elif breaker.open_until_s is None:
-            self._count_failure(breaker, now_s)
+            self._count_failure(key, breaker, now_s)
 
     def ended(self, key: str, job_id: str) -> None:
         """Notes that a job ended without saying anything about its expert, for example cancelled by its client."""
@@ -148,7 +151,7 @@ class Breakers:
     @property
     def wants_news(self) -> bool:
         """Whether reports may clear an expert: one that hung by a restart, one that was removed by its absence."""
-        hung = (breaker.hung_restarts is not None for breaker in self._breakers.values())
+        hung = (breaker.hung_restarts is not None for breaker in self._tripped.values())
         return bool(self._disowned_s or self._unready) or any(hung)
 
     def seen(self, experts: Sequence[Expert], now_s: float) -> None:
@@ -165,18 +168,18 @@ class Breakers:
             if now_s - at_s < REMOVED_S and restarts.get(key) == known
         }
         for key in self._disowned_s.keys() - restarts.keys():
-            self._breakers.pop(key, None)
+            self._drop(key)
             del self._disowned_s[key]
         self._disowned_s = {key: at_s for key, at_s in self._disowned_s.items() if now_s - at_s < REMOVED_S}
-        for expert in experts:
-            breaker = self._breakers.get(expert.key)
-            if breaker and breaker.hung_restarts not in (None, expert.report.restarts):
-                self._breakers[expert.key] = _Breaker()
+        for key, breaker in tuple(self._tripped.items()):
+            if key in restarts and breaker.hung_restarts not in (None, restarts[key]):
+                self._breakers[key] = _Breaker()
+                del self._tripped[key]
 
     def barred(self, now_s: float) -> dict[str, str]:
         """Returns the experts that must not be given a request now, each with the reason."""
         reasons = {}
-        for key, breaker in self._breakers.items():
+        for key, breaker in self._tripped.items():
             match breaker.state(now_s):
                 case BreakerState.OPEN:
                     reasons[key] = "its breaker is open, because its last requests failed"
@@ -195,15 +198,19 @@ class Breakers:
 
     def next_change_s(self, now_s: float) -> float | None:
         """Returns when the first open breaker turns half-open; None where none is open."""
-        times = (breaker.open_until_s for breaker in self._breakers.values())
+        times = (breaker.open_until_s for breaker in self._tripped.values())
         return min((at_s for at_s in times if at_s is not None and at_s > now_s), default=None)
 
     def forget(self, agent_id: str) -> None:
         """Removes the breakers of an agent that has been evicted."""
         for key in [key for key in self._breakers if agent_of(key) == agent_id]:
-            del self._breakers[key]
+            self._drop(key)
 
-    def _count_failure(self, breaker: _Breaker, now_s: float) -> None:
+    def _drop(self, key: str) -> None:
+        self._breakers.pop(key, None)
+        self._tripped.pop(key, None)
+
+    def _count_failure(self, key: str, breaker: _Breaker, now_s: float) -> None:
         breaker.fade(now_s)
         breaker.failed_at_s = now_s
         breaker.failures += 1
@@ -211,9 +218,10 @@ class Breakers:
         breaker.streak += 1
         often = breaker.failures >= MIN_FAILURES and breaker.failures >= ERROR_RATE * breaker.outcomes
         if often or breaker.streak >= MIN_FAILURES:
-            self._open(breaker, now_s)
+            self._open(key, breaker, now_s)
 
-    def _open(self, breaker: _Breaker, now_s: float) -> None:
+    def _open(self, key: str, breaker: _Breaker, now_s: float) -> None:
+        self._tripped[key] = breaker
         closed_at_s = breaker.closed_at_s
         # One that has worked for long since it last failed begins anew.
         if breaker.open_until_s is None and (closed_at_s is None or now_s - closed_at_s > MAX_OPEN_S):

@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from moe2.common.link.reports import ExpertReport, Performance
+from moe2.common.link.reports import ExpertReport
 
 
 class Keyed(Protocol):
@@ -21,23 +21,25 @@ class Keyed(Protocol):
 
 KeyedT = TypeVar("KeyedT", bound=Keyed)
 
-_NO_PERFORMANCE = Performance()
+
+def is_same_choice(old: tuple[ExpertReport, ...], new: tuple[ExpertReport, ...]) -> bool:
+    """Returns whether two reports of an agent's experts differ in nothing that a choice depends on.
+
+    None depends on ages, progress, errors, and figures for people.
+    """
+    return len(old) == len(new) and all(map(_is_same, old, new))
 
 
-def choice_relevant(experts: tuple[ExpertReport, ...]) -> tuple[ExpertReport, ...]:
-    """Returns the reports without what no choice depends on: ages, progress, errors, and figures for people."""
-    return tuple(
-        msgspec.structs.replace(
-            expert,
-            active=0,
-            queued=0,
-            performance=_NO_PERFORMANCE,
-            measured_age_s=None,
-            load_progress=None,
-            last_error=None,
-            unload_cost=None,
-        )
-        for expert in experts
+def _is_same(old: ExpertReport, new: ExpertReport) -> bool:
+    return old == new or old == msgspec.structs.replace(
+        new,
+        active=old.active,
+        queued=old.queued,
+        performance=old.performance,
+        measured_age_s=old.measured_age_s,
+        load_progress=old.load_progress,
+        last_error=old.last_error,
+        unload_cost=old.unload_cost,
     )
 
 

@@ -39,6 +39,7 @@ P = TypeVar("P")
 
 MAX_REASON_CHARACTERS = 500
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_COUNTERS = ("idle_j", "loading_j", "waking_j", "other_j", "requests_j")
 _EPOCH = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MAX_SLOTS = 65_536
 MAX_SPREAD = 20.0
@@ -46,9 +47,6 @@ MAX_SPREAD = 20.0
 _WARNING_CODE = re.compile(r"[a-z0-9_]{1,64}")
 _CHECKED_APART = {"performance", "measured_age_s", "load_cost", "unload_cost"}
 """Fields of an expert that become unknown if they are impossible, and cost the expert nothing."""
-_COUNTS = ("active", "queued", "elsewhere")
-_PASSING = (*_COUNTS, "measured_age_s", "load_cost", "unload_cost")
-"""Fields of an expert that change while it is what it was: what it does just now, and how old its figures are."""
 
 
 def sound_standby(standby: Standby, former: Standby | None, faults: dict[str, str]) -> Standby:
@@ -85,13 +83,13 @@ def sound_standby(standby: Standby, former: Standby | None, faults: dict[str, st
 
 def sound_costs(expert: ExpertReport, faults: dict[str, str]) -> ExpertReport:
     """Returns the expert without impossible costs of loading and unloading, and enters what was wrong."""
-    changed = {
-        name: cost
-        for name in ("load_cost", "unload_cost")
-        if (cost := _sound_cost(getattr(expert, name), f"the {name} of {expert.model!r}", faults))
-        is not getattr(expert, name)
-    }
-    return replace(expert, **changed) if changed else expert
+    if expert.load_cost is None and expert.unload_cost is None:
+        return expert
+    load_cost = _sound_cost(expert.load_cost, f"the load_cost of {expert.model!r}", faults)
+    unload_cost = _sound_cost(expert.unload_cost, f"the unload_cost of {expert.model!r}", faults)
+    if load_cost is expert.load_cost and unload_cost is expert.unload_cost:
+        return expert
+    return replace(expert, load_cost=load_cost, unload_cost=unload_cost)
 
 
 def idle_fault(idle: IdlePower) -> str | None:
@@ -144,15 +142,10 @@ def standing_energy_fault(energy: StandingEnergy) -> str | None:
     """Returns what is wrong with a host's counters of joules; None if nothing is."""
     if not _EPOCH.fullmatch(energy.epoch):
         return "its epoch is not 1 to 64 letters, digits or . _ -"
-    counters = {
-        "idle_j": energy.idle_j,
-        "loading_j": energy.loading_j,
-        "waking_j": energy.waking_j,
-        "other_j": energy.other_j,
-        "requests_j": energy.requests_j,
-    }
-    faults = (range_fault(name, joules, MAX_JOULES) for name, joules in counters.items())
-    return next(filter(None, faults), None) or range_fault("measured_s", energy.measured_s, MAX_SECONDS)
+    for name in _COUNTERS:
+        if not 0 <= (joules := getattr(energy, name)) <= MAX_JOULES:
+            return range_fault(name, joules, MAX_JOULES)
+    return range_fault("measured_s", energy.measured_s, MAX_SECONDS)
 
 
 def _sound_cost(cost: TransitionCost | None, what: str, faults: dict[str, str]) -> TransitionCost | None:
@@ -198,6 +191,11 @@ def sound_report(report: Report, former: Report | None = None) -> tuple[Report, 
 def _sound_experts(
     told: tuple[ExpertReport, ...], former: tuple[ExpertReport, ...] | None, faults: dict[str, str]
 ) -> tuple[ExpertReport, ...]:
+    if former is not None and len(former) == len(told):
+        # Mostly they are what they were, a little older.
+        as_before = tuple(map(_as_before, told, former))
+        if None not in as_before:
+            return tuple(sound_costs(expert, faults) for expert in as_before if expert is not None)
     named = Counter(expert.model for expert in told)
     known = {expert.model: expert for expert in former or ()}
     experts: list[ExpertReport] = []
@@ -222,7 +220,15 @@ def _as_before(expert: ExpertReport, before: ExpertReport) -> ExpertReport | Non
     else None. Costs of loading are to be checked."""
     if expert == before:
         return before
-    now: ExpertReport = replace(before, **{name: getattr(expert, name) for name in _PASSING})
+    now = replace(
+        before,
+        active=expert.active,
+        queued=expert.queued,
+        elsewhere=expert.elsewhere,
+        measured_age_s=expert.measured_age_s,
+        load_cost=expert.load_cost,
+        unload_cost=expert.unload_cost,
+    )
     return now if now == expert and _is_age(expert.measured_age_s) and _counts_fault(expert) is None else None
 
 

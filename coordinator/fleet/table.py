@@ -17,7 +17,7 @@ from moe2.common.link.messages import PROTOCOL_VERSION, Hello, Report
 from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.standby import StandingEnergy
 from moe2.common.status import AgentRow
-from moe2.coordinator.fleet.choosable import Choosable, choice_relevant
+from moe2.coordinator.fleet.choosable import Choosable, is_same_choice
 from moe2.coordinator.fleet.suspensions import Suspensions
 
 MAX_UNMEASURED_WAKE_S = 180.0
@@ -121,10 +121,9 @@ class CapabilityTable:
         self._stirred: set[str] = set()
         """Agents whose experts may have changed since `_refresh`."""
         self._due: list[tuple[float, str]] = []
-        """A heap of when what stands of an agent may end without a word from it: a report turns stale, a suspension
-        ends."""
+        """A heap of when agents are to be looked at without a word from them: reports turn stale, suspensions end."""
         self._due_s: dict[str, float] = {}
-        """When each agent is next due; other entries of `_due` have been overtaken."""
+        """When each agent is next due; other entries of `_due` are void."""
         self._expected: frozenset[str] = frozenset()
         self._expected_until_s = 0.0
         self._largest_contexts: dict[str, int] | None = None
@@ -166,6 +165,10 @@ class CapabilityTable:
             # Without a report nobody would know what sleeps there, or how to wake it.
             agent.asleep = asleep and agent.report is not None
             self._changed(agent_id)
+
+    def is_asleep(self, agent_id: str) -> bool:
+        """Whether an agent said that its host was going to sleep, and has not come back."""
+        return agent_id in self._agents and self._agents[agent_id].asleep
 
     def restore_sleeper(self, sleeper: Sleeper, now_s: float) -> None:
         """Takes an agent for asleep that was when the coordinator ended; one that has connected since is left alone."""
@@ -479,9 +482,7 @@ def _differs(old: Report, new: Report) -> bool:
     """Whether two reports of an agent differ in what choices depend on."""
     if old.draining != new.draining:
         return True
-    if old.experts is new.experts:
-        return False
-    return old.experts != new.experts and choice_relevant(old.experts) != choice_relevant(new.experts)
+    return old.experts is not new.experts and not is_same_choice(old.experts, new.experts)
 
 
 def _contexts(report: Report) -> list[tuple[str, int]]:
