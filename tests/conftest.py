@@ -18,6 +18,7 @@ from hypothesis import settings
 
 from moe2.coordinator.runtime import EventLoop
 from tests.fakes.postgres import Postgres, postgres
+from tests.watchdog import Watchdog
 
 # While tests are collected nearly nothing becomes garbage. See pytest_collection_finish.
 gc.disable()
@@ -47,6 +48,7 @@ def is_inner_loop(config: pytest.Config) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     """Properties that do not say how many examples they need try 100, and fewer in the inner loop."""
     settings.load_profile("inner loop" if is_inner_loop(config) else "whole")
+    config.pluginmanager.register(Watchdog())
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
