@@ -107,19 +107,21 @@ def parsed_pools(texts: Sequence[str] | None) -> dict[str, tuple[str, ...]] | No
 
 
 def _votes(args: argparse.Namespace, console: Console) -> VoteReport:
+    pool, _ = chosen_pool(read_outcomes(args.answers), args.source, args.experts)
+    pools, hosts = parsed_pools(args.pool), parsed_hosts(args.hosts)
+    seeds, fifths = _seeds(args, usual=1), _fifths(args.fifth)
+    # PyTorch takes seconds to come: who has named a wrong file need not wait for it.
     with optional_packages("Evaluation", "gate"):
         from moe2.coordinator.training.evaluate.consensus import evaluate_votes
         from moe2.coordinator.training.evaluate.study import with_seeds
-    pool, _ = chosen_pool(read_outcomes(args.answers), args.source, args.experts)
-    pools = parsed_pools(args.pool)
     with _training_bar(console) as (bar, task):
         return evaluate_votes(
             pool,
             pools=pools,
-            hosts=parsed_hosts(args.hosts),
-            training=with_seeds(_seeds(args, usual=1)),
+            hosts=hosts,
+            training=with_seeds(seeds),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
-            fifths=_fifths(args.fifth),
+            fifths=fifths,
         )
 
 
@@ -150,20 +152,20 @@ def _training_bar(console: Console) -> Iterator[tuple[Progress, TaskID]]:
 
 
 def _evaluated(args: argparse.Namespace, console: Console) -> EvaluationReport:
-    with optional_packages("Evaluation", "gate"):
-        from moe2.coordinator.training.evaluate.study import evaluate, with_seeds
-    fifths = _fifths(args.fifth)
+    fifths, seeds, hosts = _fifths(args.fifth), _seeds(args, usual=4), parsed_hosts(args.hosts)
     if len(fifths) > 1:
         raise Moe2Error("--fifth all goes with --answers alone.", remedy="With --outcomes, name one fifth.")
     pool, others = chosen_pool(read_outcomes(args.outcomes), args.source, args.experts)
+    with optional_packages("Evaluation", "gate"):
+        from moe2.coordinator.training.evaluate.study import evaluate, with_seeds
     with _training_bar(console) as (bar, task):
         return evaluate(
             pool,
             auxiliary=None if args.no_other_sources else others,
-            hosts=parsed_hosts(args.hosts),
+            hosts=hosts,
             answer_tokens=args.answer_tokens,
             fifth=fifths[0],
-            training=with_seeds(_seeds(args, usual=4)),
+            training=with_seeds(seeds),
             source=args.source,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -15,7 +15,7 @@ from tests.agent.engine.gguf import with_metadata
 from tests.clients.catalog import Client
 from tests.clients.environments import UnavailableError, driver_of, prepared
 from tests.fakes.fleet import Fleet, fleet
-from tests.models import smollm2_path, with_tools
+from tests.models import served, smollm2_path, with_tools
 
 AT_ONCE = 2
 """Clients that run at the same time: most of what they do is waiting for the fleet."""
@@ -45,8 +45,8 @@ async def clients_fleet(root: Path) -> AsyncIterator[Fleet]:
     # Greedy where a client says nothing: an answer that begins with its end is no fault of a client's.
     greedy = {"temperature": 0}
     models = [
-        {"name": "smollm2", "path": writer, "context_tokens": 4096, "slots": 2, "sampling": greedy},
-        {"name": "minilm", "path": embedder, "context_tokens": 512, "slots": 1},
+        served(writer, context_tokens=4096, sampling=greedy),
+        served(embedder, name="minilm", context_tokens=512, slots=1),
     ]
     async with fleet(root, engine_argv=ENGINE_ARGV, models=models) as running:
         yield running

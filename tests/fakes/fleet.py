@@ -23,8 +23,9 @@ from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.settings import CoordinatorSettings
 
 TOKEN = "a-test-token"
-# A status is asked for; it does not call. This is how often, not how long a test waits.
-POLL_S = 0.002
+# A status is asked for; it does not call. This is how often, not how long a test waits. Asked five times as often, by
+# dozens of tests over a socket, it took a core that the fleet wants.
+POLL_S = 0.01
 FAKE_EXPERT = (sys.executable, "-m", "tests.fakes.expert")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.agent.engine.child import EAGER
 from tests.fakes.fleet import fleet
-from tests.models import smollm2_path
+from tests.models import served, smollm2_path
 from tests.scenarios.clients import client_of
 
 pytestmark = pytest.mark.slow
@@ -25,10 +25,7 @@ async def test_guesses_are_on_the_receipt_and_change_no_answer(tmp_path: Path) -
 
     Eagerly: on a busy host the engine rightly guesses nothing.
     """
-    models = [
-        {"name": name, "path": smollm2_path(), "context_tokens": 1024, "slots": 2, "speculation": name == "guesses"}
-        for name in ("guesses", "plain")
-    ]
+    models = [served(smollm2_path(), name=name, speculation=name == "guesses") for name in ("guesses", "plain")]
     async with (
         fleet(tmp_path, engine_argv=(sys.executable, "-m", EAGER), models=models) as running,
         client_of(running) as client,

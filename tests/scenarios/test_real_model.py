@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import ClientResponse
@@ -16,7 +17,7 @@ from moe2.agent.daemon import ENGINE_ARGV
 from moe2.common.link.reports import ExpertState
 from tests.agent.engine.gguf import with_metadata
 from tests.fakes.fleet import Fleet, fleet
-from tests.models import smollm2_path
+from tests.models import served, smollm2_path
 
 pytestmark = pytest.mark.slow
 
@@ -24,8 +25,8 @@ pytestmark = pytest.mark.slow
 END_OF_TEXT, END_OF_TURN = "0", "2"
 
 
-def smollm2(**fields: int) -> list[dict[str, object]]:
-    return [{"name": "smollm2", "path": smollm2_path(), "context_tokens": 1024, "slots": 2, **fields}]
+def smollm2(**fields: int) -> list[dict[str, Any]]:
+    return [served(smollm2_path(), **fields)]
 
 
 async def content_of(running: Fleet, prompt: str, model: str = "moe2") -> str:
@@ -61,7 +62,7 @@ async def test_a_gap_between_two_texts_is_filled_where_the_vocabulary_has_marks(
     path = smollm2_path()
     for mark, token in (("pre", 6), ("suf", 7), ("mid", 8)):
         path = with_metadata(path, tmp_path / f"{mark}.gguf", f"tokenizer.ggml.fim_{mark}_token_id", token)
-    coder = {"name": "coder", "path": path, "context_tokens": 512, "slots": 1}
+    coder = served(path, name="coder", context_tokens=512, slots=1)
     async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=[*smollm2(), coder]) as running:
         gap = {"prompt": "def one():\n    return ", "suffix": "\n\nprint(one())"}
         body = {"model": "moe2", "max_tokens": 4, "temperature": 0, **gap}
@@ -148,7 +149,7 @@ async def test_concurrent_real_requests_all_end(tmp_path: Path) -> None:
 
 async def test_a_crash_mid_batch_fails_its_requests_alone_and_the_model_is_back(tmp_path: Path) -> None:
     """Two streams of a killed engine get an error event, one of the other model on that host its whole answer."""
-    other = {"name": "other", "path": smollm2_path(), "context_tokens": 1024, "slots": 2}
+    other = served(smollm2_path(), name="other")
     async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=[*smollm2(), other]) as running:
         endless = {END_OF_TEXT: -100, END_OF_TURN: -100}
         streams = [

@@ -10,7 +10,7 @@ import pytest
 
 from moe2.agent.daemon import ENGINE_ARGV
 from tests.fakes.fleet import Fleet, fleet
-from tests.models import smollm2_path
+from tests.models import served, smollm2_path
 from tests.scenarios.clients import text_of
 
 pytestmark = pytest.mark.slow
@@ -19,8 +19,8 @@ PROMPTS = ("What is the capital of France?", "Write a haiku about rain — with 
 CHOICES = ["Paris", "London", "Berlin"]
 
 
-def smollm2() -> list[dict[str, object]]:
-    return [{"name": "smollm2", "path": smollm2_path(), "context_tokens": 1024, "slots": 2, "speculation": False}]
+def smollm2() -> list[dict[str, Any]]:
+    return [served(smollm2_path())]
 
 
 async def answer_to(running: Fleet, prompt: str, **fields: Any) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from moe2.agent.daemon import ENGINE_ARGV
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.provisioning import keeper, trials
 from tests.fakes.fleet import fleet
-from tests.models import smollm2_path
+from tests.models import served, smollm2_path
 
 pytestmark = pytest.mark.slow
 
-MODELS = [{"name": "smollm2", "path": str(smollm2_path()), "context_tokens": 1024, "slots": 2, "speculation": False}]
+MODELS = [served(smollm2_path())]
 
 
 async def test_in_mode_act_an_unmeasured_expert_is_unloaded_and_a_request_brings_it_back(

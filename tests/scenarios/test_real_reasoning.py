@@ -9,7 +9,7 @@ import pytest
 
 from moe2.agent.daemon import ENGINE_ARGV
 from tests.fakes.fleet import fleet
-from tests.models import THINKING_TEMPLATE, smollm2_path, with_template
+from tests.models import THINKING_TEMPLATE, served, smollm2_path, with_template
 from tests.scenarios.clients import client_of
 
 pytestmark = pytest.mark.slow
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 async def test_reasoning_comes_beside_the_answer_whole_and_streamed(tmp_path: Path) -> None:
     """The template opens it in the prompt, a bound ends it, and the receipt tells its tokens and joules."""
     path = with_template(smollm2_path(), tmp_path / "thinking.gguf", THINKING_TEMPLATE)
-    model = {"name": "thinker", "path": path, "context_tokens": 1024, "slots": 2}
+    model = served(path, name="thinker")
     async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=[model]) as running:
         expert = running.coordinator.status().agents[0].experts[0]
         assert expert.supports_thinking

@@ -17,12 +17,12 @@ from moe2.agent.daemon import ENGINE_ARGV
 from moe2.common.link.messages import CommandOutcome, LoadModel, UnloadModel
 from moe2.common.status import AgentRow, CoordinatorStatus
 from tests.fakes.fleet import TOKEN, Fleet, fleet
-from tests.models import smollm2_path
+from tests.models import served, smollm2_path
 from tests.scenarios.test_standby import Commander
 
 pytestmark = pytest.mark.slow
 
-MODELS = [{"name": "smollm2", "path": str(smollm2_path()), "context_tokens": 1024, "slots": 2, "speculation": False}]
+MODELS = [served(smollm2_path())]
 
 
 def row(status: CoordinatorStatus, name: str) -> AgentRow:
@@ -150,6 +150,8 @@ name = "smollm2"
 path = "{MODELS[0]["path"]}"
 context_tokens = 1024
 slots = 2
+threads = 1
+speculation = false
 """
     )
     argv = (sys.executable, "-m", "moe2.agent", "run", "--config", str(config))

@@ -11,7 +11,7 @@ import pytest
 from moe2.agent.daemon import ENGINE_ARGV
 from moe2.agent.engine.calls.forms import BY_NAME
 from tests.fakes.fleet import Fleet, fleet
-from tests.models import smollm2_path, template_with_signs, with_template, with_tools
+from tests.models import served, smollm2_path, template_with_signs, with_template, with_tools
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +31,8 @@ WEATHER = {
 TIME = {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {}}}}
 
 
-def models(path: Path) -> list[dict[str, object]]:
-    return [{"name": "smollm2", "path": path, "context_tokens": 1024, "slots": 2}]
+def models(path: Path, **fields: Any) -> list[dict[str, Any]]:
+    return [served(path, **fields)]
 
 
 async def choice_of(running: Fleet, **fields: Any) -> dict[str, Any]:
@@ -54,7 +54,8 @@ async def test_a_forced_call_follows_the_functions_schema(tmp_path: Path) -> Non
     """Even a small model calls the named function, or one of those required, with arguments that fit."""
     path = with_tools(smollm2_path(), tmp_path / "tools.gguf")
     named = {"type": "function", "function": {"name": "weather"}}
-    async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=models(path)) as running:
+    # As a host is by default, with guesses.
+    async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=models(path, speculation=True)) as running:
         assert running.coordinator.status().agents[0].experts[0].supports_tools
         choice = await choice_of(running, tools=[TIME, WEATHER], tool_choice=named, max_tokens=100)
         assert choice["finish_reason"] == "tool_calls"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from moe2.agent.engine.protocol import Loaded
+from moe2.agent.engine.protocol import Loaded, ModelSpec
 from tests.agent.engine.child import Child
 from tests.agent.engine.submissions import CONTEXT_TOKENS
 from tests.models import smollm2_path
@@ -16,6 +16,7 @@ from tests.models import smollm2_path
 def child() -> Iterator[Child]:
     """One child with eight slots on the real model."""
     with Child() as started:
-        loaded = started.load(str(smollm2_path()), slots=8, context_tokens=CONTEXT_TOKENS)
+        spec = ModelSpec(path=str(smollm2_path()), slots=8, context_tokens=CONTEXT_TOKENS, threads=1)
+        loaded = started.load_spec(spec)
         assert isinstance(loaded, Loaded), loaded
         yield started

@@ -366,7 +366,8 @@ def test_a_small_cache_serves_more_than_it_can_hold(prefix_cache_mb: int) -> Non
     they were."""
     prompts = [f"{n}: " + " ".join(f"{word} {n}" for word in ("alpha", "beta", "gamma") * 12) for n in range(6)]
     with Child() as small:
-        spec = ModelSpec(path=str(smollm2_path()), slots=2, context_tokens=256, prefix_cache_mb=prefix_cache_mb)
+        path = str(smollm2_path())
+        spec = ModelSpec(path=path, slots=2, threads=1, context_tokens=256, prefix_cache_mb=prefix_cache_mb)
         assert isinstance(small.load_spec(spec), Loaded)
         texts: list[dict[int, str]] = []
         read_anew: list[int] = []

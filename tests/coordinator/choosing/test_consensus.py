@@ -191,6 +191,7 @@ def test_auto_does_not_trust_votes_that_nobody_has_recorded(tmp_path: Path) -> N
     assert isinstance(choose(chooser, *FLEET), Selection)
 
 
+@pytest.mark.slow
 def test_auto_wants_a_lead_beyond_its_error(tmp_path: Path) -> None:
     """A vote that is said to gain less than its error is not taken by itself; a client that asks for it gets it."""
     # Where the two others agree against the first one, they are right 50 times and it is right 46 times.
