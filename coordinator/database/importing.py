@@ -9,7 +9,7 @@ from moe2.coordinator.database.bulletin import Bulletin
 from moe2.coordinator.database.postgresql import Cursor, Session
 from moe2.coordinator.database.schema import check_version
 from moe2.coordinator.database.shared_trust import KeyTable, SharedRegister
-from moe2.coordinator.database.shipper import write_requests
+from moe2.coordinator.database.shipper import KEEP_COUNTERS, write_requests
 from moe2.coordinator.fleet.register import Register
 from moe2.coordinator.fleet.register_file import RegisterFile
 from moe2.coordinator.gate.feedback_file import FeedbackFile
@@ -89,9 +89,10 @@ def _ledger(session: Session, name: str, path: Path) -> tuple[int, int]:
         with session.transaction() as cursor:
             requests, standing = _count(cursor, "requests"), _count(cursor, "standing")
             write_requests(cursor, name, part.requests, part.attempts)
-            # What is there already has been counted by whoever shipped it.
+            # A host's joules are the same for whoever heard of them, so that the larger sum has the other one in it. The
+            # counters go along: what is above them is shipped when the coordinator joins.
             cursor.executemany(_ADD_STANDING, part.standing)
-            cursor.executemany(_ADD_COUNTERS, part.counters)
+            cursor.executemany(KEEP_COUNTERS, part.counters)
             n_requests += _count(cursor, "requests") - requests
             n_standing += _count(cursor, "standing") - standing
     return n_requests, n_standing
@@ -105,6 +106,5 @@ def _count(cursor: Cursor, table: str) -> int:
 
 _ADD_STANDING = """
     INSERT INTO standing (agent, hour_unix_s, cause, quality, agent_name, joules) VALUES (%s, %s, %s, %s, %s, %s)
-    ON CONFLICT DO NOTHING
+    ON CONFLICT (agent, hour_unix_s, cause, quality) DO UPDATE SET joules = greatest(standing.joules, excluded.joules)
 """
-_ADD_COUNTERS = "INSERT INTO standing_counters VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING"

@@ -197,7 +197,7 @@ def write_standing(cursor: Cursor, entry: StandingEntry) -> None:
         if joules > 0
     ]
     cursor.executemany(_ADD_STANDING, rows)
-    cursor.execute(_KEEP_COUNTERS, [entry.agent, counters.epoch, *now, counters.requests_j])
+    cursor.execute(KEEP_COUNTERS, [entry.agent, counters.epoch, *now, counters.requests_j])
 
 
 def _plain(value: Any) -> Any:
@@ -255,7 +255,7 @@ _ADD_STANDING = """
     ON CONFLICT (agent, hour_unix_s, cause, quality)
     DO UPDATE SET joules = standing.joules + excluded.joules, agent_name = excluded.agent_name
 """
-_KEEP_COUNTERS = """
+KEEP_COUNTERS = """
     INSERT INTO standing_counters (agent, epoch, idle_j, loading_j, waking_j, other_j, requests_j)
     VALUES (%s, %s, %s, %s, %s, %s, %s)
     ON CONFLICT (agent, epoch) DO UPDATE SET

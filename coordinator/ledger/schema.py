@@ -107,16 +107,17 @@ _INTERRUPTED = """
 
 
 # Where coordinators share a database, the ledger is a journal, too: what is to be shipped there, in order. A request is
-# named, as its row may still change; standing joules are in the payload.
+# named, as its row may still change; standing joules are in the payload. What was entered before is to be shipped, too.
 _JOURNAL = """
-    CREATE TABLE IF NOT EXISTS shipments (
+    CREATE TABLE shipments (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         request_id TEXT,
         payload TEXT,
         shipped_unix_s REAL
     );
-    CREATE INDEX IF NOT EXISTS shipments_to_come ON shipments (seq) WHERE shipped_unix_s IS NULL;
-    CREATE INDEX IF NOT EXISTS shipments_done ON shipments (shipped_unix_s) WHERE shipped_unix_s IS NOT NULL;
+    CREATE INDEX shipments_to_come ON shipments (seq) WHERE shipped_unix_s IS NULL;
+    CREATE INDEX shipments_done ON shipments (shipped_unix_s) WHERE shipped_unix_s IS NOT NULL;
+    INSERT INTO shipments (request_id) SELECT request_id FROM requests ORDER BY rowid;
 """
 
 
@@ -148,7 +149,10 @@ def open_for_writing(path: Path, *, is_journal: bool = False) -> sqlite3.Connect
         # Checkpoints wait for the disk; they are made beside the writing, not within it.
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         _migrate(connection, path)
-        if is_journal:
+        if not is_journal:
+            # What is entered from now on is not in it; when it is one again, all is shipped once more.
+            connection.execute("DROP TABLE IF EXISTS shipments")
+        elif not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'shipments'").fetchone():
             connection.executescript(f"BEGIN IMMEDIATE; {_JOURNAL} COMMIT;")
         connection.execute("BEGIN IMMEDIATE")
         if is_journal:

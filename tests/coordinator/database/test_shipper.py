@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from moe2.common.standby import StandingEnergy
 from moe2.coordinator.database.books import sums_of_others
+from moe2.coordinator.database.importing import import_files
 from moe2.coordinator.database.postgresql import DatabaseUnreachableError, Session
 from moe2.coordinator.database.shipper import MAX_PER_BATCH, Shipper
 from moe2.coordinator.ledger.entry import StandingEntry
@@ -108,6 +110,40 @@ async def test_a_request_that_a_crash_interrupted_is_shipped(tmp_path: Path, url
     first.close()
     async with journal(path, url):
         await until(lambda: rows(session, "SELECT outcome, charged_j FROM requests") == [("interrupted", 8.0)])
+
+
+async def test_what_was_recorded_without_a_database_is_shipped(tmp_path: Path, url: str, session: Session) -> None:
+    """A coordinator that was alone, before it shared a database or in between, ships what it recorded then."""
+    path = tmp_path / "ledger.sqlite"
+
+    async def alone(request_id: str) -> None:
+        ledger = Ledger(path, retention_days=36_500)
+        async with ledger.running():
+            await ledger.record(request_entry(request_id))
+
+    await alone("req-1")
+    async with journal(path, url) as (ledger, _):
+        await ledger.record(request_entry("req-2"))
+    await alone("req-3")
+    async with journal(path, url):
+        pass
+    assert rows(session, "SELECT request_id FROM requests ORDER BY 1") == [("req-1",), ("req-2",), ("req-3",)]
+
+
+async def test_standing_joules_are_brought_in_again_and_counted_once(
+    tmp_path: Path, url: str, session: Session
+) -> None:
+    """An import after more hours have passed, and what is shipped after it, add up to what the host has counted."""
+    path = tmp_path / "ledger.sqlite"
+    first, later = standing(50.0), replace(standing(120.0, booked=70.0), hour_unix_s=7200)
+    for entry in (first, later):
+        ledger = Ledger(path, retention_days=36_500)
+        async with ledger.running():
+            await ledger.record(entry)
+        await asyncio.to_thread(import_files, session, "a", tmp_path, path, tmp_path / "none.jsonl")
+    async with journal(path, url) as (ledger, _):
+        await ledger.record(replace(standing(125.0, booked=5.0), hour_unix_s=7200))
+    assert rows(session, "SELECT hour_unix_s, joules FROM standing ORDER BY 1") == [(3600, 50.0), (7200, 75.0)]
 
 
 @pytest.mark.slow
