@@ -49,7 +49,9 @@ Within this checkout, for trying and for working on it:
                           those that boot a system in a container (root and apt-get)
 
 On a host, as a system service under /opt/moe2 (docs/operations.md); needs sudo:
-  coordinator             install and start the coordinator, and make an enrolment token for the agents
+  coordinator [--postgresql]
+                          install and start the coordinator, and make an enrolment token for the agents; with
+                          --postgresql also what it takes to share a database with others (docs/pair.md)
   agent --coordinator URL --token-file FILE --model FILE… [--ca-file FILE] [--name NAME] [--profile SIMULATED-HOST]
                           install and start an agent; llama.cpp is compiled for this host's GPU where there is one
   upgrade                 put this checkout to use; the former release goes on if the new one does not come up

@@ -69,7 +69,7 @@ class CoordinatorSection(Settings):
     reconnect_first_s: Annotated[Seconds, LIVE] = 0.5
     """How long to wait before the second attempt; doubles with each further one, with jitter."""
     reconnect_most_s: Annotated[Seconds, LIVE] = 30.0
-    """The longest wait between two attempts."""
+    """The longest wait between two attempts; 4 s where there are several `urls`."""
     refused_retry_s: Annotated[Seconds, LIVE] = 60.0
     """How long to wait after the coordinator has refused the token or credential; that takes a person to mend."""
 

@@ -155,6 +155,19 @@ class Listener(web.AppRunner):
         self._meant_path = meant_path
         self._send_timeout_s = send_timeout_s
 
+    @property
+    def port(self) -> int:
+        """The port that it listens on, once it does."""
+        port: int = self.addresses[0][1]
+        return port
+
+    async def take_no_more(self) -> None:
+        """Ends listening, so that who connects now goes elsewhere. Requests go on; idle connections are closed."""
+        for site in tuple(self.sites):
+            await site.stop()
+        if self.server is not None:
+            self.server.pre_shutdown()
+
     async def _make_server(self) -> Server:
         made = await super()._make_server()
         return _Server(made, self._connections, self._errors, self._meant_path, self._send_timeout_s)
@@ -323,8 +336,8 @@ async def listen(
     *,
     errors: ErrorShape = PLAIN,
     meant_path: Callable[[str], str] | None = None,
-) -> int:
-    """Opens a TCP listener for the length of the stack, and returns its port. Raises `Moe2Error` where it cannot.
+) -> Listener:
+    """Opens a TCP listener for the length of the stack. Raises `Moe2Error` where it cannot.
 
     handler_cancellation: a client that disconnects cancels its handler, which stops its decoders. keepalive_timeout:
     aiohttp counts it from the connection, or the last answer, to the end of a request's header. auto_decompress:
@@ -349,11 +362,12 @@ async def listen(
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    return await _open(runner, where)
+    await _open(runner, where)
+    return runner
 
 
-async def _open(runner: web.AppRunner, where: Listening) -> int:
-    """Listens until the runner is cleaned up, and returns the port. Raises `Moe2Error` if it cannot."""
+async def _open(runner: web.AppRunner, where: Listening) -> None:
+    """Listens until the runner is cleaned up. Raises `Moe2Error` if it cannot."""
     context = where.tls.context if isinstance(where.tls, ServerTls) else where.tls
     try:
         await web.TCPSite(
@@ -364,5 +378,3 @@ async def _open(runner: web.AppRunner, where: Listening) -> int:
             f"Cannot listen on {where.host}:{where.port}: {error.strerror or error}.",
             remedy=f"Stop what uses it, or set {where.prefix}host and {where.prefix}port.",
         ) from error
-    bound: int = runner.addresses[0][1]
-    return bound

@@ -246,14 +246,16 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             self._standing.restore(self._ledger.booked_counters)
             self._table.expect(self._doorkeeper.enrolled_ids(), asyncio.get_running_loop().time() + RETURN_S)
             agents, api = self._settings.agents, self._settings.api
-            agents_port = await listen(
+            hub_listener = await listen(
                 stack,
                 self._hub.app(),
                 Listening("agents.", agents.host, agents.port, agents.handshake_s, self._tls.agents),
                 self._agents_connections,
                 errors=JSON_ERRORS,
             )
-            api_port = await listen(
+            if self._pair and self._pair.has_others:
+                await self._hub.until_back(self._stop)
+            api_listener = await listen(
                 stack,
                 self._api_app(),
                 Listening("api.", api.host, api.port, api.header_timeout_s, self._tls.api, api.send_timeout_s),
@@ -263,15 +265,16 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             )
             push = self._settings.push
             if push.port is not None:
-                self._supply.pushes.port = await listen(
+                files_listener = await listen(
                     stack,
                     self._files.app(),
                     Listening("push.", push.host, push.port, agents.handshake_s, self._tls.agents),
                     self._files_connections,
                     errors=JSON_ERRORS,
                 )
-            self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{agents_port}"
-            self.api_url = f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{api_port}"
+                self._supply.pushes.port = files_listener.port
+            self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{hub_listener.port}"
+            self.api_url = f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{api_listener.port}"
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
             async with asyncio.TaskGroup() as tasks:
                 steady = [
@@ -288,6 +291,9 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 await self._stop.wait()
                 self._notifier.notify("STOPPING=1")
                 log.info("drain_started", requests=self._service.n_active)
+                if self._pair and self._pair.has_others:
+                    # Who connects goes on to another coordinator.
+                    await api_listener.take_no_more()
                 await self._service.drain(self._settings.coordinator.drain_s)
                 self._chores.book_standing()
                 self._hub.close("the coordinator is shutting down")

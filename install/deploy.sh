@@ -10,6 +10,7 @@ deploy() {
     keep_units
   fi
   preflight "$@"
+  if [[ $RESTART == yes && " $* " == *" coordinator "* ]]; then update_tables; fi
   if [[ $before == "$RELEASE" ]]; then
     kept "$RELEASE is in use"
   else
@@ -43,6 +44,16 @@ preflight() {
       "$RELEASE/bin/moe2-$role" check-config "${CHECK_OPTIONS[@]}" --config "$ROOT/etc/moe2/$role.toml" \
       || die "the configuration is refused; nothing was changed. Mend it, then run the same command again."
   done
+}
+
+# Tables that coordinators share are brought up to date by the release that needs them, before it starts; coordinators of
+# the release before go on with them.
+update_tables() {
+  local config=$ROOT/etc/moe2/coordinator.toml
+  if ! grep -Eqs '^url *= *["'"'"']postgres' "$config"; then return; fi
+  attempt "Bringing the shared database's tables up to date" \
+    "$RELEASE/bin/moe2-coordinator" database init --config "$config" \
+    || die "the shared database's tables are not up to date; nothing else was changed. Run the same command again later."
 }
 
 # The units of the release in use, for the way back.

@@ -2,11 +2,12 @@
 
 readonly MODEL_HOME=/var/lib/moe2-agent/models
 
-# parse_options COMMAND ARGUMENT…: sets COORDINATOR, TOKEN_FILE, CA_FILE, MODELS, NAME, PROFILE, WHEELS, PURGE and DRY_RUN.
+# parse_options COMMAND ARGUMENT…: sets COORDINATOR, TOKEN_FILE, CA_FILE, MODELS, NAME, PROFILE, POSTGRESQL, WHEELS,
+# PURGE and DRY_RUN.
 parse_options() {
   local command=$1
   shift
-  COORDINATOR='' TOKEN_FILE='' CA_FILE='' MODELS=() NAME='' PROFILE='' WHEELS='' PURGE=no
+  COORDINATOR='' TOKEN_FILE='' CA_FILE='' MODELS=() NAME='' PROFILE='' POSTGRESQL=no WHEELS='' PURGE=no
   while (($# > 0)); do
     case $command:$1 in
       agent:--coordinator)
@@ -41,6 +42,7 @@ parse_options() {
         WHEELS=$(path_of "$@")
         shift
         ;;
+      coordinator:--postgresql) POSTGRESQL=yes ;;
       uninstall:--purge) PURGE=yes ;;
       agent:--dry-run | coordinator:--dry-run | upgrade:--dry-run | uninstall:--dry-run) DRY_RUN=yes ;;
       *) die "$command does not know $1; see ./install.sh help." ;;

@@ -12,7 +12,11 @@ extras_for() {
   local role extras=()
   for role in "$@"; do
     extras+=("$role")
-    [[ $role == agent ]] || continue
+    if [[ $role == coordinator ]]; then
+      # Asked for once, it is kept: the configuration may name a database by now.
+      if [[ $POSTGRESQL == yes ]] || has_postgresql; then extras+=(postgresql); fi
+      continue
+    fi
     case $HOST_KIND in
       jetson)
         # jetson-stats tells what nothing needs; a folder of wheels without it is complete all the same.
@@ -24,6 +28,9 @@ extras_for() {
   local IFS=,
   printf '%s' "${extras[*]}"
 }
+
+# Whether the release in use can speak to PostgreSQL.
+has_postgresql() { compgen -G "$CURRENT/lib/python*/site-packages/psycopg" >/dev/null; }
 
 # Changes when the program, what it needs or the way llama.cpp is built changes. Arguments: extras, backend.
 release_fingerprint() {

@@ -113,10 +113,7 @@ def _sensor_detail(sensor: SensorReport) -> Iterator[str]:
 
 def lines(status: AgentStatus, now_unix_s: float) -> list[str]:
     """The status for a pipe: one fact per line, each a word and key=value pairs."""
-    host, link = status.host, status.link
-    connected_s = None
-    if link.connected_since_unix_s is not None and link.state is LinkState.CONNECTED:
-        connected_s = round(now_unix_s - link.connected_since_unix_s)
+    host = status.host
     return [
         fact_line(
             "agent",
@@ -142,22 +139,29 @@ def lines(status: AgentStatus, now_unix_s: float) -> list[str]:
             board=host.board,
             power_mode=host.power_mode,
         ),
-        fact_line(
-            "link",
-            state=link.state.value,
-            url=link.url,
-            connected_s=connected_s,
-            connected_since=known(link.connected_since_unix_s, figures.moment),
-            rtt_s=known(link.rtt_s, figures.number),
-            attempts=link.attempts,
-            next_attempt_in_s=known(link.next_attempt_in_s, figures.number),
-            last_error=link.last_error,
-        ),
+        *(_link_line(link, now_unix_s) for link in status.links or (status.link,)),
         *(terminal_parts.sensor_line(sensor) for sensor in status.sensors),
         *(terminal_parts.expert_line("model", expert) for expert in status.experts),
         *waiting_lines(status),
         *(terminal_parts.warning_line(warning) for warning in status.warnings),
     ]
+
+
+def _link_line(link: LinkStatus, now_unix_s: float) -> str:
+    connected_s = None
+    if link.connected_since_unix_s is not None and link.state is LinkState.CONNECTED:
+        connected_s = round(now_unix_s - link.connected_since_unix_s)
+    return fact_line(
+        "link",
+        state=link.state.value,
+        url=link.url,
+        connected_s=connected_s,
+        connected_since=known(link.connected_since_unix_s, figures.moment),
+        rtt_s=known(link.rtt_s, figures.number),
+        attempts=link.attempts,
+        next_attempt_in_s=known(link.next_attempt_in_s, figures.number),
+        last_error=link.last_error,
+    )
 
 
 VIEW = StatusView(

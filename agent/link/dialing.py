@@ -16,6 +16,9 @@ from moe2.common.link.messages import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION,
 from moe2.common.link.session import JobMessage
 from moe2.common.tls.contexts import client_context
 
+MAX_PAUSE_S = 4.0
+"""The longest pause where there are several coordinators: one that comes back waits for its agents."""
+
 
 class Dialer:
     """Makes the links of one run of the agent. section: the settings that the next attempt uses; may be replaced."""
@@ -65,7 +68,8 @@ class Dialer:
     def backoff(self) -> Backoff:
         """Returns new pauses between attempts, as the settings have them."""
         section = self.section
-        return Backoff(first_s=section.reconnect_first_s, most_s=section.reconnect_most_s, random=self._random)
+        most_s = section.reconnect_most_s if len(section.addresses) == 1 else min(section.reconnect_most_s, MAX_PAUSE_S)
+        return Backoff(first_s=section.reconnect_first_s, most_s=most_s, random=self._random)
 
     def tls(self) -> ssl.SSLContext:
         """Makes the context of an attempt. Made for each, so that new files are used from the next one on."""

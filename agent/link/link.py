@@ -346,4 +346,7 @@ def _refused_upgrade(error: aiohttp.WSServerHandshakeError) -> Trouble:
 
 
 def _broken(error: Exception) -> Trouble:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        # The library's own text has an address in memory in it, which is another one at each attempt.
+        return Trouble(f"{error.host}:{error.port} cannot be connected to: {error.os_error.strerror or error.os_error}")
     return Trouble(str(error) or type(error).__name__)

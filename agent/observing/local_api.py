@@ -50,4 +50,4 @@ async def listening(app: web.Application, host: str, port: int | None) -> AsyncI
         return
     where = Listening("metrics.", host, port, HEADER_S, None, SEND_S)
     async with AsyncExitStack() as stack:
-        yield await listen(stack, app, where, OpenConnections(CONNECTIONS_PER_ADDRESS))
+        yield (await listen(stack, app, where, OpenConnections(CONNECTIONS_PER_ADDRESS))).port

@@ -94,7 +94,7 @@ class Sharing:
         app.router.add_get(FILES_PATH, self._give, allow_head=False)
         where = Listening("models_from.share_", self._host, self._settings.share_port, HEADER_S, context, SEND_S)
         async with AsyncExitStack() as stack:
-            self.port = await listen(stack, app, where, OpenConnections(CONNECTIONS_PER_ADDRESS))
+            self.port = (await listen(stack, app, where, OpenConnections(CONNECTIONS_PER_ADDRESS))).port
             stack.callback(self._close)
             yield
 

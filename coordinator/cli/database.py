@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from contextlib import closing
 from datetime import UTC, datetime
-from time import time
 
 import msgspec
 
@@ -18,7 +17,6 @@ from moe2.coordinator.database.lender import write_off
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.schema import known_version, migrate, version_of
 from moe2.coordinator.gate.feedback_file import FEEDBACK_FILE
-from moe2.coordinator.ledger.accounts import day_of
 from moe2.coordinator.ledger.leases import LEASE_S
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
 
@@ -108,7 +106,11 @@ def _write_off(arguments: argparse.Namespace) -> int:
                 "has drawn.",
                 remedy=f"Stop it, and wait {LEASE_S:.0f} s.",
             )
-        n_budgets = write_off(session, arguments.name, day_of(time()))
+        with session.transaction() as cursor:
+            # The day is the database's, as at all coordinators.
+            cursor.execute("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')")
+            [day] = cursor.fetchone() or ("",)
+        n_budgets = write_off(session, arguments.name, day)
     say(f"Wrote off what {arguments.name} had drawn of {n_budgets} daily limits.")
     return 0
 
@@ -138,6 +140,9 @@ def _status(arguments: argparse.Namespace) -> int:
         found = _state(session)
     if arguments.json:
         say_json(found)
+        return 0
+    if found.version == 0:
+        say("The database has no tables yet. Run `moe2-coordinator database init` once.")
         return 0
     say(f"Version of the tables: {found.version} (this release's: {found.known_version})")
     for row in found.coordinators:

@@ -89,8 +89,8 @@ def _ledger(session: Session, name: str, path: Path) -> tuple[int, int]:
         with session.transaction() as cursor:
             requests, standing = _count(cursor, "requests"), _count(cursor, "standing")
             write_requests(cursor, name, part.requests, part.attempts)
-            # A host's joules are the same for whoever heard of them, so that the larger sum has the other one in it. The
-            # counters go along: what is above them is shipped when the coordinator joins.
+            # A host's joules are the same for whoever heard of them, so that the larger sum has the other one in it.
+            # The counters go along: what is above them is shipped when the coordinator joins.
             cursor.executemany(_ADD_STANDING, part.standing)
             cursor.executemany(KEEP_COUNTERS, part.counters)
             n_requests += _count(cursor, "requests") - requests

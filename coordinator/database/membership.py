@@ -7,10 +7,12 @@ gives them back.
 
 from __future__ import annotations
 
+import math
 import threading
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from time import monotonic, sleep, time
 from typing import Any
 
@@ -26,6 +28,7 @@ from moe2.coordinator.database.postgresql import (
     defect_of,
 )
 from moe2.coordinator.database.schema import check_version
+from moe2.coordinator.ledger.leases import LEASE_S
 
 POLL_S = 1.0
 RETRY_S = 0.5
@@ -38,6 +41,7 @@ MAX_CLOCK_OFFSET_S = 30.0
 NAME_PATIENCE_S = 15.0
 """The time that a start waits for its own former connection to be given up by the server."""
 _NAME_LOCK, _CHORES_LOCK = 0x6D6F6533, 0x6D6F6534
+GOES_ON = "Requests go on, and what they cost waits in this coordinator's ledger."
 GONE_S = 60.0
 """Other coordinators that have not been seen for so long are not spoken of."""
 
@@ -108,7 +112,7 @@ class Membership:
     ) -> None:
         self.session = session
         self.name = name
-        self._cell = cell
+        self.cell = cell
         self._instance = uuid.uuid4().hex
         self._loads = dict(loads or {})
         self._write = write
@@ -167,7 +171,7 @@ class Membership:
     def age_s(self) -> float:
         """Returns the seconds since the last good poll; infinite before the first one."""
         polled_s = self.standing.polled_s
-        return float("inf") if polled_s is None else monotonic() - polled_s
+        return math.inf if polled_s is None else monotonic() - polled_s
 
     def unix_s(self) -> float:
         """Returns the time by which days begin and keys expire at all coordinators: the database's.
@@ -182,7 +186,7 @@ class Membership:
         """Returns warnings about the database, its clock, and other coordinators' clocks."""
         standing, found = self.standing, []
         if standing.error is not None:
-            found.append(trouble(standing.error))
+            found.append(trouble(standing.error, self._consequence()))
         found.extend(
             _clock_differs(peer.name, peer.clock_offset_s)
             for peer in (Peer(self.name, standing.clock_offset_s), *standing.peers)
@@ -191,9 +195,22 @@ class Membership:
         found.extend(
             _gate_differs(peer.name)
             for peer in standing.peers
-            if self.is_current and peer.cell == self._cell and peer.gate_sha256 != self.gate_sha256
+            if self.is_current and peer.cell == self.cell and peer.gate_sha256 != self.gate_sha256
         )
         return tuple(found)
+
+    def _consequence(self) -> str:
+        """Returns what requests have to expect until the database answers again."""
+        age_s = self.age_s()
+        if age_s == math.inf:
+            return "No key has been read from it yet: until it answers, requests with keys are answered with 503."
+        end = datetime.fromtimestamp(self._clock() - age_s + MAX_COPY_AGE_S, UTC).strftime("%H:%M UTC")
+        if not self.has_good_copies:
+            return f"No key can be checked any more: since {end} requests with keys are answered with 503."
+        return (
+            f"{GOES_ON} Keys with limits are answered with 503 once what this coordinator has drawn for them is used "
+            f"up, {LEASE_S:.0f} s after a draw at the latest, and all keys from {end} on."
+        )
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -251,9 +268,9 @@ class Membership:
             offset_s = (began_unix_s + self._clock()) / 2 - database_unix_s
             ahead_s = None if is_clock_wrong(database_unix_s) else database_unix_s - (began_s + monotonic()) / 2
             if not self._locks.chores:
-                cursor.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", [_CHORES_LOCK, self._cell])
+                cursor.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", [_CHORES_LOCK, self.cell])
                 [self._locks.chores] = _one(cursor)
-            cursor.execute(_SEEN, [self.name, self._instance, offset_s, self.gate_sha256, self._cell])
+            cursor.execute(_SEEN, [self.name, self._instance, offset_s, self.gate_sha256, self.cell])
             if self._write is not None:
                 self._write(cursor)
             cursor.execute(_PEERS, [self.name, GONE_S])
@@ -298,21 +315,13 @@ def _one(cursor: Cursor) -> tuple[Any, ...]:
     return () if found is None else found
 
 
-def trouble(error: DatabaseError) -> HealthWarning:
-    """Returns the warning about a database that fails."""
-    if isinstance(error, NameTakenError):
-        return HealthWarning(
-            code="coordinator_name_taken",
-            severity=Severity.DEGRADED,
-            message=error.message,
-            remedy=error.remedy or "",
-        )
-    is_passing = isinstance(error, DatabaseUnreachableError)
-    consequence = " Requests go on, and what they cost waits in this coordinator's ledger." if is_passing else ""
+def trouble(error: DatabaseError, consequence: str = GOES_ON) -> HealthWarning:
+    """Returns the warning about a database that fails. consequence: for requests."""
+    code = "database_unreachable" if isinstance(error, DatabaseUnreachableError) else "database_refused"
     return HealthWarning(
-        code="database_unreachable" if is_passing else "database_refused",
+        code="coordinator_name_taken" if isinstance(error, NameTakenError) else code,
         severity=Severity.DEGRADED,
-        message=f"{error.message}{consequence}",
+        message=f"{error.message} {consequence}",
         remedy=error.remedy or "",
     )
 

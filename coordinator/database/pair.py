@@ -128,6 +128,12 @@ class Pair:
         """Whether this coordinator is the one that does what only one may do."""
         return self.membership.holds_chores
 
+    @property
+    def has_others(self) -> bool:
+        """Whether another coordinator of this fleet was there when the database was last asked, a moment ago."""
+        membership = self.membership
+        return membership.is_current and any(peer.cell == membership.cell for peer in membership.standing.peers)
+
     def status(self) -> PairStatus:
         """Returns this coordinator's part as users see it."""
         return PairStatus(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ _OPTIONS = (
     "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 "
     "-c idle_in_transaction_session_timeout=30s -c client_min_messages=warning"
 )
-_REFUSED = ("authentication failed", "no password supplied", "does not exist", "permission denied", "no pg_hba.conf")
+_REFUSED = ("authentication failed", "does not exist", "permission denied", "no pg_hba.conf")
 
 
 class DatabaseError(Moe2Error):
@@ -65,7 +66,8 @@ def driver() -> ModuleType:
     except ImportError as error:
         raise Moe2Error(
             f"PostgreSQL cannot be used: {error}.",
-            remedy="Install moe2[postgresql], or leave database.url out.",
+            remedy="Install moe2[postgresql], on a host with `sudo ./install.sh coordinator --postgresql`, or leave "
+            "database.url out.",
         ) from error
     return psycopg
 
@@ -83,6 +85,8 @@ class Session:
         self.n_opened = 0
         """How often the connection was opened; a change means that the server may be another one."""
         self._busy_since_s: float | None = None
+        self._listens = False
+        """Whether the server may send something without having been asked."""
 
     @property
     def is_open(self) -> bool:
@@ -111,6 +115,7 @@ class Session:
         Returns after the first ones, or after `timeout_s`. Raises `DatabaseError`.
         """
         psycopg = driver()
+        self._listens = True
         try:
             return {news.payload for news in self._opened().notifies(timeout=timeout_s, stop_after=1)}
         except psycopg.Error as error:
@@ -141,6 +146,9 @@ class Session:
                 connection.close()
 
     def _opened(self) -> Any:
+        if self.is_open and not self._listens and _has_ended(self._connection):
+            # The server was restarted while nothing was asked; whoever asks now need not be told.
+            self.close()
         if not self.is_open:
             self._connection = driver().connect(
                 self._url,
@@ -155,6 +163,13 @@ class Session:
             )
             self.n_opened += 1
         return self._connection
+
+
+def _has_ended(connection: Any) -> bool:
+    """Whether the server has said something on a connection where nothing was asked: that it ends it, or its end."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def defect_of(error: Exception) -> DatabaseError:
@@ -172,7 +187,7 @@ def _is_broken(error: Exception) -> bool:
 
 def _explained(error: Exception) -> DatabaseError:
     psycopg = driver()
-    said = " ".join(str(error).split())
+    said = " ".join(str(error).split()).rstrip(".?")
     match error:
         case psycopg.errors.UndefinedTable() | psycopg.errors.InvalidSchemaName() | psycopg.errors.UndefinedColumn():
             return DatabaseError(
@@ -191,6 +206,12 @@ def _explained(error: Exception) -> DatabaseError:
             return DatabaseRowError(f"The database does not take a row: {said}.", remedy="Report the defect.")
         case psycopg.ProgrammingError() if not isinstance(error, psycopg.OperationalError):
             return DatabaseError(f"The database does not understand: {said}.", remedy="Correct database.url.")
+    if "no password supplied" in said:
+        return DatabaseError(
+            f"The database refuses this coordinator: {said}.",
+            remedy="Name a password file in database.url (?passfile=…): it has to belong to the user that reads it, "
+            "mode 0600, and to have a line for this host, port, database and user.",
+        )
     if any(word in said for word in _REFUSED):
         return DatabaseError(
             f"The database refuses this coordinator: {said}.",

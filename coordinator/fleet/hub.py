@@ -76,6 +76,9 @@ late for want of a processor, here or where they run: all of them then came agai
 """
 MAX_TURN_S = 1.0
 """An agent that is slower with its hello gives its turn to the next one, and may still finish."""
+BACK_S = 10.0
+"""The time that a coordinator which comes back beside others waits for its agents. They dial it every 4 s at least."""
+BACK_POLL_S = 0.05
 MAX_FAULTS_TOLD = 4
 """The number of faults of one message that the agent and the log are told."""
 
@@ -172,6 +175,18 @@ class Hub:
         self._checked = register
         for connection in tuple(self._by_agent.values()):
             self._may_stay(connection)
+
+    async def until_back(self, stop: asyncio.Event) -> None:
+        """Waits until the agents that are expected have reported, for `BACK_S` at most, or until `stop` is set.
+
+        Until then other coordinators answer what this one cannot: who finds no API here goes on to them.
+        """
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + BACK_S
+        while self._table.is_expecting(loop.time()) and loop.time() < until_s and not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BACK_POLL_S):
+                    await stop.wait()
 
     def warnings(self) -> list[HealthWarning]:
         """Returns a warning for each agent id that two hosts claim."""

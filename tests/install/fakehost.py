@@ -34,8 +34,10 @@ case "$*" in
   *"pip install"*)
     if [ -e "$FAULTS/pip" ]; then echo "No matching distribution"; exit 1; fi
     if [ -p "$STATE/alive" ]; then exec 3>"$STATE/alive"; echo begun >&3; exec sleep 600; fi
+    case "$*" in *postgresql*) mkdir -p "$here/../lib/python3.11/site-packages/psycopg";; esac
     for role in agent coordinator; do
       { printf '#!/bin/sh\\nif [ -e "%s/%s-$1" ]; then echo "refused"; exit 78; fi\\n' "$FAULTS" $role
+        printf 'if [ "$1" = database ]; then echo "moe2-%s: $*" >> "$CALLS"; fi\\n' $role
         printf 'cat "%s/%s-$1" 2>/dev/null && grep -q severity=degraded "%s/%s-$1" && exit 1\\nexit 0\\n' \
           "$STATE" $role "$STATE" $role; } > "$here/moe2-$role"
       chmod 755 "$here/moe2-$role"

@@ -47,7 +47,7 @@ class Group:
 
 
 @asynccontextmanager
-async def group(tmp_path: Path, server: Postgres) -> AsyncIterator[Group]:
+async def group(tmp_path: Path, server: Postgres, *, drain_s: float = 0.2) -> AsyncIterator[Group]:
     """Both coordinators ready, the first of them preferred."""
     url = server.new_tables()
     made = []
@@ -55,7 +55,7 @@ async def group(tmp_path: Path, server: Postgres) -> AsyncIterator[Group]:
         root = tmp_path / name
         root.mkdir()
         database = f'stale_s = 30.0\n[database]\nurl = "{url}"\nname = "{name}"'
-        made.append(CoordinatorProcess(root, token=TOKEN, agents=database))
+        made.append(CoordinatorProcess(root, token=TOKEN, agents=database, drain_s=drain_s))
     async with AsyncExitStack() as stack:
         for one in made:
             await stack.enter_async_context(one)
@@ -113,6 +113,13 @@ async def chat(http: aiohttp.ClientSession, url: str) -> int:
         return answer.status
 
 
+async def until_refused(http: aiohttp.ClientSession, url: str) -> None:
+    """Asks until no connection is taken; whatever is taken is answered."""
+    with suppress(aiohttp.ClientConnectionError):
+        while True:
+            assert await chat(http, url) == 200
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -152,6 +159,32 @@ async def test_a_client_with_both_addresses_loses_nothing(tmp_path: Path, server
                     statuses.append(await chat(http, url))
                     break
         assert statuses == [200] * 40
+
+
+async def test_a_coordinator_that_comes_back_takes_requests_once_its_agents_are_there(
+    tmp_path: Path, server: Postgres
+) -> None:
+    """From its first answer on it has what its agents serve: until then clients find no listener, and ask the other."""
+    async with group(tmp_path, server) as both, aiohttp.ClientSession() as http:
+        for number in range(3):
+            await both.one.end(signal.SIGKILL if number else signal.SIGTERM)
+            await both.one.start()
+            assert await chat(http, both.urls[0]) == 200
+
+
+async def test_a_coordinator_that_stops_takes_no_more_connections_while_it_ends_its_requests(
+    tmp_path: Path, server: Postgres
+) -> None:
+    """A stream goes on to its end; who comes meanwhile is refused the connection, and goes on to the other."""
+    async with group(tmp_path, server, drain_s=30.0) as both, aiohttp.ClientSession() as http:
+        body = {**BODY, "stream": True, "max_tokens": 300}
+        async with http.post(f"{both.urls[0]}/v1/chat/completions", json=body) as stream:
+            await stream.content.readline()
+            both.one.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(60):
+                await until_refused(http, both.urls[0])
+            assert await chat(http, both.urls[1]) == 200
+            assert b"[DONE]" in await stream.read()
 
 
 async def test_the_preference_goes_to_who_is_left(tmp_path: Path, server: Postgres) -> None:

@@ -162,7 +162,7 @@ def test_who_takes_no_answer_is_cut_off(loop_factory: Callable[[], asyncio.Abstr
         app.router.add_get("/", endless)
         where = Listening("api.", "127.0.0.1", 0, PATIENCE_S, None, send_timeout_s=SOON_S)
         async with AsyncExitStack() as stack:
-            port = await listen(stack, app, where, OpenConnections(1))
+            port = (await listen(stack, app, where, OpenConnections(1))).port
             with socket.socket() as client:
                 client.setblocking(False)
                 await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))

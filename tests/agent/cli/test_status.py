@@ -176,6 +176,14 @@ def test_names_cannot_drive_the_terminal() -> None:
     assert "\ufffd[2J[red]x[/red]" in text
 
 
+def test_plain_lines_name_the_links_to_all_coordinators() -> None:
+    """An agent with two coordinators has a line for each link, also where one of them is down."""
+    both = tuple(msgspec.structs.replace(WAITING, url=url) for url in ("ws://one:8081", "ws://two:8081"))
+    told = cli_status.lines(msgspec.structs.replace(status(link=both[0]), links=both), NOW_UNIX_S)
+    urls = [line.split("url=")[1].split(" ")[0] for line in told if line.startswith("link ")]
+    assert urls == ["ws://one:8081", "ws://two:8081"]
+
+
 def test_plain_lines_hold_one_fact_each() -> None:
     """A pipe gets words and key=value pairs, with units in the names."""
     lines = plain(status(link=WAITING, warnings=(DEGRADED,)))

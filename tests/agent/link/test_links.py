@@ -7,8 +7,10 @@ from typing import Any, cast
 
 import pytest
 
+from moe2.agent.link.dialing import MAX_PAUSE_S, Dialer
 from moe2.agent.link.link import Link
 from moe2.agent.link.links import Links
+from moe2.agent.settings import CoordinatorSection
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import (
     CancelJob,
@@ -155,3 +157,16 @@ def test_the_status_is_that_of_a_link_that_is_open(bench: Bench) -> None:
     bench.a.is_open = False
     assert bench.links.best_status.url == "ws://b"
     assert [one.url for one in bench.links.status] == ["ws://a", "ws://b"]
+
+
+def test_an_agent_of_several_coordinators_dials_often() -> None:
+    """One that comes back has its agents within seconds; an agent of one coordinator may pause as long as is set."""
+
+    def longest_s(**addresses: Any) -> float:
+        dialer = Dialer(
+            CoordinatorSection.model_validate(addresses), cast(Any, None), agent_id="a", agent_name="a", hostname=""
+        )
+        backoff = dialer.backoff()
+        return max(backoff.next_delay_s() for _ in range(30))
+
+    assert longest_s(urls=["ws://one:8081", "ws://two:8081"]) <= MAX_PAUSE_S < longest_s(url="ws://one:8081")

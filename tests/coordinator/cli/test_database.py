@@ -27,6 +27,7 @@ def test_init_makes_the_tables_once_and_status_shows_them(tmp_path: Path) -> Non
         config = tmp_path / "coordinator.toml"
         config.write_text(f'[database]\nurl = "{server.new_database()}"\n')
         assert json.loads(run(config, "status", "--json").stdout)["version"] == 0
+        assert "database init" in run(config, "status").stdout
         assert run(config, "init").stdout == f"The database was brought from version 0 to {known_version()}.\n"
         assert "up to date" in run(config, "init").stdout
         assert json.loads(run(config, "status", "--json").stdout)["version"] == known_version()

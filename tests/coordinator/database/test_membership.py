@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import time
 from typing import Any
 
@@ -159,6 +161,41 @@ async def test_a_server_that_is_killed_is_found_again(server: Postgres, url: str
         await until(lambda: codes(one) == [] and one.holds_chores)
 
 
+async def test_the_warning_says_what_requests_have_to_expect(
+    server: Postgres, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While copies are believed, until when they are; later, and where none was ever made, that no key is checked."""
+    never = Membership(Session("postgresql:///x?host=/nowhere", name="b"), "b")
+    never.open()
+    assert "No key has been read from it yet" in never.warnings()[0].message
+    with member(url, "a", clock=lambda: 0.0) as one:
+        await asyncio.to_thread(server.kill)
+        try:
+            await until(lambda: codes(one)[:1] == ["database_unreachable"])
+            message = one.warnings()[0].message
+            assert "Requests go on" in message
+            assert "Keys with limits are answered with 503 once" in message
+            assert re.search(r"all keys from 00:0[45] UTC on", message)
+            monkeypatch.setattr(module, "MAX_COPY_AGE_S", 0.0)
+            assert "No key can be checked any more" in one.warnings()[0].message
+        finally:
+            await asyncio.to_thread(server.start)
+
+
+async def test_a_restart_of_the_server_while_nothing_is_asked_is_noticed_in_time(server: Postgres, url: str) -> None:
+    """The first question after a restart is answered over a new connection, and fails nobody."""
+    idle = Session(url, name="idle")
+    with idle.transaction() as cursor:
+        cursor.execute("SELECT 1")
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(server.start)
+    with idle.transaction() as cursor:
+        cursor.execute("SELECT 2")
+        assert cursor.fetchall() == [(2,)]
+    assert idle.n_opened == 2
+    idle.close()
+
+
 async def test_a_server_that_hangs_costs_the_chores(
     server: Postgres, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +242,25 @@ def test_a_wrong_password_is_refused(server: Postgres, url: str) -> None:
         server.sql("SELECT pg_reload_conf()")
     assert not isinstance(raised.value, DatabaseUnreachableError)
     assert "password" in (raised.value.remedy or "")
+
+
+def test_a_password_file_that_cannot_be_read_is_told(server: Postgres, url: str, tmp_path: Path) -> None:
+    """Where the server wants a password and none was found, the remedy says what the file has to be."""
+    server.sql("DO $$ BEGIN CREATE ROLE shy LOGIN PASSWORD 'right'; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
+    rules = server.data / "pg_hba.conf"
+    before = rules.read_text()
+    rules.write_text(f"local all shy scram-sha-256\n{before}")
+    server.sql("SELECT pg_reload_conf()")
+    open_to_all = tmp_path / "pgpass"
+    open_to_all.write_text("*:*:*:*:right\n")
+    open_to_all.chmod(0o644)
+    try:
+        with pytest.raises(DatabaseError, match="no password supplied") as raised:
+            Membership(Session(f"{url.replace('moe2@', 'shy@')}&passfile={open_to_all}", name="a"), "a").open()
+    finally:
+        rules.write_text(before)
+        server.sql("SELECT pg_reload_conf()")
+    assert "0600" in (raised.value.remedy or "")
 
 
 def test_a_newer_database_that_this_release_may_use_is_used(url: str, session: Session) -> None:
