@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
 from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.library import Library
 from moe2.agent.models.pulling import Pull, supply_of
@@ -15,7 +13,7 @@ from moe2.agent.settings import AgentSettings
 from moe2.common.modelsource import HubSource, source_of
 from moe2.common.secretfile import read_secret
 from moe2.common.terminal.figures import printable, size
-from moe2.common.terminal.output import Screen, say
+from moe2.common.terminal.output import say, transfer_bars
 
 
 def library_of(settings: AgentSettings) -> Library:
@@ -29,17 +27,7 @@ def run_pull(settings: AgentSettings, text: str, *, token_file: Path | None, con
     token_file = token_file or settings.models_from.hub_token_file
     token = read_secret(token_file) if token_file is not None and isinstance(source, HubSource) else None
     library = library_of(settings)
-    console = Screen(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    with bar:
+    with transfer_bars() as bar:
         task = bar.add_task(printable(source.name), total=None)
         pull = Pull(
             library,

@@ -6,6 +6,8 @@ that the two are two agents. The binding stands in a file of its own beside the 
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import re
 import uuid
 from contextlib import suppress
@@ -14,7 +16,6 @@ from pathlib import Path
 
 import msgspec
 
-from moe2.agent.link.machine import MACHINE_ID_FILE, machine_fingerprint
 from moe2.common.errors import Moe2Error, file_remedy
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.statefile import create_file, replace_file
@@ -22,6 +23,11 @@ from moe2.common.statefile import create_file, replace_file
 ID_FILE_NAME = "agent-id"
 BINDING_FILE_NAME = "agent-machine"
 _ID = re.compile(r"agent-[0-9a-f]{32}")
+MACHINE_ID_FILE = Path("/etc/machine-id")
+"""Made at the first start of the system, and by most tools that copy systems; machine-id(5)."""
+_APPLICATION_ID = bytes.fromhex("9d3c1f6a5e0b4b7c8f21d4a06b98e357")
+"""moe2's own. The machine id itself is confidential, and what is derived from it with this tells nobody what it is."""
+_MACHINE_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -118,3 +124,22 @@ def _read_binding(path: Path) -> _Binding | None:
 
 def _bind(state_dir: Path, binding: _Binding) -> None:
     replace_file(state_dir / BINDING_FILE_NAME, msgspec.json.encode(binding), mode=0o644)
+
+
+def machine_fingerprint(path: Path = MACHINE_ID_FILE) -> str | None:
+    """32 hex digits that differ from machine to machine; None where the system has no machine id (yet).
+
+    They are those of systemd's `sd_id128_get_machine_app_specific`: HMAC-SHA256 of the application's id, with the
+    machine id as the key, cut to 128 bits and marked as a UUID of version 4.
+    """
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeError):
+        return None
+    # "uninitialized" is what an image says before its first start.
+    if not _MACHINE_ID.fullmatch(text) or not int(text, 16):
+        return None
+    digest = bytearray(hmac.new(bytes.fromhex(text), _APPLICATION_ID, hashlib.sha256).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x40
+    digest[8] = digest[8] & 0x3F | 0x80
+    return digest.hex()

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import msgspec
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.segment import Segment
 
 from moe2.common.terminal.figures import printable_lines
@@ -32,6 +33,20 @@ class Screen(Console):
         for segment in super().render(renderable, options):
             # Left out, not replaced: rich has reckoned with no width for them.
             yield segment if segment.control else segment._replace(text=_OBEYED.sub("", segment.text))
+
+
+def transfer_bars() -> Progress:
+    """Bars for files that are on their way, on standard error where that is a terminal."""
+    console = Screen(stderr=True)
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
 
 
 def say(text: str, *, file: IO[str] | None = None) -> None:

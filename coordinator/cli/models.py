@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import AgentRow, CoordinatorStatus, ModelOrderRow, PullRow, PushRow
 from moe2.common.terminal.commandline import Command, Commands, add_socket
 from moe2.common.terminal.figures import known, printable, size
-from moe2.common.terminal.output import Screen, say, say_json, tell
+from moe2.common.terminal.output import say, say_json, tell, transfer_bars
 from moe2.coordinator.cli.asking import ANSWER_S, asked
 from moe2.coordinator.http.paths import ORDERS_PATH, PULLS_PATH, PUSHES_PATH
 from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
@@ -143,7 +142,7 @@ def _pull(arguments: argparse.Namespace) -> int:
 def pull_to_its_end(socket: Path, begun: Sequence[PullRow]) -> int:
     """Shows the progress of pulls until all have ended; returns the exit code."""
     ids = {row.command_id for row in begun}
-    with progress_bars() as bars:
+    with transfer_bars() as bars:
         tasks = {row.command_id: bars.add_task(printable(row.host), total=None) for row in begun}
         while True:
             rows = [row for row in _pulls(socket, None) if row.command_id in ids]
@@ -181,7 +180,7 @@ def _push(arguments: argparse.Namespace) -> int:
 def push_to_its_end(socket: Path, begun: Sequence[PushRow]) -> int:
     """Shows the progress of pushes until all have ended; returns the exit code."""
     ids = {row.command_id for row in begun}
-    with progress_bars() as bars:
+    with transfer_bars() as bars:
         tasks = {row.command_id: bars.add_task(printable(row.host), total=row.size_bytes) for row in begun}
         while True:
             rows = [row for row in _pushes(socket, None) if row.command_id in ids]
@@ -201,20 +200,6 @@ def push_to_its_end(socket: Path, begun: Sequence[PushRow]) -> int:
 def _giver(row: PushRow) -> str:
     """Who gives a file, where that is a neighbour."""
     return "" if row.source == COORDINATOR else f" from {printable(row.source)}"
-
-
-def progress_bars() -> Progress:
-    """A bar for each host, on standard error where that is a terminal."""
-    console = Screen(stderr=True)
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
 
 
 def _pushes(socket: Path, body: bytes | None, *, timeout_s: float = ANSWER_S) -> Sequence[PushRow]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from moe2.agent.link import machine
+from moe2.agent.link.identity import machine_fingerprint
 from moe2.common.link.messages import Hello, Refused, Welcome
 from moe2.common.link.wire import wire_codec
 from moe2.coordinator.fleet.register_file import RegisterFile
@@ -78,7 +78,7 @@ async def test_a_copy_on_another_machine_enrols_by_itself(tmp_path: Path, monkey
     ours.write_text("1" * 32)
     theirs.write_text("2" * 32)
     monkeypatch.setattr(
-        "moe2.agent.link.identity.machine_fingerprint", lambda _: machine.machine_fingerprint(tmp_path / "here")
+        "moe2.agent.link.identity.machine_fingerprint", lambda _: machine_fingerprint(tmp_path / "here")
     )
     (tmp_path / "here").symlink_to(ours)
     async with fleet(tmp_path) as running:

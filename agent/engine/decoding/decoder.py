@@ -17,7 +17,7 @@ from moe2.agent.engine.decoding.guessing import Guessing
 from moe2.agent.engine.decoding.intake import Cache, Intake, Limits
 from moe2.agent.engine.decoding.job import Job
 from moe2.agent.engine.decoding.shelf import Shelf, Shelved
-from moe2.agent.engine.prompt.request import RequestError
+from moe2.agent.engine.prompt.request import RequestError, failed
 from moe2.agent.engine.protocol import Event, Guessed, JobFailed, JobGuesses, Started
 from moe2.agent.engine.protocol import Job as JobRequest
 from moe2.agent.engine.speculation.speculation import Speculator
@@ -105,21 +105,11 @@ class Decoder:
             if self._last.began_at_s < came_at_s < self._last.ended_at_s:
                 part = (self._last.ended_at_s - came_at_s) / (self._last.ended_at_s - self._last.began_at_s)
                 job.unread_before = part * self._last.read_tokens
-        except Moe2Error as error:
-            self._emit(
-                JobFailed(
-                    job_id=request.job_id,
-                    code=error.code if isinstance(error, RequestError) else JobErrorCode.INVALID_REQUEST,
-                    message=str(error),
-                    prompt_tokens=error.prompt_tokens if isinstance(error, RequestError) else None,
-                )
-            )
-            return
         except Exception as error:
             # A stranger's template or a prompt nobody thought of must not take the other jobs with it.
-            traceback.print_exc()
-            message = f"The request could not be prepared: {type(error).__name__}: {error}. The agent's log has more."
-            self._emit(JobFailed(job_id=request.job_id, code=JobErrorCode.INTERNAL, message=message))
+            if not isinstance(error, Moe2Error):
+                traceback.print_exc()
+            self._emit(failed(request.job_id, error))
             return
         if job.reason is not None:
             self._emit(Started(job_id=job.job_id, prompt_tokens=len(job.prompt)))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from moe2.agent.engine.decoding.batch import Chunk, DecodeOutcome
 from moe2.agent.engine.decoding.job import Phases
-from moe2.agent.engine.prompt.request import RequestError
+from moe2.agent.engine.prompt.request import RequestError, failed
 from moe2.agent.engine.protocol import Event, Finished, Job, JobFailed, Started
 from moe2.common.errors import JobErrorCode, Moe2Error
 from moe2.common.link.messages import EmbedJob, Vectors
@@ -110,15 +110,11 @@ class Embedder:
         came_at_s = now_s if came_at_s is None else came_at_s
         try:
             self._jobs.append(self._job(request, Phases(came_at_s, started_at_s=now_s)))
-        except Moe2Error as error:
-            code = error.code if isinstance(error, RequestError) else JobErrorCode.INVALID_REQUEST
-            self._emit(JobFailed(job_id=request.job_id, code=code, message=str(error)))
-            return
         except Exception as error:
             # A text nobody thought of must not take the other jobs with it.
-            traceback.print_exc()
-            message = f"The request could not be prepared: {type(error).__name__}: {error}. The agent's log has more."
-            self._emit(JobFailed(job_id=request.job_id, code=JobErrorCode.INTERNAL, message=message))
+            if not isinstance(error, Moe2Error):
+                traceback.print_exc()
+            self._emit(failed(request.job_id, error))
             return
         *others, job = self._jobs
         unread = sum(other.unread_tokens for other in others)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from moe2.agent.engine.prompt.quotation import Quotation, Segment
 from moe2.agent.engine.prompt.template import ChatTemplate, Rendered, TemplateError
 from moe2.agent.engine.prompt.thinking import Marks
+from moe2.agent.engine.protocol import JobFailed
 from moe2.common.errors import JobErrorCode, Moe2Error
 from moe2.common.link.messages import EmbedJob, FollowJob, ScoreJob, Submit
 from moe2.common.link.prompts import ChatPrompt, TextPrompt
@@ -28,6 +29,16 @@ class RequestError(Moe2Error):
         super().__init__(message, remedy=remedy)
         self.code = code
         self.prompt_tokens = prompt_tokens
+
+
+def failed(job_id: str, error: Exception) -> JobFailed:
+    """Returns what is said of a job that could not be prepared. An error that nobody thought of is told as one."""
+    if isinstance(error, RequestError):
+        return JobFailed(job_id=job_id, code=error.code, message=str(error), prompt_tokens=error.prompt_tokens)
+    if isinstance(error, Moe2Error):
+        return JobFailed(job_id=job_id, code=JobErrorCode.INVALID_REQUEST, message=str(error))
+    message = f"The request could not be prepared: {type(error).__name__}: {error}. The agent's log has more."
+    return JobFailed(job_id=job_id, code=JobErrorCode.INTERNAL, message=message)
 
 
 class Vocabulary(Protocol):

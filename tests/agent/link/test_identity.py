@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moe2.agent.link.identity import load_identity
-from moe2.agent.link.machine import machine_fingerprint
+from moe2.agent.link.identity import load_identity, machine_fingerprint
 from moe2.common.errors import Moe2Error
 
 ONE = "4d5e1a0c6b0f4f0f9f0a3c2b1d0e9f88"
