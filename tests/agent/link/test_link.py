@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from moe2.common.link.messages import Goodbye, JobFailed, JobPieces, Ping, Pong, TokenPiece, Tokens
+from moe2.common.link.session import AgentSession
 from moe2.common.status import LinkState
 from tests.agent.link.linkbench import (
     CANCEL,
@@ -95,13 +96,13 @@ async def test_a_connection_that_breaks_is_lost_once_and_made_again() -> None:
 
 
 @on_loopback
-async def test_a_silent_coordinator_is_lost_after_three_heartbeats() -> None:
+async def test_a_silent_coordinator_is_lost_after_four_heartbeats() -> None:
     """Jobs for nobody stop then, not once a closing handshake has timed out as well."""
     async with hub_and_agent() as (hub, agent):
         await opened(hub, agent)
         start_s = asyncio.get_running_loop().time()
         await agent.until_lost()
-        assert agent.lost_s[0] - start_s == pytest.approx(3 * WELCOME.heartbeat_s)
+        assert agent.lost_s[0] - start_s == pytest.approx(AgentSession.silent_heartbeats * WELCOME.heartbeat_s)
 
 
 @on_loopback
