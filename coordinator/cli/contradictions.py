@@ -64,7 +64,7 @@ def _awake(settings: CoordinatorSettings) -> tuple[str, ...]:
         # What is not measured counts as nothing in it.
         is_about_watts = unmeasured and section.average_power_w is not None
         more = f" What {unmeasured} draws is unmeasured, and comes on top." if is_about_watts else ""
-        return (*told, f"provisioning: {decided.correction}{more}{when}")
+        return (*told, f"provisioning: whatever is asked, these limits contradict. {decided.correction}{more}{when}")
     if section.average_power_w is not None and unmeasured:
         return (
             *told,

@@ -245,7 +245,7 @@ async def test_contradictory_limits_are_told_with_the_cheapest_correction(
         unknown = "pinned: no agent is called onne. Correct the name, or start that agent; known are one."
         assert (remedies["provisioning_infeasible"], remedies["provisioning_unknown_host"]) == (too_few, unknown)
         settings = CoordinatorSettings.model_validate(running.configuration)
-        expected = (f"provisioning.{unknown}", f"provisioning: {too_few}")
+        expected = (f"provisioning.{unknown}", f"provisioning: whatever is asked, these limits contradict. {too_few}")
         assert await asyncio.to_thread(contradictions, settings) == expected
     later = await asyncio.to_thread(contradictions, settings)
     assert [line.partition(" (By what a coordinator knew ")[0] for line in later] == list(expected)
