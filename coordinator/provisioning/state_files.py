@@ -20,6 +20,8 @@ from moe2.coordinator.provisioning.trials import Trial
 log = structlog.get_logger()
 PRICES_VERSION = 1
 KEEP_FLEET_EVERY_S = 600.0
+SMALL_FLEET_HOSTS = 100
+"""A file of so many hosts is written that often; of more, as much more seldom."""
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,10 +83,13 @@ class FleetFile:
         return read_json(self.path, KnownFleet)[0]
 
     def is_due(self, fleet: Fleet, now_unix_s: float) -> bool:
-        """Returns whether to write: now and then, and when the watts of a host become known, or are no more."""
-        if self._kept is None or self._kept[0] != _with_known_watts(fleet):
+        """Returns whether to write: now and then, and when the watts of hosts become known, or are no more."""
+        if self._kept is None:
             return True
-        return not 0.0 <= now_unix_s - self._kept[1] < KEEP_FLEET_EVERY_S
+        known, at_unix_s = self._kept
+        large = max(1.0, len(fleet.hosts) / SMALL_FLEET_HOSTS)
+        is_old = not 0.0 <= now_unix_s - at_unix_s < KEEP_FLEET_EVERY_S * large
+        return is_old or len(known ^ _with_known_watts(fleet)) >= large
 
     def write(self, fleet: Fleet, rows: Sequence[AgentRow], now_unix_s: float) -> None:
         """Replaces what was kept. fleet: the figures in `rows`. Blocks."""
