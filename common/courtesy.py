@@ -24,7 +24,7 @@ MIN_SHARE = 0.4
 MIN_RATE_BYTES_PER_S = 64 << 10
 _SO_MAX_PACING_RATE = 47
 _TCP_INFO_BYTES = 152
-_RTT_AT, _ACKED_AT, _LEAST_RTT_AT = 68, 120, 148
+_RTT_AT, _ACKED_AT, _MIN_RTT_AT = 68, 120, 148
 
 
 @dataclass(frozen=True)
@@ -103,5 +103,5 @@ def facts_of(tcp_info: bytes) -> LineFacts:
     """Reads the kernel's `struct tcp_info`. Raises struct.error where it is shorter than this needs."""
     (rtt_us,) = struct.unpack_from("=I", tcp_info, _RTT_AT)
     (acked_bytes,) = struct.unpack_from("=Q", tcp_info, _ACKED_AT)
-    (least_us,) = struct.unpack_from("=I", tcp_info, _LEAST_RTT_AT)
+    (least_us,) = struct.unpack_from("=I", tcp_info, _MIN_RTT_AT)
     return LineFacts(rtt_us / 1e6, least_us / 1e6, acked_bytes)

@@ -26,7 +26,7 @@ _SLOWEST_PACE = 1.5
 """Guesses never make decoding slower by more, whatever is said to have been saved."""
 _NEWCOMER = 0.3
 """Of the seconds of a step, what a newcomer may add to each; only its order of magnitude matters."""
-_LEAST_OWN = 0.1
+_MIN_OWN = 0.1
 """Of the seconds of a request's tokens at least this share is its own, however much of others' prompts was read."""
 
 
@@ -189,7 +189,7 @@ class LatencyModel:
     def _own_step_s(self, shape: RequestShape, step_s: float) -> float:
         """Seconds between two tokens without what others' prompts took, whose price the prefill's law knows."""
         a1 = self._prefill.law.coefficients[0] if self._prefill.law else 0.0
-        return max(_LEAST_OWN * step_s, step_s - a1 * inter_token_features(shape)[-1])
+        return max(_MIN_OWN * step_s, step_s - a1 * inter_token_features(shape)[-1])
 
     def _compare(self, shape: RequestShape, queue_s: float, prefill_s: float | None, decode_s: float | None) -> None:
         """Add what predictions of first token and total, made at the arrival, would have been off by."""

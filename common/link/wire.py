@@ -57,8 +57,8 @@ MAX_PIECES_PER_FRAME = 16_384
 """The most tokens in one frame of an agent, all jobs together. Taking in a million of the shortest takes seconds."""
 MAX_ALTERNATIVES_PER_FRAME = 98_304
 """The most alternatives in one such frame."""
-LEAST_PIECE_BYTES = 2
-LEAST_ALTERNATIVE_BYTES = 11
+MIN_PIECE_BYTES = 2
+MIN_ALTERNATIVE_BYTES = 11
 _SMALL = (
     *(Hello, Welcome, Refused, Ping, Pong, Fault, Goodbye, TakeToken, CancelJob, JobStarted, JobDone, JobFailed),
     *(
@@ -144,7 +144,7 @@ class Codec(Generic[T]):
         self._shapes = msgspec.msgpack.Decoder(_TokensShape)
         self._piece_shapes = msgspec.msgpack.Decoder(tuple[_PieceShape, ...])
         self._max_bytes = {kind.__struct_config__.tag: limit for kind, limit in (max_bytes_by_kind or {}).items()}
-        least_bytes = (*self._max_bytes.values(), LEAST_PIECE_BYTES * MAX_PIECES_PER_FRAME)
+        least_bytes = (*self._max_bytes.values(), MIN_PIECE_BYTES * MAX_PIECES_PER_FRAME)
         self._always_small_enough = min(least_bytes) if self._max_bytes else max_frame_bytes
         self._ops = {info.__struct_config__.tag for info in _members(union)}
         spelled = [info for info in _members(union) if _is_spelled(info)]
@@ -211,7 +211,7 @@ class Codec(Generic[T]):
         try:
             jobs = self._shapes.decode(frame).jobs
             what, count, most = "tokens", sum(_length(job.pieces) for job in jobs), MAX_PIECES_PER_FRAME
-            if count <= most and len(frame) > LEAST_ALTERNATIVE_BYTES * MAX_ALTERNATIVES_PER_FRAME:
+            if count <= most and len(frame) > MIN_ALTERNATIVE_BYTES * MAX_ALTERNATIVES_PER_FRAME:
                 pieces = (piece for job in jobs for piece in self._piece_shapes.decode(job.pieces))
                 what, most = "alternatives", MAX_ALTERNATIVES_PER_FRAME
                 count = sum(_length(piece.alternatives) for piece in pieces)

@@ -1,1 +1,1 @@
-"""What coordinators that serve one fleet share, on PostgreSQL; psycopg is behind its module `postgresql`."""
+"""What coordinators of one fleet share on PostgreSQL, behind `postgresql`; may import what the ledger and keys may."""

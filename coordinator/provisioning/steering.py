@@ -23,7 +23,7 @@ from moe2.coordinator.provisioning.trials import Circumstances, Trials, is_unmea
 MAX_CHANGES_KEPT = 64
 CHANGE_S = 3600.0
 """Running jobs are waited for, whatever they take, as long as this."""
-LEAST_TIMEOUT_S = 60.0
+MIN_TIMEOUT_S = 60.0
 TIMES_MEASURED = 3.0
 """A change may take this many times what it was measured to take before it counts as failed."""
 
@@ -431,10 +431,10 @@ def _timeout_s(transition: Transition, host: HostFigures, own: tuple[ExpertFigur
     """Seconds that a change may take."""
     match transition.change:
         case Change.WAKE:
-            return MAX_UNMEASURED_WAKE_S if host.wake_s is None else max(LEAST_TIMEOUT_S, TIMES_MEASURED * host.wake_s)
+            return MAX_UNMEASURED_WAKE_S if host.wake_s is None else max(MIN_TIMEOUT_S, TIMES_MEASURED * host.wake_s)
         case Change.LOAD:
             load_s = max((one.load_s or 0.0 for one in own), default=0.0)
-            return max(LEAST_TIMEOUT_S * 10, TIMES_MEASURED * load_s)
+            return max(MIN_TIMEOUT_S * 10, TIMES_MEASURED * load_s)
         case Change.SUSPEND | Change.UNLOAD:
             return CHANGE_S
 

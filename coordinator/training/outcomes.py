@@ -22,7 +22,7 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 SPLITS = ("train", "val", "test")
-LEAST_ROWS = {"train": 20, "val": 10}
+MIN_ROWS = {"train": 20, "val": 10}
 """The fewest rows of a split from which a gate is trained."""
 LABEL_COLUMNS = ("source", "benchmark", "domain")
 

@@ -45,7 +45,7 @@ from moe2.coordinator.training.network import (
     expert_log_odds,
     kinds_of,
 )
-from moe2.coordinator.training.outcomes import LEAST_ROWS, Outcomes
+from moe2.coordinator.training.outcomes import MIN_ROWS, Outcomes
 from moe2.coordinator.training.profile import length_profile, scoring_profile
 from moe2.coordinator.training.votes import vote_record
 
@@ -170,7 +170,7 @@ def _check(outcomes: Outcomes, config: TrainingConfig) -> None:
         raise TrainingError("A gate needs at least two experts.", remedy="Choose more experts, or another source.")
     if not config.seeds:
         raise TrainingError("No seed was given.", remedy="Give at least one.")
-    for split, least in LEAST_ROWS.items():
+    for split, least in MIN_ROWS.items():
         known = (~np.isnan(outcomes.scores[outcomes.rows_of(split)])).any(axis=1).sum()
         if known < least:
             raise TrainingError(

@@ -14,7 +14,7 @@ from moe2.coordinator.training.collect.outfile import Answered
 from moe2.coordinator.training.collect.questions import Question
 from moe2.coordinator.training.collect.survey import Report
 from moe2.coordinator.training.gain import Gain, best_single, chosen_scores, gain_of
-from moe2.coordinator.training.outcomes import LEAST_ROWS, Outcomes, split_of
+from moe2.coordinator.training.outcomes import MIN_ROWS, Outcomes, split_of
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -72,11 +72,11 @@ def check_questions(questions: Sequence[Question]) -> None:
     splits = [label.get("split") or split_of(question.id) for label, question in zip(named, questions, strict=True)]
     kinds = ["/".join(filter(None, (label.get("benchmark"), label.get("domain")))) for label in named]
     folds = _folds(list(zip(splits, kinds, (question.id for question in questions), strict=True)))
-    fewest = {split: min(_others(splits, split, folds)) for split in LEAST_ROWS}
-    if any(fewest[split] < least for split, least in LEAST_ROWS.items()):
+    fewest = {split: min(_others(splits, split, folds)) for split in MIN_ROWS}
+    if any(fewest[split] < least for split, least in MIN_ROWS.items()):
         raise Moe2Error(
-            f"These are too few questions: a gate learns from at least {LEAST_ROWS['train']} and is checked by "
-            f"at least {LEAST_ROWS['val']} others. Here are {splits.count('train')} and {splits.count('val')}, of "
+            f"These are too few questions: a gate learns from at least {MIN_ROWS['train']} and is checked by "
+            f"at least {MIN_ROWS['val']} others. Here are {splits.count('train')} and {splits.count('val')}, of "
             f"which {fewest['train']} and {fewest['val']} are left while a fifth is held out to tell what is gained.",
             remedy="Add questions, or leave --questions out: moe2 comes with some hundred.",
         )

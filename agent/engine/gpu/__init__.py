@@ -1,1 +1,1 @@
-"""Whether this host's GPU can be used by the engine, and if not, why and what to do about it."""
+"""Whether the engine can use this host's GPU, and if not, why and what to do about it; imports only what is common."""

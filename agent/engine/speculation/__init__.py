@@ -1,1 +1,1 @@
-"""Guesses of the tokens that come next, so that one step of the model yields several: what to guess, and how much."""
+"""Guesses of the tokens that come next, so that one step yields several: what to guess, how much. Imports no room."""

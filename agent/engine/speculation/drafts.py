@@ -16,7 +16,7 @@ MAX_DRAFTED = 8
 """Tokens that a draft model guesses at once for one sequence."""
 _MIN_COMPARED = 4
 """Guesses of an answer that have to be compared before its own rate counts: they are a trial."""
-_LEAST_GAIN = 0.04
+_MIN_GAIN = 0.04
 """A draft model is asked for a gain of at least this, twice what a guess from the text is made for: two costs are
 estimated."""
 _TRIAL_RATE = 0.9
@@ -67,7 +67,7 @@ def draft_lengths(
         max(offer.rate, _TRIAL_RATE) if is_trial else offer.rate for offer, is_trial in zip(offers, trials, strict=True)
     ]
     by_rate = sorted(range(len(offers)), key=rates.__getitem__, reverse=True)
-    best, best_value = (0, 0), _LEAST_GAIN
+    best, best_value = (0, 0), _MIN_GAIN
     asked = 1
     while asked <= len(offers):
         few = by_rate[:asked]
@@ -95,10 +95,10 @@ def reading_pays(
         return False
     if offer.compared < _MIN_COMPARED:
         # A trial: that is what the allowance is for.
-        return max(_values([max(offer.rate, _TRIAL_RATE)], costs, sequences, beside_s)) > _LEAST_GAIN
+        return max(_values([max(offer.rate, _TRIAL_RATE)], costs, sequences, beside_s)) > _MIN_GAIN
     gain = max(_values([offer.rate], costs, sequences, beside_s), default=0.0)
     left = _MAX_STEPS_AHEAD if offer.left is None else min(offer.left, _MAX_STEPS_AHEAD)
-    return gain > _LEAST_GAIN and sequences * seconds < _READ_SHARE * gain * left * costs.target(sequences)
+    return gain > _MIN_GAIN and sequences * seconds < _READ_SHARE * gain * left * costs.target(sequences)
 
 
 def _values(rates: Sequence[float], costs: DraftCosts, sequences: int, beside_s: float) -> list[float]:

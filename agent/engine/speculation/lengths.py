@@ -27,10 +27,10 @@ _LONG_MEMORY = 0.99
 """The same for a model's requests together."""
 _PLACE_WEIGHT = 1.5
 """What is known of a guess's ground counts as so many guesses behind its token."""
-_LEAST_GAIN = 0.02
+_MIN_GAIN = 0.02
 """Guesses are made for a gain of at least this for each sequence that waits for the step: what guessing itself takes,
 and what is not known better."""
-_LEAST_YIELD = 1.1
+_MIN_YIELD = 1.1
 """Beside prompts, guesses have to yield so many times what is written without any: their cost is not measured there."""
 _FIRST_STEPS = 1.25
 """Steps' worth of time that a request may lose by guesses before they have gained anything."""
@@ -167,7 +167,7 @@ def guess_lengths(offers: Sequence[Offer], load: Load, *, seconds: Callable[[int
     """
     sequences, everybody = load.sequences, load.all_sequences
     counts = [0] * len(offers)
-    best, best_value, plain_s = list(counts), _LEAST_GAIN * everybody, seconds(sequences)
+    best, best_value, plain_s = list(counts), _MIN_GAIN * everybody, seconds(sequences)
     chances = [1.0] * len(offers)
     is_over = [False] * len(offers)
     expected = [1.0] * len(offers)
@@ -205,7 +205,7 @@ def _yields_as_much(accepted: float, count: int, load: Load, seconds: Callable[[
     once the prompts are read: else those that came first would be served at the expense of the others."""
     extra_s = seconds(load.sequences + count) - seconds(load.sequences)
     everybody = load.all_sequences
-    return accepted * seconds(everybody) >= _LEAST_YIELD * everybody * extra_s
+    return accepted * seconds(everybody) >= _MIN_YIELD * everybody * extra_s
 
 
 def _next_gain(offer: Offer, count: int, chance: float, expected: float) -> float:

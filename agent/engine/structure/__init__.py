@@ -1,1 +1,1 @@
-"""The form that an answer must have: read, bounded, compiled and followed token by token."""
+"""The form of an answer: read, bounded, compiled, followed token by token; may import `calls`, `prompt.request`."""

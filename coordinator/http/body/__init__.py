@@ -1,1 +1,1 @@
-"""Request bodies: parsed and checked into typed values, with one source for parser, errors and OpenAPI."""
+"""Request bodies as typed values, one source for parser, errors, OpenAPI; imports `errors`, `choosing`, `serving`."""

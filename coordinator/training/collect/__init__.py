@@ -1,1 +1,1 @@
-"""This room asks a fleet the questions of a question set and keeps its scored answers, to train the gate on them."""
+"""This room asks a fleet the questions of a set and keeps its scored answers; may import `answers`, `outcomes`."""

@@ -1,1 +1,1 @@
-"""This room compares the gate with simpler ways to choose an expert, on held-out outcomes."""
+"""This room compares the gate with simpler ways to choose, on held-out outcomes; imports what training may."""
