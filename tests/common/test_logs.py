@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import pytest
 import structlog
 
+from moe2.common.energy import Quality
 from moe2.common.logs import configure_logging, set_log_level
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -53,6 +54,18 @@ def test_lines_are_json_where_nobody_looks() -> None:
     [line] = lines(stream)
     assert line.pop("timestamp").endswith("Z")
     assert line == {"event": "agent_joined", "level": "info", "agent_id": "a", "n": 1}
+
+
+@pytest.mark.parametrize(
+    "value", ["plain", "ü\u2028\x85", "a\ud800", 2**70, {1: 2}, object, Quality.SIMULATED, [], {"a": [None, 1.5]}]
+)
+def test_a_line_is_written_as_the_standard_library_writes_it(value: object) -> None:
+    """In one line of ASCII, whatever its values are."""
+    stream = io.StringIO()
+    configured("info", stream)
+    structlog.get_logger().info("agent_joined", value=value)
+    shown = json.dumps(value, default=repr)
+    assert stream.getvalue().startswith(f'{{"value": {shown}, "event": "agent_joined", "level": "info", ')
 
 
 def test_lines_are_for_people_on_a_terminal() -> None:
