@@ -23,6 +23,8 @@ WebSocket = ClientWebSocketResponse | web.WebSocketResponse
 # only bytes that the network does not take yet are counted, not those in flight.
 NOT_SENT_LOW_WATER_BYTES = 256
 LAST_WORDS_S = 5.0
+READ_S = 0.01
+"""The time in which the event loop reads what has arrived."""
 DEAF = frozenset({LinkCode.SILENT, LinkCode.UNREAD})
 """Codes of sessions whose peer does not hear why they end."""
 _BYTES_ACKED = struct.Struct("Q")
@@ -137,7 +139,7 @@ class Pump:
             if self._session.closed:
                 return
 
-    def _look(self) -> None:
+    def _look(self, has_read: bool = False) -> None:
         """Act on the session's deadlines that have passed, and look again at the next one.
 
         A timer does it, not the sender: that may wait for a link which a vanished peer left full. A peer that does not
@@ -145,6 +147,10 @@ class Pump:
         """
         self._alarm = None
         session, now_s = self._session, self._clock()
+        if not has_read and self._seems_gone(now_s):
+            # This process was held up, not the peer: after a pause all timers come before what has arrived meanwhile.
+            self._alarm = asyncio.get_running_loop().call_later(READ_S, self._let_read)
+            return
         try:
             for event in session.tick(now_s):
                 self._on_event(event)
@@ -161,6 +167,15 @@ class Pump:
             self._stop_receiving()
         else:
             self._alarm = asyncio.get_running_loop().call_at(deadline_s, self._look)
+
+    def _seems_gone(self, now_s: float) -> bool:
+        """Whether the peer is to be given up now although some of its words wait to be read."""
+        is_due = self._session.closed is None and now_s >= self._session.gives_up_at_s
+        return is_due and self._writability is not None and self._writability.has_unread()
+
+    def _let_read(self) -> None:
+        """Looks again once what has been read has reached the session, too."""
+        self._alarm = asyncio.get_running_loop().call_soon(self._look, True)
 
     def _unread_since_s(self, now_s: float) -> float:
         """Since when the peer has taken nothing of what is being sent to it, as seen at the session's deadlines."""
@@ -225,6 +240,12 @@ class _Writability:
         info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED_AT + _BYTES_ACKED.size)
         (taken,) = _BYTES_ACKED.unpack_from(info, _BYTES_ACKED_AT)
         return int(taken)
+
+    def has_unread(self) -> bool:
+        """Whether bytes of the peer have come that nobody has read yet."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     async def wait(self) -> None:
         if self._poll.poll(0):

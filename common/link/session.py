@@ -172,6 +172,11 @@ class Session:
         return min(self._ping_due_s, self._silent_at_s)
 
     @property
+    def gives_up_at_s(self) -> float:
+        """The moment at which a peer that says nothing more is given up."""
+        return self._silent_at_s if self._handshake_deadline_s is None else self._handshake_deadline_s
+
+    @property
     def _ping_due_s(self) -> float:
         # Who has just been heard need not be asked whether it is there.
         return min(self._ask_by_s, max(self._next_ping_s, self._last_heard_s + self._most_quiet_s))

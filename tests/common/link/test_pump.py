@@ -280,6 +280,30 @@ async def test_a_silent_peer_is_given_up_after_three_heartbeats() -> None:
 
 
 @on_loopback
+@pytest.mark.parametrize("is_open", [True, False], ids=["open", "shaking hands"])
+async def test_a_peer_that_has_spoken_while_nothing_ran_here_is_heard_first(is_open: bool) -> None:
+    """After a pause of the process all timers are due before what has arrived is read: nobody is given up for that."""
+    async with websockets() as (client, server), asyncio.TaskGroup() as tasks:
+        coordinator = coordinator_end()
+        running = tasks.create_task(coordinator.pump.run(server))
+        if is_open:
+            await say(client, HELLO)
+            await coordinator.until(lambda: coordinator.session.is_open)
+        else:
+            while coordinator.pump._alarm is None:
+                await asyncio.sleep(0)
+        late_s = coordinator.session.gives_up_at_s + 1.0
+        coordinator.pump._clock = lambda: late_s
+        await say(client, *((Ping(seq=7),) if is_open else (HELLO,)))
+        coordinator.pump._look()
+        while coordinator.session.closed is None and coordinator.session.last_heard_s < late_s:
+            await asyncio.sleep(pump_module.READ_S)
+        assert coordinator.session.closed is None
+        assert coordinator.session.is_open
+        running.cancel()
+
+
+@on_loopback
 async def test_a_silent_peer_is_given_up_although_the_link_is_full() -> None:
     """A host that loses power while tokens stream to it leaves full buffers behind; that must not hide its silence."""
     async with websockets() as (client, server):
