@@ -253,3 +253,8 @@ def _heed_signals() -> None:
     """What nohup, or a shell's background job, has its children ignore, a shell cannot trap."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+
+
+def changed(host: FakeHost, version: str = "0.2.0") -> None:
+    """The checkout moves on."""
+    (host.checkout / "common/__init__.py").write_text(f'__version__ = "{version}"\n')
