@@ -324,20 +324,23 @@ def _of_everyone(
         part = slice(start, start + _MAX_COLUMNS)
         constant, slopes[part] = envelope(value, value.states[kinds[part]], held).linear(some.touching)
     slope = slopes[kind]
-    price = _repriced(some.price, slope, scaled)
+    price = _repriced(some.price, slope, scaled, stop)
     reduced = slope - price @ scaled
     upper = constant + float(price.sum()) + float(np.maximum(reduced, 0.0).sum())
     return Bound(upper, shares, reduced, some.touching, price)
 
 
-def _repriced(price: FloatArray, slope: FloatArray, scaled: FloatArray) -> FloatArray:
+def _repriced(price: FloatArray, slope: FloatArray, scaled: FloatArray, stop: Callable[[], bool]) -> FloatArray:
     """The prices (C,), each in turn the one that proves most beside the others, for experts of `slope` (n,).
 
-    scaled: (C, n). The best price of one limit is what is gained per unit of it by the last expert that has room, when
-    they are taken by that. Prices of some of the experts are too low where others join them.
+    scaled: (C, n). Once `stop` returns True prices stay as they are: any are valid. The best price of one limit is what
+    is gained per unit of it by the last expert that has room, when they are taken by that. Prices of some of the
+    experts are too low where others join them.
     """
     price = price.copy()
     for place, used in enumerate(scaled):
+        if stop():
+            break
         rate = (slope - price @ scaled) / np.maximum(used, 1e-12) + price[place]
         order = np.argsort(-rate, kind="stable")
         last = int(np.searchsorted(np.cumsum(used[order]), 1.0))
@@ -363,11 +366,13 @@ def solve(
     scaled = costs / room[:, None]
     limits, count = scaled.shape
     shares = np.full(count, 0.5 * min(1.0, 1.0 / float(scaled.sum(axis=1).max())))
+    tangent = envelope.at(shares, None, 1.0)
     for _ in range(2):
-        tangent = envelope.at(shares, None, 1.0)
+        if stop():
+            break
         _, chosen = _linear_start(tangent.slope, scaled)
         shares = (shares + chosen) / 2
-    tangent = envelope.at(shares, None, 1.0)
+        tangent = envelope.at(shares, None, 1.0)
     price, _ = _linear_start(tangent.slope, scaled)
     rest = 1.0 - shares
     slack = 1.0 - scaled @ shares

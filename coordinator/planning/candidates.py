@@ -129,6 +129,15 @@ class Candidates:
         """(n,) the value of each candidate alone."""
         return np.asarray(self.problem.value.alone[self.index])
 
+    def without_each(self, panel: list[int]) -> FloatArray:
+        """(k, M) the state of a panel without each of its k members in turn, from running unions from both ends."""
+        value = self.problem.value
+        states = self.states_of(panel)
+        empty = value.empty_state()[None]
+        before = np.concatenate([empty, value.union.accumulate(states, axis=0)[:-1]])
+        after = np.concatenate([value.union.accumulate(states[::-1], axis=0)[::-1][1:], empty])
+        return value.combine(before, after)
+
     def value_of(self, members: IntArray | list[int]) -> float:
         """The value of a panel of candidates, its members combined in alphabetical order."""
         return self.problem.value.of(self.index[np.sort(np.asarray(members, dtype=np.intp))])
@@ -163,6 +172,24 @@ class Candidates:
         fits &= (used[:, None] + self.sums <= self.ceilings[:, size : size + 1]).all(axis=0)
         fits[members] = False
         return np.flatnonzero(fits)
+
+    def joining_in_turn(self, members: list[int], order: IntArray) -> list[int]:
+        """Those of the candidates in `order` that join the panel, each where it still fits when its turn comes."""
+        panel = list(members)
+        while len(order):
+            size = len(panel) + np.arange(1, len(order) + 1)
+            room = int(self.largest[panel].min(initial=len(self.problem.names)))
+            fits = size <= np.minimum(np.minimum.accumulate(self.largest[order]), room)
+            for row, ceiling in zip(self.sums, self.ceilings, strict=True):
+                fits &= float(row[panel].sum()) + np.cumsum(row[order]) <= ceiling[size]
+            count = len(order) if fits.all() else int(fits.argmin())
+            panel += order[:count].tolist()
+            # Whoever does not fit now never will.
+            order = order[count + 1 :]
+            pool: BoolArray = np.zeros(self.count, dtype=np.bool_)
+            pool[order] = True
+            order = order[np.isin(order, self.addable(panel, pool))]
+        return panel[len(members) :]
 
     def total_energy_j(self, members: IntArray | list[int]) -> float:
         """The joules of a panel, aggregation included."""
@@ -231,14 +258,19 @@ class Incumbent:
         """
         candidates, value = self.candidates, self.candidates.problem.value
         order = sorted(self.members, key=lambda n: (-candidates.energy_j[n], -n))
-        # Unions of each member with all that come later in the order, and of nobody.
-        later = [*value.union.accumulate(candidates.states_of(order[::-1]), axis=0)[::-1], value.empty_state()]
         floor = self.value - tie_width(self.value)
-        kept: list[int] = []
-        state = value.empty_state()
-        for place, member in enumerate(order):
+        # Who is needed beside all others is needed beside fewer.
+        is_needed = value.average(candidates.without_each(order)) < floor
+        kept = [n for n, needed in zip(order, is_needed, strict=True) if needed]
+        doubted = [n for n in order if n not in kept]
+        if not doubted:
+            return
+        # Unions of each member with all that come later in the order, and of nobody.
+        later = [*value.union.accumulate(candidates.states_of(doubted[::-1]), axis=0)[::-1], value.empty_state()]
+        state = value.state_of(candidates.index[kept])
+        for place, member in enumerate(doubted):
             without = value.combine(state, later[place + 1])
-            if (kept or place + 1 < len(order)) and float(value.average(without)) >= floor:
+            if (kept or place + 1 < len(doubted)) and float(value.average(without)) >= floor:
                 continue
             kept.append(member)
             state = value.combine(state, candidates.states_of([member])[0])

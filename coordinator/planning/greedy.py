@@ -117,7 +117,7 @@ def exchange(
         fits = np.ones((len(panel), len(entering)), dtype=np.bool_)
         for row, own, ceiling in zip(candidates.sums, left, candidates.ceilings, strict=True):
             fits &= row[entering] <= (ceiling[len(panel)] - own.sum()) + own[:, None]
-        reached = np.where(fits, value.cross(_without_each(candidates, panel), candidates.states_of(entering)), -np.inf)
+        reached = np.where(fits, value.cross(candidates.without_each(panel), candidates.states_of(entering)), -np.inf)
         leaving, place = divmod(int(reached.argmax()), len(entering))
         if not reached[leaving, place] > worth + tie_width(worth):
             return panel
@@ -127,16 +127,6 @@ def exchange(
         panel = sorted(grow(candidates, swapped, pool, weight, stop))
         worth = candidates.value_of(panel)
     return panel
-
-
-def _without_each(candidates: Candidates, panel: list[int]) -> FloatArray:
-    """(k, M) the state of the panel without each of its k members in turn, from running unions from both ends."""
-    value = candidates.problem.value
-    states = candidates.states_of(panel)
-    empty = value.empty_state()[None]
-    before = np.concatenate([empty, value.union.accumulate(states, axis=0)[:-1]])
-    after = np.concatenate([value.union.accumulate(states[::-1], axis=0)[::-1][1:], empty])
-    return value.combine(before, after)
 
 
 def offer_greedy_panels(candidates: Candidates, incumbent: Incumbent, stop: Stop = never) -> None:

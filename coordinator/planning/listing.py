@@ -32,6 +32,8 @@ _PRODUCT_STEPS = 1e6
 """Steps of a matrix product between two looks at the clock."""
 _MATRIX_ENTRIES = 3e4
 """Entries of a matrix of pairs by pairs: memory that is new to the process takes longer than what is computed in it."""
+_FRESH_ENTRIES = 2e5
+"""Entries of later pairs' states that are made between two looks at the clock, for the same reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -436,7 +438,7 @@ class _Fourth:
         upper += listing.floor
         worth_it &= upper > incumbent.target
         others = np.flatnonzero(worth_it.any(axis=0))
-        columns = max(1, int(listing.steps_at_once / (listing.prompts * len(some))))
+        columns = max(1, int(min(listing.steps_at_once / len(some), _FRESH_ENTRIES) / listing.prompts))
         for start in range(0, len(others), columns):
             if self._stop():
                 return False

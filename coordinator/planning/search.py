@@ -37,9 +37,9 @@ _LISTED_OF_OTHERS = 12
 _STEPS = {"coverage": 1e6, "best_of": 4.4e6}
 _STEPS_OF_OTHERS = 1e5
 """Elementwise steps up to which a listing pays before any relaxation; after one there is less to list."""
-_WRAP_UP_S, _WRAP_UP_S_EACH, _WRAP_UP_SHARE = 0.002, 2e-9, 0.2
-"""Seconds of a time limit that are kept for the step under way, for thinning the panel and for the proof; seconds on
-top for each expert and prompt; and the most that these may be as a share of the limit."""
+_WRAP_UP_S, _WRAP_UP_SHARE = 0.00125, 0.3
+"""Seconds of a time limit that are kept for thinning the panel and for the proof; and the most that these may be, with
+what the longest step so far has taken, as a share of the limit."""
 _BRANCHING_S_EACH = 1.2e-5
 """Seconds that branching takes for each free expert, during which nobody looks at the clock."""
 _WIDE_GAP = 0.005
@@ -84,6 +84,9 @@ class _Search:
     def __init__(self, candidates: Candidates, effort: Effort, spent: Callable[[], float] | None) -> None:
         self.candidates, self.effort, self.spent = candidates, effort, spent
         self.incumbent = Incumbent(candidates, [])
+        self.looked_s: float | None = None
+        self.longest_s = 0.0
+        """Seconds of the longest stretch between two looks at the clock: what a step takes on this busy host."""
         self.nodes = 0
         self.heap: list[tuple[float, int, _Node]] = []
         self.pushed = 0
@@ -116,9 +119,12 @@ class _Search:
         limit = self.effort.time_limit_s
         if limit is None or self.spent is None:
             return False
-        figures = self.candidates.count * self.candidates.problem.value.prompts
-        kept = min(_WRAP_UP_S + _WRAP_UP_S_EACH * figures, _WRAP_UP_SHARE * limit)
-        return self.spent() >= limit - kept - further_s
+        spent_s = self.spent()
+        if self.looked_s is not None:
+            self.longest_s = max(self.longest_s, spent_s - self.looked_s)
+        self.looked_s = spent_s
+        kept_s = min(_WRAP_UP_S + self.longest_s, _WRAP_UP_SHARE * limit)
+        return spent_s >= limit - kept_s - further_s
 
     def _push(self, node: _Node) -> None:
         """Keep a node for later if its bound is worth a look."""
@@ -219,6 +225,9 @@ class _Search:
         if candidates.is_feasible(vertex):
             self.incumbent.offer(vertex)
             return True
+        if self._late():
+            self._push(node)
+            return True
         if len(free) <= self.list_up_to:
             value = candidates.problem.value
             base = value.state_of(candidates.index[held])
@@ -268,19 +277,7 @@ class _Search:
     def _round(self, held: list[int], free: IntArray, shares: FloatArray) -> None:
         """Offer the panel that takes free experts by falling share as long as they fit."""
         candidates = self.candidates
-        panel = list(held)
-        costs = [row.tolist() for row in candidates.sums]
-        ceilings = [ceiling.tolist() for ceiling in candidates.ceilings]
-        used = [float(row[held].sum()) for row in candidates.sums]
-        largest = candidates.largest.tolist()
-        cap = min((largest[n] for n in held), default=len(largest))
-        for expert in free[np.argsort(-shares, kind="stable")].tolist():
-            if len(panel) >= min(cap, largest[expert]):
-                continue
-            joined = [total + cost[expert] for total, cost in zip(used, costs, strict=True)]
-            if all(total <= most[len(panel) + 1] for total, most in zip(joined, ceilings, strict=True)):
-                panel.append(expert)
-                used, cap = joined, min(cap, largest[expert])
+        panel = [*held, *candidates.joining_in_turn(held, free[np.argsort(-shares, kind="stable")])]
         if self.nodes == 1 and panel:
             pool: BoolArray = np.zeros(candidates.count, dtype=np.bool_)
             pool[free] = True

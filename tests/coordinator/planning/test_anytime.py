@@ -215,3 +215,36 @@ def test_a_large_fleet_is_not_branched_on_without_the_time(monkeypatch: pytest.M
     )
     assert plan.proof.status is Status.BOUNDED
     assert asked == []
+
+
+def test_a_search_leaves_room_for_a_step_as_long_as_the_longest() -> None:
+    """On a busy host a step takes several times as long as it should, and the last one must not be late."""
+    drawn = fleet(np.random.default_rng(3), 128, "graded")
+    looks = itertools.count()
+
+    def clock() -> float:
+        look = next(looks)
+        return look * 2e-4 + (0.004 if look > 20 else 0.0)
+
+    plan = search.plan(drawn.request(drawn.value("best_of"), 0.12), effort=Effort(time_limit_s=0.0195), clock=clock)
+    assert plan.proof.status is Status.BOUNDED
+    assert plan.proof.elapsed_s is not None
+    assert plan.proof.elapsed_s + 0.004 < 0.0195
+
+
+@given(seed=st.integers(0, 10_000), most=st.integers(1, 12), held=st.integers(0, 2))
+@settings(max_examples=100, deadline=None)
+def test_experts_join_in_turn_as_one_by_one(seed: int, most: int, held: int) -> None:
+    """Each joins where it still fits when its turn comes; who does not is passed over."""
+    rng = np.random.default_rng(seed)
+    problem = cases.random_problem(rng, "coverage", 12)
+    candidates = Candidates.of(replace(problem, budgets=replace(problem.budgets, max_experts=most)))
+    order = rng.permutation(candidates.count)
+    panel = order[:held].tolist()
+    if panel and not candidates.is_feasible(panel):
+        return
+    one_by_one = list(panel)
+    for expert in order[held:].tolist():
+        if candidates.is_feasible([*one_by_one, expert]):
+            one_by_one.append(expert)
+    assert [*panel, *candidates.joining_in_turn(panel, order[held:])] == one_by_one

@@ -94,7 +94,7 @@ def test_prices_that_are_set_in_turn_prove_no_less() -> None:
             count = int(rng.integers(1, 40))
             slope, used = rng.uniform(0.0, 1.0, count), rng.uniform(0.01, 1.0, (limits, count))
             before = rng.uniform(0.0, 1.0, limits)
-            after = bounds._repriced(before, slope, used)
+            after = bounds._repriced(before, slope, used, lambda: False)
 
             def proven(price: FloatArray, slope: FloatArray = slope, used: FloatArray = used) -> float:
                 return float(price.sum() + np.maximum(slope - price @ used, 0.0).sum())
