@@ -322,6 +322,8 @@ class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The numbers of the whole fleet; None from a coordinator of an earlier release."""
     pair: PairStatus | None = None
     """Its part among coordinators that share a database; None where it shares none, or is of an earlier release."""
+    gate_sha256: str | None = None
+    """SHA-256 of the gate's file that experts are chosen by; None with priors alone, or of an earlier release."""
 
 
 def exit_code(warnings: tuple[HealthWarning, ...]) -> int:

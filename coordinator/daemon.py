@@ -136,7 +136,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 prices=self._prices,
                 on_lease=lambda: self._service.fleet_changed(),
             )
-            self._pair.membership.gate_sha256 = checkpoint_sha256(settings.gate_path)
+            self._pair.membership.gate_sha256 = self._selector.scorer.gate_sha256
         self._clock = self._pair.membership.unix_s if self._pair else time
         self._ledger = Ledger(
             settings.ledger_path,
@@ -331,6 +331,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             pushes=self._supply.pushes.rows(),
             pulls=self._supply.pulls.rows(),
             pair=self._pair.status() if self._pair else None,
+            gate_sha256=self._selector.scorer.gate_sha256,
             warnings=(
                 *health.dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
                 *health.fleet_warnings(
@@ -368,7 +369,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._selector.reconfigure(scorer, selection.limits_by_category, selection.fleet_watts_cap_w)
         self._prices.reconfigure(selection.averages)
         if self._pair:
-            self._pair.membership.gate_sha256 = checkpoint_sha256(settings.gate_path)
+            self._pair.membership.gate_sha256 = scorer.gate_sha256
         self._keeper.use(settings.provisioning, settings.selection.patience_s, scorer.apart())
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
@@ -491,9 +492,11 @@ def _scorer(settings: CoordinatorSettings, feedback: FeedbackBook) -> Scorer:
     checkpoint = settings.gate_path
     if settings.selection.gate is None and not checkpoint.exists():
         return Scorer(None, tallies=feedback.tallies)
+    # Before the file is read: a digest of what replaces it meanwhile would be of a gate that nobody uses yet.
+    digest = checkpoint_sha256(checkpoint)
     gate, manifest = load_checkpoint(checkpoint)
     log.info("gate_loaded", path=str(checkpoint), experts=manifest.experts)
-    return Scorer(gate, manifest.kinds, feedback.tallies)
+    return Scorer(gate, manifest.kinds, feedback.tallies, digest)
 
 
 def _in_url(host: str) -> str:

@@ -55,6 +55,29 @@ def optional_packages(what: str, extra: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def stopped_alike() -> Iterator[None]:
+    """Have SIGTERM and a terminal's hang-up end what is within as Ctrl-C does, with KeyboardInterrupt.
+
+    Signals that are ignored, as by `nohup`, stay so.
+    """
+
+    def stop(_number: int, frame: FrameType | None) -> None:
+        # Whatever Ctrl-C does now, such as cancelling the task of an event loop. A job that a shell has put in the
+        # background ignores Ctrl-C, and has to end all the same.
+        act = signal.getsignal(signal.SIGINT)
+        (act if callable(act) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 class Command(argparse.ArgumentParser):
     """A program or one of its commands; `--help` reads like a manual page.
 

@@ -105,10 +105,18 @@ class Scorer:
     """Scores experts with the gate, which it keeps fitted to the fleet's models.
 
     gate: None where no checkpoint is configured; priors then stand in. kinds: names of the prompt kinds of the gate's
-    task head. tallies: users' scores by the checksum of a model's file, or its name; they move the priors.
+    task head. tallies: users' scores by the checksum of a model's file, or its name; they move the priors. gate_sha256:
+    digest of the gate's file, in hexadecimal; None where there is no gate.
     """
 
-    def __init__(self, gate: Gate | None, kinds: Sequence[str] = (), tallies: Mapping[str, Tally] = NO_TALLIES) -> None:
+    def __init__(
+        self,
+        gate: Gate | None,
+        kinds: Sequence[str] = (),
+        tallies: Mapping[str, Tally] = NO_TALLIES,
+        gate_sha256: str | None = None,
+    ) -> None:
+        self.gate_sha256 = gate_sha256
         self._gate = gate
         self._tallies = tallies
         self._experts: Sequence[Expert] = ()
@@ -127,7 +135,7 @@ class Scorer:
 
     def apart(self) -> Scorer:
         """A scorer with the same gate and scores that is fitted by itself, for who looks at other experts."""
-        return Scorer(self._gate, self._kinds, self._tallies)
+        return Scorer(self._gate, self._kinds, self._tallies, self.gate_sha256)
 
     def warnings(self, experts: Sequence[Expert] = ()) -> tuple[HealthWarning, ...]:
         """What an operator should know about the gate and the models that it scores.

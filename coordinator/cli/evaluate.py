@@ -202,6 +202,8 @@ def _show_votes(report: VoteReport, console: Console) -> None:
 
     console.print(f"Votes, reported on {report.rows['reported']} prompts: {report.reported_on}.")
     console.print(f"  {report.host_marks}")
+    if report.left_out:
+        console.print(f"  left out, as the file holds no answers of theirs: {', '.join(report.left_out)}")
     for table in vote_tables(report):
         console.print(table)
     for stop in report.early_stop:

@@ -1,8 +1,9 @@
 """The command `moe2-coordinator tune`: from a fleet to a trained gate in one go.
 
 It asks every model a set of short questions, trains a gate on the answers, shows what was gained, installs the gate and
-has the running coordinator read it. Each step can be interrupted: answers are kept in the state directory as they come,
-the gate's file appears whole or not at all, and the same command goes on from there.
+has the running coordinator read it. Each step can be interrupted, by Ctrl-C, SIGTERM or a hang-up at once: answers are
+kept in the state directory as they come, the gate's file is the former one or the new one, and the same command goes on
+from there.
 """
 
 from __future__ import annotations
@@ -14,24 +15,29 @@ import os
 import signal
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, RefusedError, fetch
-from moe2.common.statefile import locked
+from moe2.common.statefile import locked, stamp_of
 from moe2.common.status import CoordinatorStatus
-from moe2.common.terminal.commandline import add_config
+from moe2.common.terminal.commandline import add_config, stopped_alike
 from moe2.common.terminal.figures import printable
 from moe2.common.terminal.output import Screen
 from moe2.coordinator.choosing.explain import Decision
 from moe2.coordinator.cli.collect import add_access, asking, tell_failures, wanted_experts
-from moe2.coordinator.gate.checkpoint import save_checkpoint
+from moe2.coordinator.gate.checkpoint import Manifest, checkpoint_sha256, save_checkpoint
+from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.http.routes.plan import PlanAnswer
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
@@ -39,7 +45,7 @@ from moe2.coordinator.training.collect.asking import Asker, LiveExpert
 from moe2.coordinator.training.collect.outfile import Outfile
 from moe2.coordinator.training.collect.questions import Metric, Question, read_questions
 from moe2.coordinator.training.collect.survey import Report, missing, survey
-from moe2.coordinator.training.outcomes import read_outcomes
+from moe2.coordinator.training.outcomes import Outcomes, read_outcomes
 from moe2.coordinator.training.tuning import (
     EXPECTED_TOKENS,
     FOLDS,
@@ -93,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tunes the fleet and returns the exit code: 0, 1 where no gate was installed, 130 after Ctrl-C.
+    """Tunes the fleet and returns the exit code: 0, 1 where no gate was installed, 130 where it was stopped.
 
     Raises Moe2Error where the fleet cannot be asked, or the answers cannot be used.
     """
@@ -109,18 +115,29 @@ def run(args: argparse.Namespace) -> int:
     tuning = _Tuning(args, settings, console)
     try:
         # Two runs would ask the same questions twice, and write into the same file.
-        with locked(settings.coordinator.state_dir / LOCKED_NAME, waits=False):
-            return asyncio.run(tuning.run())
+        with locked(settings.coordinator.state_dir / LOCKED_NAME, waits=False), stopped_alike():
+            return tuning.run()
     except BlockingIOError as error:
         raise Moe2Error(
             f"Another `tune` of this coordinator is running ({settings.coordinator.state_dir}).",
             remedy="Wait for it, or stop it with Ctrl-C: what was answered is kept.",
         ) from error
     except KeyboardInterrupt:
-        console.print("Stopped. What was answered is kept; the same command goes on from there.")
+        tuning.tell_stopped()
         return INTERRUPTED
     except PermissionError as error:
         raise Moe2Error(f"No permission: {error}.", remedy="Run it as root, or as the coordinator's user.") from error
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the fleet has answered, and what the coordinator thought of its models before."""
+
+    outcomes: Outcomes
+    before: npt.NDArray[np.float64]
+    """(rows, N) the running coordinator's scores of the outcomes' models, as `believed_scores` has them."""
+    columns: Mapping[str, str]
+    """What the live experts' scores are kept under, by their keys."""
 
 
 class _Tuning:
@@ -134,8 +151,39 @@ class _Tuning:
         self._out = settings.coordinator.state_dir / OUTCOMES_FILE
         if args.questions is not None:
             self._out = self._out.with_name(f"tune-outcomes-{args.questions.stem}.jsonl")
+        self._former_gate = stamp_of(settings.gate_path, follow_links=True)
 
-    async def run(self) -> int:
+    def run(self) -> int:
+        """Asks, trains and installs; returns the exit code."""
+        asked = asyncio.run(self._ask())
+        if asked is None:
+            return 0
+        # In an event loop a first Ctrl-C would wait for the end of a training.
+        gate, manifest, comparison = self._train(asked)
+        show(comparison, self._console)
+        if comparison.is_clearly_behind and not self._args.even_if_behind:
+            self._console.print(
+                "The gate is clearly behind, so it is not installed (--even-if-behind installs it all the same)."
+            )
+            return NOT_INSTALLED
+        self._install(gate, manifest)
+        known = {key for key, column in asked.columns.items() if column in asked.outcomes.experts}
+        return asyncio.run(self._reload(known))
+
+    def tell_stopped(self) -> None:
+        """Says what is there after an end before the end."""
+        path = self._settings.gate_path
+        if stamp_of(path, follow_links=True) == self._former_gate:
+            told = "Stopped. What was answered is kept; the same command goes on from there."
+        else:
+            told = (
+                f"Stopped. The new gate is in {path}; whether the running coordinator has read it was not waited for. "
+                "The same command sees to that."
+            )
+        self._console.print(told, soft_wrap=True)
+
+    async def _ask(self) -> _Asked | None:
+        """Have the fleet answer what is left, and return what is known then; None where nothing was to be asked."""
         args, console = self._args, self._console
         status = await self._status()
         questions = read_questions(args.questions or usual_questions())
@@ -158,7 +206,7 @@ class _Tuning:
                 loads = await self._loads(questions, experts, outfile)
             self._announce(questions, experts, predicted(loads, args.concurrency))
             if args.dry_run:
-                return 0
+                return None
             limits = Limits(
                 max_j=args.max_j,
                 spent_j=spent_j,
@@ -168,7 +216,7 @@ class _Tuning:
             self._check_limits(limits, loads)
             report, why = await self._survey(asker, questions, experts, outfile, limits)
         self._tell(report, why)
-        return await self._trained({expert.key: expert.column for expert in live})
+        return await self._known({expert.key: expert.column for expert in live})
 
     async def _running(self) -> CoordinatorStatus:
         """What the running coordinator says of itself. Raises NotRunningError."""
@@ -307,15 +355,11 @@ class _Tuning:
                 f"Ended early: {why}. {number_of(report.left, 'answer')} not asked for.", soft_wrap=True
             )
 
-    async def _trained(self, columns: Mapping[str, str]) -> int:
-        """Train on what is known, show the gain, and install the gate unless it is clearly behind.
+    async def _known(self, columns: Mapping[str, str]) -> _Asked:
+        """All answers so far, and what the running coordinator thinks of the models.
 
-        columns: what experts' scores are kept under, by their keys.
+        columns: what experts' scores are kept under, by their keys. Raises Moe2Error for answers of fewer than two.
         """
-        from moe2.coordinator.training.config import TrainingConfig
-        from moe2.coordinator.training.train import train_gate
-
-        config = TrainingConfig(seeds=tuple(range(self._args.seeds)))
         outcomes = read_outcomes(self._out) if self._out.exists() else None
         if outcomes is None or len(outcomes.experts) < 2:
             raise Moe2Error(
@@ -327,32 +371,37 @@ class _Tuning:
             decision = await self._decision(prompt)
             rows = decision.experts if decision else ()
             said.append({columns.get(row.expert, row.model): row.score for row in rows})
-        before = believed_scores(outcomes, said)
+        return _Asked(outcomes, believed_scores(outcomes, said), columns)
+
+    def _train(self, asked: _Asked) -> tuple[Gate, Manifest, Comparison]:
+        """The gate of all answers, and what such gates gain on answers that they have not learned from."""
+        from moe2.coordinator.training.config import TrainingConfig
+        from moe2.coordinator.training.train import train_gate
+
+        config = TrainingConfig(seeds=tuple(range(self._args.seeds)))
         with Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(), console=self._console) as bar:
             task = bar.add_task("training", total=FOLDS + 1)
             comparison = compared(
-                outcomes,
-                before,
+                asked.outcomes,
+                asked.before,
                 lambda rows: train_gate(rows, config=config).gate,
                 lambda done: bar.update(task, completed=done),
             )
-            trained = train_gate(outcomes, config=config, source="tune")
+            trained = train_gate(asked.outcomes, config=config, source="tune")
             bar.update(task, completed=FOLDS + 1)
-        show(comparison, self._console)
-        if comparison.is_clearly_behind and not self._args.even_if_behind:
-            self._console.print(
-                "The gate is clearly behind, so it is not installed (--even-if-behind installs it all the same)."
-            )
-            return NOT_INSTALLED
+        return trained.gate, trained.manifest, comparison
+
+    def _install(self, gate: Gate, manifest: Manifest) -> None:
+        """Put the gate in the former one's place, whole or not at all."""
         path = self._settings.gate_path
-        gate = trained.gate
-        save_checkpoint(path, gate.parameters, trained.manifest, gate.votes, gate.by_scoring, gate.answer_tokens)
+        # Drafts that killed runs have left are cleared away with it.
+        with locked(path):
+            save_checkpoint(path, gate.parameters, manifest, gate.votes, gate.by_scoring, gate.answer_tokens)
         self._console.print(f"Installed {path}.", soft_wrap=True)
-        trained_keys = {key for key, column in columns.items() if column in outcomes.experts}
-        return await self._reload(trained_keys)
 
     async def _reload(self, experts: Collection[str]) -> int:
         """Have the running coordinator read the gate, and wait until it judges these experts by it."""
+        installed = checkpoint_sha256(self._settings.gate_path)
         try:
             # Asked for now: the process that ran before the questions may be gone, and its number another one's.
             os.kill((await self._running()).pid, signal.SIGHUP)
@@ -362,15 +411,20 @@ class _Tuning:
         deadline_s = time.monotonic() + RELOAD_S
         while time.monotonic() < deadline_s:
             await asyncio.sleep(POLL_S)
-            decision = await self._decision("Hello")
-            sources = {row.score_source for row in decision.experts if row.expert in experts} if decision else set()
-            if sources == {"gate"}:
-                self._console.print("The running coordinator chooses by it now.")
-                return 0
+            with suppress(NotRunningError):
+                if (await self._running()).gate_sha256 == installed and await self._judges_by_gate(experts):
+                    self._console.print("The running coordinator chooses by it now.")
+                    return 0
         self._console.print(
             "The running coordinator has not taken the gate: see `moe2-coordinator status`.", style="yellow"
         )
         return NOT_INSTALLED
+
+    async def _judges_by_gate(self, experts: Collection[str]) -> bool:
+        """Whether the coordinator's scores of all these experts are a gate's."""
+        decision = await self._decision("Hello")
+        rows = decision.experts if decision else ()
+        return {row.score_source for row in rows if row.expert in experts} == {"gate"}
 
 
 def show(comparison: Comparison, console: Console) -> None:

@@ -37,9 +37,9 @@ _LISTED_OF_OTHERS = 12
 _STEPS = {"coverage": 1e6, "best_of": 4.4e6}
 _STEPS_OF_OTHERS = 1e5
 """Elementwise steps up to which a listing pays before any relaxation; after one there is less to list."""
-_WRAP_UP_S, _WRAP_UP_SHARE = 0.00125, 0.3
-"""Seconds of a time limit that are kept for thinning the panel and for the proof; and the most that these may be, with
-what the longest step so far has taken, as a share of the limit."""
+_WRAP_UP_S, _WRAP_UP_S_EACH, _WRAP_UP_SHARE = 0.00125, 2e-9, 0.3
+"""Seconds of a time limit that are kept for thinning the panel and for the proof; seconds on top for each expert and
+prompt; and the most that these may be, with what the longest step so far has taken, as a share of the limit."""
 _BRANCHING_S_EACH = 1.2e-5
 """Seconds that branching takes for each free expert, during which nobody looks at the clock."""
 _WIDE_GAP = 0.005
@@ -123,7 +123,8 @@ class _Search:
         if self.looked_s is not None:
             self.longest_s = max(self.longest_s, spent_s - self.looked_s)
         self.looked_s = spent_s
-        kept_s = min(_WRAP_UP_S + self.longest_s, _WRAP_UP_SHARE * limit)
+        figures = self.candidates.count * self.candidates.problem.value.prompts
+        kept_s = min(_WRAP_UP_S + _WRAP_UP_S_EACH * figures + self.longest_s, _WRAP_UP_SHARE * limit)
         return spent_s >= limit - kept_s - further_s
 
     def _push(self, node: _Node) -> None:

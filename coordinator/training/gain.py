@@ -65,6 +65,14 @@ def chosen_scores(probabilities: FloatArray, scores: FloatArray) -> FloatArray:
     return np.asarray(np.where(run.any(axis=1), scores[np.arange(len(scores)), place], np.nan), dtype=np.float64)
 
 
-def best_single(scores: FloatArray) -> int:
-    """The expert with the best mean over its known scores (rows, N); the first of equal ones."""
-    return int(np.nanargmax(np.nanmean(scores, axis=0)))
+def best_single(scores: FloatArray, comparable: FloatArray | None = None) -> int:
+    """The expert with the best mean over its known scores (rows, N); the first of equal ones.
+
+    comparable: (rows', N) scores of the prompts that it is to be compared on; None where that is all the same. Whoever
+    was asked none of them, such as a newcomer with a few answers, cannot be compared and is passed over.
+    """
+    known = ~np.isnan(scores).all(axis=0)
+    if comparable is not None:
+        known &= ~np.isnan(comparable).all(axis=0)
+    places = np.flatnonzero(known)
+    return int(places[np.nanmean(scores[:, places], axis=0).argmax()])

@@ -84,7 +84,7 @@ def train_gate(
     config, features = config or TrainingConfig(), features or FeatureConfig()
     gate, rows = fitted(outcomes, auxiliary=auxiliary, config=config, features=features, progress=progress)
     train, val = outcomes.take(outcomes.rows_of("train")), outcomes.take(outcomes.rows_of("val"))
-    gate, metrics, gain = chosen_on_validation(gate, val, best_single(train.scores))
+    gate, metrics, gain = chosen_on_validation(gate, val, best_single(train.scores, val.scores))
     gate = _with_more(gate, train, rows)
     manifest = Manifest(
         version=CHECKPOINT_VERSION,

@@ -202,7 +202,7 @@ def compared(
         rest = outcomes.take(np.flatnonzero(folds != fold))
         gate = fit(rest)
         probabilities[inside] = [gate.predict(outcomes.prompts[row]).probabilities for row in inside]
-        single[inside] = outcomes.scores[inside, best_single(rest.scores)]
+        single[inside] = outcomes.scores[inside, best_single(rest.scores, outcomes.scores[inside])]
         progress(fold + 1)
     chosen = chosen_scores(probabilities, outcomes.scores)
     kinds, labels = tuple(sorted(set(outcomes.tasks))), np.array(outcomes.tasks)

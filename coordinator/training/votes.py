@@ -90,7 +90,8 @@ def _relative_lengths(chars: FloatArray, kinds: npt.NDArray[np.int64], count: in
 def answer_codes(outcomes: Outcomes) -> CodeArray | None:
     """(rows, N) what each expert answered, as codes of `gate.votes`; None where the outcomes hold no answers.
 
-    An expert without any answer in the outcomes counts as not asked.
+    An expert without any answer in the outcomes counts as not asked. Where somebody is right without an answer, answers
+    were not recorded, and whoever has none in that row counts as not asked.
     """
     if outcomes.answers is None:
         return None
@@ -98,9 +99,12 @@ def answer_codes(outcomes: Outcomes) -> CodeArray | None:
     told = [any(answers[n] for answers in outcomes.answers) for n in range(len(outcomes.experts))]
     for row, answers in enumerate(outcomes.answers):
         wrong: dict[str, int] = {}
+        is_recorded = not any(
+            told[n] and not answer and outcomes.scores[row, n] >= _RIGHT_FROM for n, answer in enumerate(answers)
+        )
         for n, answer in enumerate(answers):
             score = outcomes.scores[row, n]
-            if not told[n] or np.isnan(score):
+            if not told[n] or np.isnan(score) or not (answer or is_recorded):
                 continue
             if score >= _RIGHT_FROM:
                 codes[row, n] = RIGHT

@@ -56,23 +56,16 @@ async def two_models(root: Path, *, profile: str | None = "agx-orin-30w") -> Asy
         yield running
 
 
-async def started(root: Path, *argv: str) -> asyncio.subprocess.Process:
+async def started(
+    root: Path, *argv: str, program: tuple[str, ...] = ("-m", "moe2.coordinator")
+) -> asyncio.subprocess.Process:
+    options = ("--config", str(root / "c.toml"), "--max-tokens", "4", "--seeds", "1")
     return await asyncio.create_subprocess_exec(
-        *(
-            sys.executable,
-            "-m",
-            "moe2.coordinator",
-            "tune",
-            "--config",
-            str(root / "c.toml"),
-            "--max-tokens",
-            "4",
-            "--seeds",
-            "1",
-        ),
-        *argv,
+        *(sys.executable, *program, "tune", *options, *argv),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
+        # As at a terminal, also where the tests run in a shell's background, which ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
@@ -97,6 +90,11 @@ def answered(root: Path) -> int:
 
 def outcomes_file(root: Path) -> Path:
     return root / "tune-outcomes-q.jsonl"
+
+
+def drafts(root: Path) -> list[str]:
+    """Files that were being written when their writer was killed."""
+    return [path.name for path in root.glob(".gate.safetensors.*.draft")]
 
 
 async def test_from_a_fleet_to_a_gate_in_use(tmp_path: Path) -> None:
@@ -170,6 +168,97 @@ async def test_killed_while_training_it_installs_nothing(tmp_path: Path) -> None
         assert code == 0, told
         assert running.coordinator.status().requests_finished == asked
         assert (tmp_path / "gate.safetensors").exists()
+
+
+STRUCK = """
+import os, sys
+from moe2.coordinator.__main__ import main
+
+moment, number = sys.argv[1], int(sys.argv[2])
+del sys.argv[1:3]
+rename = os.replace
+
+def replace(draft, path):
+    if path.name != "gate.safetensors":
+        return rename(draft, path)
+    if moment == "after":
+        rename(draft, path)
+    os.kill(os.getpid(), number)
+    if moment == "before":
+        rename(draft, path)
+
+os.replace = replace
+main()
+"""
+"""The command, which sends itself a signal just before or after a new gate's file takes the former one's place."""
+
+
+async def test_stopped_while_it_installs_there_is_one_whole_gate(tmp_path: Path) -> None:
+    """The former gate or the new one, as it says; nothing half-written stays, and the next run goes on."""
+    source, path = questions(tmp_path / "q.jsonl"), tmp_path / "gate.safetensors"
+    async with two_models(tmp_path) as running:
+        code, told = await tuned(tmp_path, "--questions", str(source))
+        assert code == 0, told
+        former, asked = path.read_bytes(), running.coordinator.status().requests_finished
+        in_use = running.coordinator.status().gate_sha256
+        assert in_use == hashlib.sha256(former).hexdigest()
+        # Another training makes another gate of the same answers.
+        other = ("--questions", str(source), "--seeds", "2")
+        for number, moment in ((signal.SIGKILL, "before"), (signal.SIGINT, "before"), (signal.SIGTERM, "after")):
+            process = await started(tmp_path, *other, program=("-c", STRUCK, moment, str(int(number))))
+            out, _ = await process.communicate()
+            told = " ".join(out.decode().split())
+            is_new = path.read_bytes() != former
+            load_checkpoint(path)
+            assert is_new == (moment == "after"), (number, moment, told)
+            if number == signal.SIGKILL:
+                assert (process.returncode, len(drafts(tmp_path))) == (-signal.SIGKILL, 1)
+            else:
+                assert (process.returncode, "Traceback" in told) == (130, False), told
+                assert ("What was answered is kept" in told, "The new gate is in" in told) == (not is_new, is_new)
+            assert running.coordinator.status().gate_sha256 == in_use
+        code, told = await tuned(tmp_path, *other)
+        assert (code, "0 requests to go" in told, "chooses by it now" in told) == (0, True, True), told
+        assert running.coordinator.status().requests_finished == asked
+        assert running.coordinator.status().gate_sha256 == hashlib.sha256(path.read_bytes()).hexdigest() != in_use
+        assert drafts(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+async def test_stopped_while_the_gate_is_read_it_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    """The new gate is in its place, and says so; the next run asks nothing and has the coordinator read it."""
+    source, path = questions(tmp_path / "q.jsonl"), tmp_path / "gate.safetensors"
+    async with two_models(tmp_path) as running:
+        process = await started(tmp_path, "--questions", str(source))
+        # The coordinator is told of the gate, and has not read it yet.
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, process.send_signal, number)
+        out, _ = await process.communicate()
+        told = " ".join(out.decode().split())
+        assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130), told
+        assert ("The new gate is in" in told) == (number != signal.SIGKILL)
+        load_checkpoint(path)
+        assert running.coordinator.status().gate_sha256 is None
+        loop.add_signal_handler(signal.SIGHUP, running.coordinator.reload)
+        asked = running.coordinator.status().requests_finished
+        code, told = await tuned(tmp_path, "--questions", str(source))
+        assert (code, "0 requests to go" in told, "chooses by it now" in told) == (0, True, True), told
+        assert running.coordinator.status().requests_finished == asked
+        assert running.coordinator.status().gate_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_stopped_while_training_it_stops_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    """A stop is not put off until the gate is trained and installed."""
+    source = questions(tmp_path / "q.jsonl")
+    async with two_models(tmp_path):
+        process = await started(tmp_path, "--questions", str(source))
+        await until_said(process, b"kept in")
+        process.send_signal(number)
+        out, _ = await process.communicate()
+        told = " ".join(out.decode().split())
+        assert (process.returncode, "What was answered is kept" in told, "Installed" in told) == (130, True, False)
+        assert not (tmp_path / "gate.safetensors").exists()
 
 
 async def test_a_coordinator_that_was_restarted_meanwhile_takes_the_gate(

@@ -20,7 +20,7 @@ from moe2.common.errors import Moe2Error
 from moe2.coordinator.choosing.consensus import MAX_MODELS, best_plan
 from moe2.coordinator.gate.fleet_gate import FleetGate
 from moe2.coordinator.gate.prior import facts_from_name
-from moe2.coordinator.gate.votes import MAX_VOTERS, RIGHT, CodeArray, VoteCount, VoteReplay
+from moe2.coordinator.gate.votes import MAX_VOTERS, NOT_ASKED, RIGHT, CodeArray, VoteCount, VoteReplay
 from moe2.coordinator.training.config import TrainingConfig
 from moe2.coordinator.training.evaluate.profiles import fleet_costs
 from moe2.coordinator.training.evaluate.report import BehindBest, EarlyStop, PolicyFigures, VoteReport
@@ -46,6 +46,8 @@ ALL, EARLY = "consensus_all", "consensus_early_stop"
 AUTO = "auto"
 AUTO_LABEL = "auto_label_known"
 """`auto` where the client names the category: then it knows as much as `LABEL` does."""
+LEAST_ROWS = 10
+"""Fewest rows that a pool is judged by, and on."""
 ABOUT_EQUAL = 0.003
 """Values of fixed votes that differ by less are not told apart by a few thousand recorded prompts."""
 _BISECTIONS = 20
@@ -110,16 +112,14 @@ def evaluate_votes(
 
     pools: experts by the pool's name; None for `default_pools`. hosts: host profile by expert, `HOST` for the others.
     fifths: each is held out in turn, as in `split_for_report`, and reported on by what the other rows say; figures are
-    those of all reported rows together. Raises Moe2Error where the file holds no answers or too few rows.
+    those of all reported rows together. A pool is judged on the rows that all of its experts were asked, and takes no
+    expert without answers. Raises Moe2Error where the file holds too few answers or rows.
     """
-    if answer_codes(table) is None:
-        raise VoteEvaluationError(
-            "The file holds no answers, only scores.",
-            remedy="Columns 'answer__NAME' hold them; `moe2-coordinator collect` writes them.",
-        )
+    answered = _answered(table)
+    _check(answered, pools or {})
     splits = [split_for_report(table, fifth) for fifth in fifths]
     # The same pools in every part: which experts are the best four is no outcome of the held-out rows of one.
-    learned = splits[0].learn if len(splits) == 1 else table.take(table.rows_of("train"))
+    learned = (splits[0].learn if len(splits) == 1 else table.take(table.rows_of("train"))).with_experts(answered)
     named = {name: tuple(experts) for name, experts in (pools or default_pools(learned)).items()}
     placed = {name: dict.fromkeys(experts, HOST) | dict(hosts or {}) for name, experts in named.items()}
     reached: dict[tuple[str, float | None], list[dict[str, _Reached]]] = defaultdict(list)
@@ -140,7 +140,7 @@ def evaluate_votes(
         if SINGLE in together:
             figures += [_figures(pool, target_j, policy, one, together) for policy, one in together.items()]
             behind += _behind_best(pool, target_j, together)
-    reported = sum(len(parts.report) for parts in splits)
+    reported = min((len(_together(found)[ALL].answered[0]) for found in ends.values()), default=0)
     return VoteReport(
         pools=named,
         rows={**trained.manifest.rows, "train": min(trained_on), "reported": reported},
@@ -149,7 +149,44 @@ def evaluate_votes(
         consensus=tuple(figures),
         early_stop=tuple(_early_stop(pool, _together(found)) for pool, found in ends.items()),
         behind_best=tuple(behind),
+        left_out=tuple(name for name in table.experts if name not in answered),
     )
+
+
+def _answered(table: Outcomes) -> tuple[str, ...]:
+    """The experts of which the file holds at least one answer."""
+    answers = table.answers or ()
+    return tuple(name for n, name in enumerate(table.experts) if any(row[n] for row in answers))
+
+
+def _check(answered: Sequence[str], pools: Mapping[str, Sequence[str]]) -> None:
+    """Raise VoteEvaluationError where there are answers of fewer than two, or where an expert of a pool has none."""
+    remedy = "Columns 'answer__NAME' hold them; `moe2-coordinator collect` writes them."
+    if not answered:
+        raise VoteEvaluationError("The file holds no answers, only scores.", remedy=remedy)
+    if len(answered) < 2:
+        raise VoteEvaluationError(f"The file holds answers of {answered[0]} only; a vote takes two.", remedy=remedy)
+    for pool, experts in pools.items():
+        if lacking := [name for name in experts if name not in answered]:
+            raise VoteEvaluationError(
+                f"The file holds no answers of {', '.join(lacking)}, of the pool {pool!r}.", remedy=remedy
+            )
+
+
+def _asked_all(table: Outcomes) -> Outcomes:
+    """The rows in which all experts of a table are known to have answered: whoever was not asked is not wrong.
+
+    Raises VoteEvaluationError where too few are left.
+    """
+    codes = answer_codes(table)
+    rows = np.flatnonzero((codes != NOT_ASKED).all(axis=1)) if codes is not None else np.empty(0, dtype=np.intp)
+    if len(rows) < LEAST_ROWS:
+        raise VoteEvaluationError(
+            f"Only {len(rows)} rows to report on or to learn from have the answers of all of "
+            f"{', '.join(table.experts)}; at least {LEAST_ROWS} are needed.",
+            remedy="Collect more outcomes, or name a smaller pool (--pool).",
+        )
+    return table.take(rows)
 
 
 def _part_of(progress: Progress | None, place: int, parts: int) -> Progress | None:
@@ -184,8 +221,9 @@ class _Study:
 
     def __init__(self, parts: Parts, experts: Sequence[str], trained: TrainedGate, hosts: Mapping[str, str]) -> None:
         self.experts = tuple(experts)
-        learn, report = parts.learn.with_experts(experts), parts.report.with_experts(experts)
-        train = learn.take(learn.rows_of("train"))
+        learn = parts.learn.with_experts(experts)
+        train = _asked_all(learn.take(learn.rows_of("train")))
+        report = _asked_all(parts.report.with_experts(experts))
         fleet = FleetGate(trained.gate, [facts_from_name(name) for name in experts])
         self._kinds = trained.manifest.kinds
         self._replay = VoteReplay(fleet.votes, fleet.by_kind())

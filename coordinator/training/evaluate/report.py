@@ -165,3 +165,5 @@ class VoteReport(msgspec.Struct, frozen=True, kw_only=True):
     consensus: tuple[PolicyFigures, ...]
     early_stop: tuple[EarlyStop, ...]
     behind_best: tuple[BehindBest, ...]
+    left_out: tuple[str, ...] = ()
+    """Experts of the file that are in no pool unless they are named, as it holds no answer of theirs."""

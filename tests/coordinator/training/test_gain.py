@@ -56,3 +56,10 @@ def test_an_expert_that_was_not_run_is_not_chosen() -> None:
 def test_the_best_single_expert_is_by_known_scores() -> None:
     """An expert that was run on few rows is compared by its mean over those."""
     assert best_single(np.array([[1.0, NAN], [0.0, 0.75], [0.5, NAN]])) == 1
+
+
+def test_who_cannot_be_compared_is_not_the_best_single() -> None:
+    """A newcomer with a few right answers was asked none of the prompts that the best one is compared on."""
+    scores = np.array([[1.0, NAN], [0.5, NAN], [0.5, 1.0]])
+    assert best_single(scores) == 1
+    assert best_single(scores, np.array([[1.0, NAN], [0.0, NAN]])) == 0

@@ -31,6 +31,28 @@ def test_answers_are_read_with_their_gaps() -> None:
     assert vote_record(table, ("",), table.tasks, np.full((1, 3), 0.5)) is None
 
 
+def test_answers_that_were_not_recorded_are_no_votes() -> None:
+    """Who is right without an answer would vote for the right one, and who is wrong for none: as if an oracle voted."""
+    columns: dict[str, list[object]] = {
+        "prompt": ["a", "b", "c"],
+        "score__one": [1.0, 0.0, 0.0],
+        "answer__one": [None, None, None],
+        "score__two": [0.0, 1.0, 0.0],
+        "answer__two": [None, "x", None],
+        "score__three": [0.0, 0.0, 0.0],
+        "answer__three": ["y", "y", "y"],
+    }
+    table = outcomes_from_columns({name: tuple(values) for name, values in columns.items()}, place="here")
+    codes = answer_codes(table.with_experts(["two", "three"]))
+    assert codes is not None
+    assert codes.tolist() == [[-1, 1], [0, 1], [-1, 1]]
+    columns["answer__one"][2] = "z"
+    told = answer_codes(outcomes_from_columns({name: tuple(values) for name, values in columns.items()}, place="here"))
+    assert told is not None
+    # Of one, two and three: in the first row one is right without an answer, and two has none.
+    assert told[0].tolist() == [-2, 1, -2]
+
+
 def test_the_record_has_lengths_relative_to_the_kinds_mean() -> None:
     """Unknown ones count as usual, an endless answer as twenty usual ones; without any there are none."""
     rows = 40

@@ -126,6 +126,42 @@ def test_outcomes_without_answers_are_refused() -> None:
         evaluate_votes(synthetic_outcomes(), training=QUICK)
 
 
+def silenced(table: Outcomes, *silent: int) -> Outcomes:
+    """The table without the answers of some experts, whose scores it keeps."""
+    assert table.answers is not None
+    answers = tuple(tuple(None if n in silent else answer for n, answer in enumerate(row)) for row in table.answers)
+    return replace(table, answers=answers)
+
+
+def test_answers_of_one_model_are_no_vote() -> None:
+    """Its figures would be those of one expert, and those of all others would count as wrong."""
+    with pytest.raises(VoteEvaluationError, match="answers of second-3b only"):
+        evaluate_votes(silenced(answered(), 0, 2, 3), training=QUICK)
+
+
+def test_who_has_no_answers_is_in_no_pool() -> None:
+    """It is named as left out, and a pool that names it is refused; its right answers do not count as wrong ones."""
+    table = silenced(answered(), 3)
+    report = evaluate_votes(table, targets_j=(None,), training=QUICK)
+    assert (list(report.pools.values()), report.left_out) == ([NAMES[:3]], (NAMES[3],))
+    with pytest.raises(VoteEvaluationError, match="no answers of large-70b, of the pool 'mine'"):
+        evaluate_votes(table, pools={"mine": NAMES}, training=QUICK)
+
+
+def test_who_was_not_asked_is_not_wrong() -> None:
+    """A pool is judged on the rows that all its experts were asked, and refused where they are few."""
+    table, pools = answered(), {"mine": NAMES[:2]}
+    whole = evaluate_votes(table, pools=pools, targets_j=(None,), training=QUICK)
+    scores = table.scores.copy()
+    scores[::2, 0] = np.nan
+    half = evaluate_votes(replace(table, scores=scores), pools=pools, targets_j=(None,), training=QUICK)
+    assert 0 < half.rows["reported"] < 0.7 * whole.rows["reported"]
+    assert found(half, "mine", None, "best_single").score == pytest.approx(0.6, abs=0.15)
+    scores[: len(table) - 4, 0] = np.nan
+    with pytest.raises(VoteEvaluationError, match="the answers of all of small-3b, second-3b"):
+        evaluate_votes(replace(table, scores=scores), pools=pools, targets_j=(None,), training=QUICK)
+
+
 def test_no_limit_is_told_as_one(capsys: pytest.CaptureFixture[str]) -> None:
     """Where joules have no limit, the sentence on a policy that is behind says so."""
     behind = [
