@@ -173,6 +173,7 @@ async def test_killed_while_training_it_installs_nothing(tmp_path: Path) -> None
 STRUCK = """
 import os, sys
 from moe2.coordinator.__main__ import main
+from moe2.coordinator.training import train
 
 moment, number = sys.argv[1], int(sys.argv[2])
 del sys.argv[1:3]
@@ -187,10 +188,15 @@ def replace(draft, path):
     if moment == "before":
         rename(draft, path)
 
-os.replace = replace
+def train_gate(*arguments, **options):
+    if moment == "training":
+        os.kill(os.getpid(), number)
+    return fit(*arguments, **options)
+
+os.replace, fit, train.train_gate = replace, train.train_gate, train_gate
 main()
 """
-"""The command, which sends itself a signal just before or after a new gate's file takes the former one's place."""
+"""The command, which sends itself a signal as it trains, or just before or after a new gate takes its place."""
 
 
 async def test_stopped_while_it_installs_there_is_one_whole_gate(tmp_path: Path) -> None:
@@ -252,9 +258,8 @@ async def test_stopped_while_training_it_stops_at_once(tmp_path: Path, number: s
     """A stop is not put off until the gate is trained and installed."""
     source = questions(tmp_path / "q.jsonl")
     async with two_models(tmp_path):
-        process = await started(tmp_path, "--questions", str(source))
-        await until_said(process, b"kept in")
-        process.send_signal(number)
+        program = ("-c", STRUCK, "training", str(int(number)))
+        process = await started(tmp_path, "--questions", str(source), program=program)
         out, _ = await process.communicate()
         told = " ".join(out.decode().split())
         assert (process.returncode, "What was answered is kept" in told, "Installed" in told) == (130, True, False)
