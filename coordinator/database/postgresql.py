@@ -205,7 +205,10 @@ def _explained(error: Exception) -> DatabaseError:
         case psycopg.DataError() | psycopg.IntegrityError():
             return DatabaseRowError(f"The database does not take a row: {said}.", remedy="Report the defect.")
         case psycopg.ProgrammingError() if not isinstance(error, psycopg.OperationalError):
-            return DatabaseError(f"The database does not understand: {said}.", remedy="Correct database.url.")
+            return DatabaseError(
+                f"The database does not understand: {said}.",
+                remedy="Correct database.url, or restore the tables whole where they come from a backup.",
+            )
     if "no password supplied" in said:
         return DatabaseError(
             f"The database refuses this coordinator: {said}.",
