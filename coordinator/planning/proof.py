@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from moe2.coordinator.planning.candidates import tie_width
+from moe2.coordinator.planning.candidates import by_name, tie_width
 from moe2.coordinator.planning.exclusions import Breach, Breached, Cause, Exclusions
 from moe2.coordinator.planning.problem import Limit, Problem
 from moe2.coordinator.planning.values import IntArray
@@ -156,7 +156,8 @@ def proven_plan(
     elapsed_s: float | None,
 ) -> Plan:
     """The plan for a non-empty feasible panel; its proof is OPTIMAL where the bound is within a tie of its value."""
-    chosen = np.array(sorted(members, key=problem.names.__getitem__), dtype=np.intp)
+    chosen = np.array(members, dtype=np.intp)
+    chosen = chosen[np.argsort(by_name(problem.names)[chosen])]
     size, costs, aggregation = len(chosen), problem.costs, problem.aggregation
     spent = costs.energy_j[chosen]
     energy_j = spent.max() if problem.budgets.one_runs else spent.sum()
