@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -348,5 +349,7 @@ def _refused_upgrade(error: aiohttp.WSServerHandshakeError) -> Trouble:
 def _broken(error: Exception) -> Trouble:
     if isinstance(error, aiohttp.ClientConnectorError):
         # The library's own text has an address in memory in it, which is another one at each attempt.
-        return Trouble(f"{error.host}:{error.port} cannot be connected to: {error.os_error.strerror or error.os_error}")
+        cause = error.os_error
+        said = os.strerror(cause.errno) if cause.errno else str(cause)
+        return Trouble(f"{error.host}:{error.port} cannot be connected to: {said}")
     return Trouble(str(error) or type(error).__name__)
