@@ -33,7 +33,7 @@ ROOM = 1.2
 """A budget over what the best expert for it is predicted to take at most."""
 ALONE_PROMPTS = 4
 """Prompts to each expert from which the average is taken that lies between what the two cost."""
-AVERAGE_SHARE = 0.6
+AVERAGE_SHARE = 0.7
 """Where the average lies between what the cheaper expert takes and what the dearer one does."""
 AVERAGE_PROMPTS = 20
 CATEGORY = "tour"
@@ -101,20 +101,21 @@ async def _score(client: DemoClient, model: Model, models: Sequence[Model], answ
 async def budgets(client: DemoClient) -> tuple[Budgeted, ...]:
     """Ask one prompt under four budgets that lie between what the two experts take, the last one impossible."""
     stops = [Budgeted("none", await client.ask(_asked({})))]
-    energy_j, _ = await _little(client)
+    energy_j = ROOM * (await _least(client, "p95"))[0]
     stops.append(Budgeted(f"{energy_j:.0f} J", await client.ask(_asked({"energy_budget_j": energy_j}))))
-    _, delay_s = await _little(client)
+    delay_s = ROOM * (await _least(client, "p95"))[1]
     stops.append(Budgeted(f"{delay_s:.2g} s", await client.ask(_asked({"latency_budget_s": delay_s}))))
-    energy_j = (await _little(client))[0] / 2
+    # Of the median, as the p95 can be half of what it was after one more answer.
+    energy_j = (await _least(client, "p50"))[0] / 2
     refused = await client.refusal(_asked({"energy_budget_j": energy_j}))
     return (*stops, Budgeted(f"{energy_j:.0f} J", refused))
 
 
-async def _little(client: DemoClient) -> tuple[float, float]:
-    """Return a little more than the joules of the cheapest expert and the seconds of the fastest, as predicted now."""
+async def _least(client: DemoClient, quantile: str) -> tuple[float, float]:
+    """Return the joules of the cheapest expert and the seconds of the fastest, as predicted now."""
     rows = (await client.plan(_asked({})))["decision"]["experts"]
-    energy_j, delay_s = (min(row[figure]["p95"] for row in rows) for figure in ("energy_j", "total_s"))
-    return ROOM * energy_j, ROOM * delay_s
+    energy_j, delay_s = (min(row[figure][quantile] for row in rows) for figure in ("energy_j", "total_s"))
+    return energy_j, delay_s
 
 
 def _asked(wishes: dict[str, Any]) -> Prompt:
