@@ -189,10 +189,13 @@ def replace(draft, path):
         rename(draft, path)
 
 def train_gate(*arguments, **options):
-    if moment == "training":
+    # Once: a second Ctrl-C would end any program.
+    if moment == "training" and not trainings:
+        trainings.append(1)
         os.kill(os.getpid(), number)
     return fit(*arguments, **options)
 
+trainings = []
 os.replace, fit, train.train_gate = replace, train.train_gate, train_gate
 main()
 """
