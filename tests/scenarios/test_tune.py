@@ -180,7 +180,7 @@ del sys.argv[1:3]
 rename = os.replace
 
 def replace(draft, path):
-    if path.name != "gate.safetensors":
+    if path.name != "gate.safetensors" or moment == "training":
         return rename(draft, path)
     if moment == "after":
         rename(draft, path)
