@@ -32,6 +32,8 @@ log = structlog.get_logger()
 
 GOODBYE_S = 2.0
 """The time that requests in progress have to end when a listener is closed."""
+ARRIVED_S = 0.5
+"""The time in which a request that has arrived begins, with its body."""
 LINGER_S = 1.0
 """The time for which the rest of a refused body is read and thrown away, so that its sender sees the answer."""
 READ_BUFFER_BYTES = 8192
@@ -162,11 +164,15 @@ class Listener(web.AppRunner):
         return port
 
     async def take_no_more(self) -> None:
-        """Ends listening, so that who connects now goes elsewhere. Requests go on; idle connections are closed."""
+        """Ends listening, so that who connects now goes elsewhere. Requests go on; idle connections are closed.
+
+        Returns once requests that had arrived by then have begun.
+        """
         for site in tuple(self.sites):
             await site.stop()
         if self.server is not None:
             self.server.pre_shutdown()
+            await asyncio.sleep(ARRIVED_S)
 
     async def _make_server(self) -> Server:
         made = await super()._make_server()

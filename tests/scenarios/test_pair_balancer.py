@@ -175,7 +175,7 @@ async def test_a_coordinator_that_comes_back_takes_requests_once_its_agents_are_
 async def test_a_coordinator_that_stops_takes_no_more_connections_while_it_ends_its_requests(
     tmp_path: Path, server: Postgres
 ) -> None:
-    """A stream goes on to its end; who comes meanwhile is refused the connection, and goes on to the other."""
+    """Whatever it takes is answered to its end; who comes later is refused the connection, and goes on to the other."""
     async with group(tmp_path, server, drain_s=30.0) as both, aiohttp.ClientSession() as http:
         body = {**BODY, "stream": True, "max_tokens": 300}
         async with http.post(f"{both.urls[0]}/v1/chat/completions", json=body) as stream:
