@@ -32,6 +32,11 @@ def is_ip_address(host: str) -> bool:
     return True
 
 
+def in_url(host: str) -> str:
+    """Returns a host as URLs have it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 @dataclass(frozen=True)
 class Authority:
     """The authority of a URL: the host and port that it leads to.

@@ -17,6 +17,7 @@ from moe2.common import __version__
 from moe2.common.clock import clock_warnings
 from moe2.common.daemon import Daemon
 from moe2.common.errors import Moe2Error
+from moe2.common.hosts import in_url
 from moe2.common.link.messages import CommandAnswer
 from moe2.common.listening import Listening, OpenConnections, listen
 from moe2.common.localsocket import serving
@@ -273,8 +274,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                     errors=JSON_ERRORS,
                 )
                 self._supply.pushes.port = files_listener.port
-            self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{hub_listener.port}"
-            self.api_url = f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{api_listener.port}"
+            self.agents_url = f"{'wss' if agents.tls else 'ws'}://{in_url(agents.host)}:{hub_listener.port}"
+            self.api_url = f"{'https' if api.tls else 'http'}://{in_url(api.host)}:{api_listener.port}"
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
             async with asyncio.TaskGroup() as tasks:
                 steady = [
@@ -497,7 +498,3 @@ def _scorer(settings: CoordinatorSettings, feedback: FeedbackBook) -> Scorer:
     gate, manifest = load_checkpoint(checkpoint)
     log.info("gate_loaded", path=str(checkpoint), experts=manifest.experts)
     return Scorer(gate, manifest.kinds, feedback.tallies, digest)
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

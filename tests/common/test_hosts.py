@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.common.hosts import Authority, Origin
+from moe2.common.hosts import Authority, Origin, in_url
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,11 @@ def test_any_text_is_read_or_is_none(text: str) -> None:
     """Whatever a stranger sends raises nothing."""
     for found in (Authority.parse(text), Origin.parse(text)):
         assert found is None or found.host == found.host.lower()
+
+
+@pytest.mark.parametrize(
+    ("host", "written"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("hub.example", "hub.example")]
+)
+def test_only_ipv6_addresses_have_brackets_in_a_url(host: str, written: str) -> None:
+    """A port follows after a colon, of which such addresses have some."""
+    assert in_url(host) == written
