@@ -46,7 +46,7 @@ ALL, EARLY = "consensus_all", "consensus_early_stop"
 AUTO = "auto"
 AUTO_LABEL = "auto_label_known"
 """`auto` where the client names the category: then it knows as much as `LABEL` does."""
-LEAST_ROWS = 10
+MIN_ROWS = 10
 """Fewest rows that a pool is judged by, and on."""
 ABOUT_EQUAL = 0.003
 """Values of fixed votes that differ by less are not told apart by a few thousand recorded prompts."""
@@ -180,10 +180,10 @@ def _asked_all(table: Outcomes) -> Outcomes:
     """
     codes = answer_codes(table)
     rows = np.flatnonzero((codes != NOT_ASKED).all(axis=1)) if codes is not None else np.empty(0, dtype=np.intp)
-    if len(rows) < LEAST_ROWS:
+    if len(rows) < MIN_ROWS:
         raise VoteEvaluationError(
             f"Only {len(rows)} rows to report on or to learn from have the answers of all of "
-            f"{', '.join(table.experts)}; at least {LEAST_ROWS} are needed.",
+            f"{', '.join(table.experts)}; at least {MIN_ROWS} are needed.",
             remedy="Collect more outcomes, or name a smaller pool (--pool).",
         )
     return table.take(rows)
