@@ -16,11 +16,12 @@ from moe2.agent.engine.decoding.batch import Chunk, DecodeOutcome
 from moe2.agent.engine.decoding.pacing import PacedCache
 from moe2.agent.engine.llama.context import Context
 from moe2.agent.engine.llama.model import Model, ModelError
+from moe2.agent.engine.speculation.costs import SIZES
 
 _WARMUP_PREFILL_TOKENS = 64
 WARMUP_DECODE_TOKENS = 12
-_MEASURED_SIZES = (1, 2, 3, 4, 5, 6, 8, 9, 12, 13, 16, 17, 24, 32)
-"""Tokens of the batches that are measured: one more than a multiple of four is much dearer with many quantizations."""
+_MAX_MEASURED_TOKENS = 32
+"""Of the batch sizes whose costs are learned, those up to this one are measured."""
 _WARMUP_CONTEXT_TOKENS = 32
 _WARMUP_ROUNDS = 3
 _WARMUP_BATCHES_S = 3.0
@@ -100,7 +101,7 @@ def measured_batches(
     take less time than 6. A slow host, or one whose batch or context has less room than `most_tokens`, measures fewer
     sizes. Raises `ModelError` where it cannot decode.
     """
-    sizes = [size for size in _MEASURED_SIZES if _WARMUP_CONTEXT_TOKENS + size <= most_tokens]
+    sizes = [size for size in SIZES if size <= min(_MAX_MEASURED_TOKENS, most_tokens - _WARMUP_CONTEXT_TOKENS)]
     if not sizes:
         return {}
     prompt = _warm_up_prompt(model, _WARMUP_CONTEXT_TOKENS)

@@ -15,7 +15,7 @@ from math import log
 import numpy as np
 import numpy.typing as npt
 
-_SIZES = (1, 2, 3, 4, 5, 6, 8, 9, 12, 13, 16, 17, 24, 32, 48, 64)
+SIZES = (1, 2, 3, 4, 5, 6, 8, 9, 12, 13, 16, 17, 24, 32, 48, 64)
 """Batch sizes that are learned; what lies between is interpolated. llama.cpp takes rows of many quantizations in fours
 and what is left one by one: 9 tokens were decoded in the time of 11, not in one between those of 8 and of 12."""
 _NOISE = 0.06
@@ -53,17 +53,17 @@ def _between(measured_s: Mapping[int, float], size: int) -> float:
 
 def _factors_of(size: int) -> _Vector:
     """How much each factor counts for a batch of so many tokens: speed, slope, and each learned size's own."""
-    row = np.zeros(2 + len(_SIZES))
+    row = np.zeros(2 + len(SIZES))
     row[:2] = 1.0, log(size) / log(8)
-    lower = bisect_right(_SIZES, size) - 1
+    lower = bisect_right(SIZES, size) - 1
     row[2 + lower] = 1.0
-    if _SIZES[lower] != size:
-        part = (size - _SIZES[lower]) / (_SIZES[lower + 1] - _SIZES[lower])
+    if SIZES[lower] != size:
+        part = (size - SIZES[lower]) / (SIZES[lower + 1] - SIZES[lower])
         row[2 + lower], row[3 + lower] = 1 - part, part
     return row
 
 
-_FACTORS = np.array([_factors_of(size) for size in range(1, _SIZES[-1] + 1)])
+_FACTORS = np.array([_factors_of(size) for size in range(1, SIZES[-1] + 1)])
 """Shape (largest size, factors)."""
 
 
@@ -73,7 +73,7 @@ class StepCosts:
     def __init__(self, *, step_s: float, token_s: float, measured_s: Mapping[int, float] | None = None) -> None:
         """step_s: of a batch of one token. token_s: of each further one, as in a large batch. measured_s: of a batch by
         its tokens, where that was measured beside a batch of one; other sizes are taken from these."""
-        sizes = range(1, _SIZES[-1] + 1)
+        sizes = range(1, SIZES[-1] + 1)
         first_s = [step_s + token_s * (size - 1) for size in sizes]
         known = measured_s or {}
         if one_s := known.get(1):
@@ -81,13 +81,13 @@ class StepCosts:
             first_s = [step_s * _between(known, size) / one_s for size in sizes]
         self._first = np.log(np.maximum(first_s, 1e-12))
         """Logarithms of seconds, as the next two."""
-        self._learned = np.zeros(2 + len(_SIZES))
+        self._learned = np.zeros(2 + len(SIZES))
         doubt = _SLOPE if len(known) > 1 else _UNMEASURED * _SLOPE
-        own = [_OWN if size in known else _UNMEASURED * _OWN for size in _SIZES]
+        own = [_OWN if size in known else _UNMEASURED * _OWN for size in SIZES]
         at_first = np.square([_SPEED, doubt, *own])
         self._spread = np.diag(at_first)
         """Covariance of what was learned."""
-        self._memory = np.array([1.0] + [_MEMORY] * (1 + len(_SIZES)))
+        self._memory = np.array([1.0] + [_MEMORY] * (1 + len(SIZES)))
         drift = at_first * (1 - self._memory**2)
         drift[0] = _SPEED_DRIFT**2
         self._drift = np.diag(drift)
@@ -102,17 +102,17 @@ class StepCosts:
     def cautious(self, plain: int) -> Callable[[int], float]:
         """The same, but what a batch takes beyond one of `plain` tokens is taken for as much more as is uncertain of
         it, by one standard deviation."""
-        plain = min(plain, _SIZES[-1])
+        plain = min(plain, SIZES[-1])
         table = [0.0, *(np.array(self._table[1:]) * np.exp(self._doubt(plain)))]
         return lambda tokens: _beyond(table, tokens)
 
     def doubt(self, tokens: int, plain: int) -> float:
         """How uncertain the ratio of what both batches take is: the standard deviation of its natural logarithm."""
-        return float(self._doubt(min(plain, _SIZES[-1]))[min(tokens, _SIZES[-1]) - 1])
+        return float(self._doubt(min(plain, SIZES[-1]))[min(tokens, SIZES[-1]) - 1])
 
     def learn(self, tokens: int, seconds: float) -> None:
         """A step with so many tokens took so long."""
-        if seconds <= 0 or tokens < 1 or tokens > _SIZES[-1]:
+        if seconds <= 0 or tokens < 1 or tokens > SIZES[-1]:
             return
         row = _FACTORS[tokens - 1]
         self._learned *= self._memory
@@ -145,4 +145,4 @@ def _beyond(table: list[float], tokens: int) -> float:
     """What a table of seconds by tokens says, or the line through its ends beyond them."""
     if tokens < len(table):
         return table[tokens]
-    return table[-1] + (table[-1] - table[1]) / (_SIZES[-1] - 1) * (tokens - _SIZES[-1])
+    return table[-1] + (table[-1] - table[1]) / (SIZES[-1] - 1) * (tokens - SIZES[-1])
