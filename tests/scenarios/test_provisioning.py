@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -17,15 +16,12 @@ import pytest
 
 from moe2.agent import presence
 from moe2.agent.daemon import AgentDaemon
-from moe2.agent.energy.profiles import find_profile
 from moe2.agent.standby.logind import Logind
-from moe2.agent.standby.store import StoredIdle, StoredStandby, store_standby
 from moe2.common import magicpacket
-from moe2.common.energy import Quality
 from moe2.common.link.messages import Suspend
 from moe2.common.localsocket import RefusedError, fetch
 from moe2.common.magicpacket import send_magic_packet
-from moe2.common.standby import IdlePower, Standby, WakeAddress
+from moe2.common.standby import Standby, WakeAddress
 from moe2.common.status import AgentRow, CoordinatorStatus
 from moe2.coordinator.cli.contradictions import contradictions
 from moe2.coordinator.cli.fleet import told
@@ -33,6 +29,7 @@ from moe2.coordinator.http.paths import WISH_PATH
 from moe2.coordinator.provisioning import keeper, steering, trials, waking
 from moe2.coordinator.settings import CoordinatorSettings
 from tests.fakes.fleet import Fleet, fleet
+from tests.fakes.idlehost import keep_idle_watts
 from tests.fakes.logind import FakeLogind, fake_logind
 from tests.scenarios.test_standby import ALLOWED, FakeHost
 
@@ -276,19 +273,6 @@ CARD = WakeAddress(
 )
 
 
-PROFILE = find_profile("rtx-4090")
-WAITING = StoredStandby(
-    idle=(
-        StoredIdle(
-            power_mode=PROFILE.marked_power_mode,
-            idle=IdlePower(power_w=52.0, models=("fake",), quality=Quality.SIMULATED),
-            at_unix_s=time.time(),
-        ),
-    )
-)
-"""What an agent with this profile has measured of waiting: it takes ten idle seconds otherwise."""
-
-
 @asynccontextmanager
 async def never_slept(
     root: Path, mode: str, monkeypatch: pytest.MonkeyPatch
@@ -309,7 +293,7 @@ async def never_slept(
         monkeypatch.setattr(waking, "send_magic_packet", partial(send_magic_packet, port=listener.getsockname()[1]))
         async with fake_logind(root) as logind, fleet(root, agents=(), provisioning={"mode": mode}) as running:
             host = ListeningHost(logind, listener)
-            store_standby(root / "one", WAITING)
+            keep_idle_watts(root / "one", "fake")
             allowed = {"allow_suspend": True, "asleep_w": 3.0}
             await running.start_agent("one", agent=allowed, control=host, profile="rtx-4090")
             await running.start_agent("two", profile="rtx-4090")

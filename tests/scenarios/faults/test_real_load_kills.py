@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
@@ -16,29 +15,14 @@ import aiohttp
 import msgspec
 import pytest
 
-from moe2.agent.energy.profiles import find_profile
-from moe2.agent.standby.store import StoredIdle, StoredStandby, store_standby
-from moe2.common.energy import Quality
 from moe2.common.localsocket import NotRunningError, fetch
-from moe2.common.standby import IdlePower
 from moe2.common.status import AgentRow, CoordinatorStatus
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.fakes.fleet import POLL_S, TOKEN
+from tests.fakes.idlehost import keep_idle_watts
 from tests.models import smollm2_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-PROFILE = find_profile("rtx-4090")
-WAITING = StoredStandby(
-    idle=(
-        StoredIdle(
-            power_mode=PROFILE.marked_power_mode,
-            idle=IdlePower(power_w=52.0, models=("smollm2",), quality=Quality.SIMULATED),
-            at_unix_s=time.time(),
-        ),
-    )
-)
-"""What an agent with this profile has measured of waiting: it takes ten idle seconds otherwise."""
 
 
 class Processes:
@@ -56,7 +40,7 @@ class Processes:
     async def start_agent(self, name: str) -> None:
         """Starts an agent, at the state that an earlier one of this name has left."""
         if not (self.root / name).exists():
-            store_standby(self.root / name, WAITING)
+            keep_idle_watts(self.root / name, "smollm2")
         config, token = self.root / f"{name}.toml", self.root / f"{name}.token"
         token.write_text(TOKEN)
         config.write_text(
