@@ -30,6 +30,9 @@ _PLACE_WEIGHT = 1.5
 _MIN_GAIN = 0.02
 """Guesses are made for a gain of at least this for each sequence that waits for the step: what guessing itself takes,
 and what is not known better."""
+_MIN_RETURN = 1.25
+"""Where several sequences wait, guesses have to gain so many times what they take from all of them: the gains are some
+sequences' alone, and part of them is lost again, as a batch of five takes as long as one of eight."""
 _MIN_YIELD = 1.1
 """Beside prompts, guesses have to yield so many times what is written without any: their cost is not measured there."""
 _FIRST_STEPS = 1.25
@@ -166,6 +169,7 @@ def guess_lengths(offers: Sequence[Offer], load: Load, *, seconds: Callable[[int
     seconds: of a step by its tokens. room: the most guesses of all together.
     """
     sequences, everybody = load.sequences, load.all_sequences
+    min_return = _MIN_RETURN if everybody > 1 else 1.0
     counts = [0] * len(offers)
     best, best_value, plain_s = list(counts), _MIN_GAIN * everybody, seconds(sequences)
     chances = [1.0] * len(offers)
@@ -192,11 +196,11 @@ def guess_lengths(offers: Sequence[Offer], load: Load, *, seconds: Callable[[int
         value += gains[at]
         gains[at] = _next_gain(offer, counts[at], chances[at], expected[at])
         longer = (seconds(sequences + sum(counts)) + load.beside_s) / (plain_s + load.beside_s)
-        net = value - everybody * log(longer)
+        taken = everybody * log(longer)
         if load.waiting and not _yields_as_much(sum(expected) - len(offers), sum(counts), load, seconds):
             continue
-        if net > best_value and not any(is_over):
-            best, best_value = list(counts), net
+        if value - taken > best_value and value >= min_return * taken and not any(is_over):
+            best, best_value = list(counts), value - taken
     return best
 
 
