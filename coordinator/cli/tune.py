@@ -36,7 +36,13 @@ from moe2.common.terminal.figures import printable
 from moe2.common.terminal.output import Screen
 from moe2.coordinator.choosing.explain import Decision
 from moe2.coordinator.cli.collect import add_access, asking, tell_failures, wanted_experts
-from moe2.coordinator.gate.checkpoint import Manifest, checkpoint_sha256, save_checkpoint
+from moe2.coordinator.gate.checkpoint import (
+    CheckpointError,
+    Manifest,
+    checkpoint_sha256,
+    load_checkpoint,
+    save_checkpoint,
+)
 from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.http.routes.plan import PlanAnswer
@@ -138,6 +144,8 @@ class _Asked:
     """(rows, N) the running coordinator's scores of the outcomes' models, as `believed_scores` has them."""
     columns: Mapping[str, str]
     """What the live experts' scores are kept under, by their keys."""
+    learned: Collection[str]
+    """What those are kept under that the running coordinator judges by a gate which has learned from these outcomes."""
 
 
 class _Tuning:
@@ -161,6 +169,12 @@ class _Tuning:
         # In an event loop a first Ctrl-C would wait for the end of a training.
         gate, manifest, comparison = self._train(asked)
         show(comparison, self._console)
+        if asked.learned:
+            self._console.print(
+                "The running gate has learned from these answers: in its place stands one that was trained without "
+                "those that it is judged by.",
+                soft_wrap=True,
+            )
         if comparison.is_clearly_behind and not self._args.even_if_behind:
             self._console.print(
                 "The gate is clearly behind, so it is not installed (--even-if-behind installs it all the same)."
@@ -366,12 +380,22 @@ class _Tuning:
                 "A gate needs the answers of at least two models.",
                 remedy="Run it again without --model, or for longer.",
             )
-        said = []
+        said: list[Mapping[str, float]] = []
+        learned: set[str] = set()
         for prompt in outcomes.prompts:
             decision = await self._decision(prompt)
             rows = decision.experts if decision else ()
             said.append({columns.get(row.expert, row.model): row.score for row in rows})
-        return _Asked(outcomes, believed_scores(outcomes, said), columns)
+            learned = {columns.get(row.expert, row.model) for row in rows if row.score_source == "gate"}
+        return _Asked(outcomes, believed_scores(outcomes, said), columns, learned & self._learned_here())
+
+    def _learned_here(self) -> frozenset[str]:
+        """The models of the gate that is in place, where it has learned from the answers of this file."""
+        with suppress(OSError, CheckpointError):
+            manifest = load_checkpoint(self._settings.gate_path)[1]
+            if manifest.source == self._out.name:
+                return frozenset(manifest.experts)
+        return frozenset()
 
     def _train(self, asked: _Asked) -> tuple[Gate, Manifest, Comparison]:
         """The gate of all answers, and what such gates gain on answers that they have not learned from."""
@@ -386,8 +410,9 @@ class _Tuning:
                 asked.before,
                 lambda rows: train_gate(rows, config=config).gate,
                 lambda done: bar.update(task, completed=done),
+                learned=asked.learned,
             )
-            trained = train_gate(asked.outcomes, config=config, source="tune")
+            trained = train_gate(asked.outcomes, config=config, source=self._out.name)
             bar.update(task, completed=FOLDS + 1)
         return trained.gate, trained.manifest, comparison
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,21 +187,33 @@ def _folds(rows: Sequence[tuple[str, str, str]]) -> npt.NDArray[np.int64]:
 
 
 def compared(
-    outcomes: Outcomes, before: FloatArray, fit: Callable[[Outcomes], Gate], progress: Callable[[int], None]
+    outcomes: Outcomes,
+    before: FloatArray,
+    fit: Callable[[Outcomes], Gate],
+    progress: Callable[[int], None],
+    *,
+    learned: Collection[str] = (),
 ) -> Comparison:
     """Compare a gate with what was chosen before and with the best single model, by cross-validation.
 
     Each row is judged by a gate that was fitted on the other folds, so that all rows count. before: (rows, N) the
     running coordinator's scores of the models. fit: makes a gate of rows. progress: called with the folds done.
+    learned: models that a gate judged before which has learned from these very rows. What it says of them is no
+    measure for a gate that has not, so that a gate of these models takes its place that was fitted on the other folds.
     """
-    folds = folds_of(outcomes)
+    folds, before = folds_of(outcomes), before.copy()
+    own = np.array([place for place, name in enumerate(outcomes.experts) if name in learned], dtype=np.int64)
     probabilities = np.full(outcomes.scores.shape, np.nan)
     single = np.full(len(outcomes), np.nan)
     for fold in range(FOLDS):
         inside = np.flatnonzero(folds == fold)
         rest = outcomes.take(np.flatnonzero(folds != fold))
         gate = fit(rest)
-        probabilities[inside] = [gate.predict(outcomes.prompts[row]).probabilities for row in inside]
+        probabilities[inside] = _judged(gate, outcomes, inside)
+        if own.size:
+            is_same = own.size == len(outcomes.experts)
+            former = gate if is_same else fit(rest.with_experts([outcomes.experts[place] for place in own]))
+            before[np.ix_(inside, own)] = _judged(former, outcomes, inside)
         single[inside] = outcomes.scores[inside, best_single(rest.scores, outcomes.scores[inside])]
         progress(fold + 1)
     chosen = chosen_scores(probabilities, outcomes.scores)
@@ -214,6 +226,11 @@ def compared(
         over_before=gain_of(chosen, tied_scores(before, outcomes.scores)),
         over_single=gain_of(chosen, single),
     )
+
+
+def _judged(gate: Gate, outcomes: Outcomes, rows: npt.NDArray[np.int64]) -> FloatArray:
+    """(rows, experts of the gate) how likely each is right."""
+    return np.array([gate.predict(outcomes.prompts[row]).probabilities for row in rows], dtype=np.float64)
 
 
 def tied_scores(believed: FloatArray, scores: FloatArray) -> FloatArray:

@@ -109,6 +109,7 @@ async def test_from_a_fleet_to_a_gate_in_use(tmp_path: Path) -> None:
         assert "They will take about" in told
         assert "the best single model" in told
         assert "The running coordinator chooses by it now." in told
+        assert "The running gate has learned" not in told
         manifest = load_checkpoint(tmp_path / "gate.safetensors")[1]
         assert manifest.experts == ("fake", "other")
         assert manifest.files["other"] == hashlib.sha256(b"other").hexdigest()
@@ -119,6 +120,7 @@ async def test_from_a_fleet_to_a_gate_in_use(tmp_path: Path) -> None:
         before, asked = (tmp_path / "gate.safetensors").read_bytes(), running.coordinator.status().requests_finished
         code, told = await tuned(tmp_path, "--questions", str(source))
         assert (code, "0 requests to go" in told) == (0, True)
+        assert "The running gate has learned from these answers" in told
         assert running.coordinator.status().requests_finished == asked
         assert (tmp_path / "gate.safetensors").read_bytes() == before
 

@@ -9,6 +9,7 @@ import pytest
 
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.cli.tune import usual_questions
+from moe2.coordinator.gate.features import FeatureConfig
 from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.training.collect.outfile import Answered, ScoredChoices
 from moe2.coordinator.training.collect.questions import Metric, Question, read_questions
@@ -27,8 +28,8 @@ from moe2.coordinator.training.tuning import (
     predicted,
     tied_scores,
 )
-from tests.coordinator.training.outcome_tables import synthetic_outcomes
-from tests.fakes.gates import MadeGate
+from tests.coordinator.training.outcome_tables import KINDS, synthetic_outcomes
+from tests.fakes.gates import MadeGate, random_gate
 
 NAN = float("nan")
 
@@ -165,6 +166,26 @@ def test_each_row_is_judged_by_a_gate_that_has_not_seen_it(made: MadeGate) -> No
     assert set(outcomes.ids) == set().union(*(set(outcomes.ids) - set(rows.ids) for rows in fitted))
     assert found.over_before.rows == len(outcomes)
     assert found.by_kind.shape == (3, 3)
+
+
+@pytest.mark.parametrize(("learned", "trainings"), [(2, 2), (3, 1)])
+def test_a_gate_that_has_learned_from_the_rows_is_judged_as_one_that_has_not(learned: int, trainings: int) -> None:
+    """What the running gate says of answers that it has learned is right by heart, and no measure for another one."""
+    outcomes = synthetic_outcomes(100)
+    fitted: list[Outcomes] = []
+
+    def fit(rows: Outcomes) -> Gate:
+        fitted.append(rows)
+        return random_gate(rows.experts, KINDS, FeatureConfig(bucket_bits=4)).gate
+
+    by_heart = outcomes.scores.copy()
+    honest = compared(outcomes, by_heart, fit, lambda _: None, learned=outcomes.experts[:learned])
+    assert len(fitted) == trainings * FOLDS
+    assert {rows.experts for rows in fitted} == {outcomes.experts, outcomes.experts[:learned]}
+    assert honest.over_before.other < compared(outcomes, by_heart, fit, lambda _: None).over_before.other
+    assert by_heart == pytest.approx(outcomes.scores, nan_ok=True)
+    if learned == len(outcomes.experts):
+        assert honest.over_before.gain == pytest.approx(0.0)
 
 
 def test_behind_either_is_behind(made: MadeGate) -> None:
