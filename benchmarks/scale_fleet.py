@@ -17,13 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from time import monotonic
+from time import monotonic, time
 from urllib.parse import quote
 
 import uvloop
 
 from benchmarks.fake_agent import PROMPT_TOKENS, TOKEN_TEXT, Timing
 from moe2.agent.link.link import Link
+from moe2.agent.link.reporting import until_report_s
 from moe2.common.backoff import Backoff
 from moe2.common.cost import EnergyProfile, LatencyProfile, Spread
 from moe2.common.energy import Attribution, Energy, Quality, Scope
@@ -222,7 +223,8 @@ class FakeHost:
         # Hosts do not report in step.
         await asyncio.sleep(self._random.random() * self._report_s)
         while True:
-            await asyncio.sleep(self._report_s)
+            # As agents do, whose clocks agree here.
+            await asyncio.sleep(until_report_s(self._report_s, time()))
             self._report()
 
     def _report(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -16,6 +17,14 @@ REPORT_PAUSE_S = 0.1
 """Changes that come within this time share a report."""
 UNWELCOMED_REPORT_S = 5.0
 """The steady rate until a coordinator has said which it wants."""
+BEAT_S = 0.05
+"""Steady reports fall on multiples of this by the host's clock. Those of hosts whose clocks agree come together so, and
+wake a coordinator that has nothing else to do ten times less often: of what an idle fleet costs, waking is half."""
+
+
+def until_report_s(every_s: float, now_unix_s: float) -> float:
+    """Seconds until the next steady report: `every_s`, and at most half a beat more or less."""
+    return max(0.0, round((now_unix_s + every_s) / BEAT_S) * BEAT_S - now_unix_s)
 
 
 class Reporter:
@@ -69,7 +78,7 @@ class Reporter:
         """Send reports to the coordinator, in its rhythm and after changes, until cancelled."""
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self.every_s):
+                async with asyncio.timeout(until_report_s(self.every_s, time.time())):
                     await self._changed.wait()
                 await asyncio.sleep(REPORT_PAUSE_S)
             self._changed.clear()
