@@ -23,8 +23,9 @@ wake a coordinator that has nothing else to do ten times less often: of what an 
 
 
 def until_report_s(every_s: float, now_unix_s: float) -> float:
-    """Seconds until the next steady report: `every_s`, and at most half a beat more or less."""
-    return max(0.0, round((now_unix_s + every_s) / BEAT_S) * BEAT_S - now_unix_s)
+    """Seconds until the next steady report: `every_s`, and at most half a beat, or a quarter of it, more or less."""
+    beat_s = min(BEAT_S, every_s / 2)
+    return round((now_unix_s + every_s) / beat_s) * beat_s - now_unix_s
 
 
 class Reporter:
