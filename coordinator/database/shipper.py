@@ -17,8 +17,8 @@ import structlog
 
 from moe2.coordinator.database.postgresql import Cursor, DatabaseError, DatabaseRowError, Session, defect_of
 from moe2.coordinator.database.schema import check_version
-from moe2.coordinator.ledger.entry import StandingEntry
-from moe2.coordinator.ledger.journal import ATTEMPT_COLUMNS, REQUEST_COLUMNS, Journal, JournalError, Shipment
+from moe2.coordinator.ledger.entry import ATTEMPT_COLUMNS, REQUEST_COLUMNS, StandingEntry
+from moe2.coordinator.ledger.journal import Journal, JournalError, Shipment
 
 SHIP_EVERY_S = 0.5
 RETRY_S = 1.0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from moe2.common.standby import StandingEnergy
 
 
-@dataclass(frozen=True)
-class AttemptEntry:
+class AttemptEntry(msgspec.Struct, frozen=True):
     """The work of one expert for a request; the fields are the columns of the table `attempts`. None: not known."""
 
     request_id: str
@@ -39,8 +39,7 @@ class AttemptEntry:
     """The checksum of the model's file when the expert was chosen."""
 
 
-@dataclass(frozen=True)
-class RequestEntry:
+class RequestEntry(msgspec.Struct, frozen=True):
     """The entry of one request. None: not known.
 
     The fields but the last two are the columns of the table `requests`.
@@ -79,8 +78,11 @@ class RequestEntry:
     attempts: tuple[AttemptEntry, ...] = ()
 
 
-@dataclass(frozen=True)
-class ReservationEntry:
+REQUEST_COLUMNS = tuple(name for name in RequestEntry.__struct_fields__ if name not in ("was_reserved", "attempts"))
+ATTEMPT_COLUMNS = AttemptEntry.__struct_fields__
+
+
+class ReservationEntry(msgspec.Struct, frozen=True):
     """The reservation of a request in progress; the fields are the columns of the table `reservations`."""
 
     request_id: str
@@ -93,8 +95,7 @@ class ReservationEntry:
     tokens: int | None
 
 
-@dataclass(frozen=True)
-class StandingEntry:
+class StandingEntry(msgspec.Struct, frozen=True):
     """Joules of an agent's host that belong to no request, since the last such entry.
 
     by_cause: (cause, joules) pairs. hour_unix_s: the beginning of the hour that they are entered into. counters: the

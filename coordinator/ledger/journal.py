@@ -6,7 +6,6 @@ commits, and then gets these rows again.
 
 from __future__ import annotations
 
-import dataclasses
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,15 +16,11 @@ from typing import Any
 import msgspec
 import structlog
 
-from moe2.coordinator.ledger.entry import AttemptEntry, RequestEntry, StandingEntry
+from moe2.coordinator.ledger.entry import ATTEMPT_COLUMNS, REQUEST_COLUMNS, StandingEntry
 from moe2.coordinator.ledger.schema import open_beside, reading
 
 KEEP_SHIPPED_S = 300.0
 """The time for which what was shipped can be shipped again."""
-REQUEST_COLUMNS = tuple(
-    field.name for field in dataclasses.fields(RequestEntry) if field.name not in ("was_reserved", "attempts")
-)
-ATTEMPT_COLUMNS = tuple(field.name for field in dataclasses.fields(AttemptEntry))
 _STANDING_COLUMNS = "agent, hour_unix_s, cause, quality, agent_name, joules"
 
 

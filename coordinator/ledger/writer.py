@@ -5,14 +5,14 @@ A second thread makes the checkpoints: they wait for the disk, and no commit has
 
 from __future__ import annotations
 
-import dataclasses
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -21,7 +21,13 @@ import structlog
 
 from moe2.common.clock import EARLIEST_UNIX_S
 from moe2.coordinator.ledger.accounts import day_of
-from moe2.coordinator.ledger.entry import AttemptEntry, RequestEntry, ReservationEntry, StandingEntry
+from moe2.coordinator.ledger.entry import (
+    ATTEMPT_COLUMNS,
+    REQUEST_COLUMNS,
+    RequestEntry,
+    ReservationEntry,
+    StandingEntry,
+)
 from moe2.coordinator.ledger.schema import is_full
 
 CHECKPOINT_EVERY_S = 5.0
@@ -32,10 +38,6 @@ MAX_KEPT = 10_000
 PRUNED_AT_ONCE = 200
 _ROWS_PER_STATEMENT = 32
 
-_REQUEST_COLUMNS = tuple(
-    field.name for field in dataclasses.fields(RequestEntry) if field.name not in ("was_reserved", "attempts")
-)
-_ATTEMPT_COLUMNS = tuple(field.name for field in dataclasses.fields(AttemptEntry))
 _COUNTER_COLUMNS = ("epoch", "idle_j", "loading_j", "waking_j", "other_j", "requests_j")
 _ADD_STANDING = """
     INSERT INTO standing (agent, hour_unix_s, cause, quality, agent_name, joules) VALUES (?, ?, ?, ?, ?, ?)
@@ -54,7 +56,8 @@ _TOO_OLD = """
     )
     LIMIT :most
 """
-_RESERVATION_COLUMNS = tuple(field.name for field in dataclasses.fields(ReservationEntry))
+_RESERVATION_COLUMNS = ReservationEntry.__struct_fields__
+_RESERVATIONS = f"reservations ({', '.join(_RESERVATION_COLUMNS)})"
 
 # What ails the database or its disk; every other error is about what was to be written.
 _MAY_PASS = (sqlite3.OperationalError, sqlite3.DatabaseError)
@@ -113,6 +116,7 @@ class LedgerWriter:
         retry_s: float = RETRY_S,
         is_journal: bool = False,
     ) -> None:
+        connection.executescript(_view())
         self._is_journal = is_journal
         self._connection = connection
         self._checkpointer = checkpointer
@@ -241,11 +245,13 @@ class LedgerWriter:
     def _commit(self, entries: Sequence[Entry]) -> None:
         """Writes entries in one transaction: all of them or none."""
         requests = [entry for entry in entries if isinstance(entry, RequestEntry)]
-        with _Transaction(self._connection):
-            self._insert("reservations", _RESERVATION_COLUMNS, (e for e in entries if isinstance(e, ReservationEntry)))
-            self._insert("requests", _REQUEST_COLUMNS, requests)
-            self._insert("attempts", _ATTEMPT_COLUMNS, (attempt for entry in requests for attempt in entry.attempts))
-            ended = [(entry.request_id,) for entry in requests if entry.was_reserved]
+        rows = [row for entry in requests for row in _rows(entry)]
+        ended = [(entry.request_id,) for entry in requests if entry.was_reserved]
+        has_others = len(requests) < len(entries) or bool(ended) or self._is_journal
+        with _Transaction(self._connection) if has_others or len(rows) > _ROWS_PER_STATEMENT else nullcontext():
+            reserved = (entry for entry in entries if isinstance(entry, ReservationEntry))
+            self._insert(_RESERVATIONS, [_values(entry, _RESERVATION_COLUMNS) for entry in reserved])
+            self._insert("entered", rows)
             if ended:
                 self._connection.executemany("DELETE FROM reservations WHERE request_id = ?", ended)
             for entry in entries:
@@ -255,13 +261,11 @@ class LedgerWriter:
                 self._note_shipments(entries)
         self._written.set()
 
-    def _insert(self, table: str, columns: tuple[str, ...], entries: Iterable[object]) -> None:
+    def _insert(self, into: str, rows: Sequence[Sequence[Any]]) -> None:
         """Inserts several rows per statement, as the thread gives way to others after each statement."""
-        rows = [[getattr(entry, column) for column in columns] for entry in entries]
         for start in range(0, len(rows), _ROWS_PER_STATEMENT):
             part = rows[start : start + _ROWS_PER_STATEMENT]
-            values: list[Any] = [value for row in part for value in row]
-            self._connection.execute(_insertion(table, columns, len(part)), values)
+            self._connection.execute(_insertion(into, len(part[0]), len(part)), [*chain.from_iterable(part)])
 
     def _book_standing(self, entry: StandingEntry) -> None:
         """Adds joules and keeps the counters that they came from, both in the same transaction."""
@@ -339,8 +343,39 @@ class _Transaction:
             self._connection.execute("ROLLBACK")
 
 
-@lru_cache(maxsize=256)
-def _insertion(table: str, columns: tuple[str, ...], n_rows: int) -> str:
-    row = f"({', '.join('?' * len(columns))})"
+def _view() -> str:
+    """Makes the view `entered`, of which a row is a request with its first attempt, or a further attempt.
+
+    With each statement the thread lets the event loop run, and has to wait until that lets it go on. So that requests
+    need one only, which is a transaction by itself, it is a trigger that enters them into the two tables.
+    """
+    tables = (("requests", "request", REQUEST_COLUMNS), ("attempts", "attempt", ATTEMPT_COLUMNS))
     # Names of our own tables and columns, no input.
-    return f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * n_rows)}"  # noqa: S608
+    nothing = ", ".join(f"NULL AS {part}_{name}" for _, part, columns in tables for name in columns)
+    inserts = " ".join(
+        f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) "
+        f"SELECT {', '.join(f'NEW.{part}_{name}' for name in columns)} WHERE NEW.{part}_request_id IS NOT NULL;"
+        for table, part, columns in tables
+    )
+    return f"""
+        CREATE TEMP VIEW entered AS SELECT {nothing};
+        CREATE TEMP TRIGGER enter INSTEAD OF INSERT ON entered BEGIN {inserts} END;
+    """
+
+
+def _values(entry: object, columns: Sequence[str]) -> list[Any]:
+    return [getattr(entry, column) for column in columns]
+
+
+def _rows(entry: RequestEntry) -> list[list[Any]]:
+    """The rows of `entered` that one request is."""
+    no_request, no_attempt = [None] * len(REQUEST_COLUMNS), [None] * len(ATTEMPT_COLUMNS)
+    first, *others = [_values(attempt, ATTEMPT_COLUMNS) for attempt in entry.attempts] or [no_attempt]
+    return [_values(entry, REQUEST_COLUMNS) + first, *(no_request + other for other in others)]
+
+
+@lru_cache(maxsize=256)
+def _insertion(into: str, n_columns: int, n_rows: int) -> str:
+    row = f"({', '.join('?' * n_columns)})"
+    # Names of our own tables and columns, no input.
+    return f"INSERT OR REPLACE INTO {into} VALUES {', '.join([row] * n_rows)}"  # noqa: S608

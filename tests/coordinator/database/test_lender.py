@@ -19,7 +19,7 @@ from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.shipper import write_requests
 from moe2.coordinator.keys.keys import DailyLimits, Principal
 from moe2.coordinator.ledger.accounts import Accounts, Amount, DaySum
-from moe2.coordinator.ledger.journal import REQUEST_COLUMNS
+from moe2.coordinator.ledger.entry import REQUEST_COLUMNS
 from moe2.coordinator.ledger.leases import FRESH_S, Ask, Resource, lend
 from tests.coordinator.ledger.entries import request_entry
 from tests.fakes.postgres import Postgres, needs_postgres

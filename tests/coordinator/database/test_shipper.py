@@ -6,10 +6,10 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from moe2.common.standby import StandingEnergy
@@ -135,14 +135,14 @@ async def test_standing_joules_are_brought_in_again_and_counted_once(
 ) -> None:
     """An import after more hours have passed, and what is shipped after it, add up to what the host has counted."""
     path = tmp_path / "ledger.sqlite"
-    first, later = standing(50.0), replace(standing(120.0, booked=70.0), hour_unix_s=7200)
+    first, later = standing(50.0), msgspec.structs.replace(standing(120.0, booked=70.0), hour_unix_s=7200)
     for entry in (first, later):
         ledger = Ledger(path, retention_days=36_500)
         async with ledger.running():
             await ledger.record(entry)
         await asyncio.to_thread(import_files, session, "a", tmp_path, path, tmp_path / "none.jsonl")
     async with journal(path, url) as (ledger, _):
-        await ledger.record(replace(standing(125.0, booked=5.0), hour_unix_s=7200))
+        await ledger.record(msgspec.structs.replace(standing(125.0, booked=5.0), hour_unix_s=7200))
     assert rows(session, "SELECT hour_unix_s, joules FROM standing ORDER BY 1") == [(3600, 50.0), (7200, 75.0)]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from moe2.coordinator.ledger import schema
 from moe2.coordinator.ledger import writer as writer_module
-from moe2.coordinator.ledger.journal import ATTEMPT_COLUMNS
+from moe2.coordinator.ledger.entry import ATTEMPT_COLUMNS
 from moe2.coordinator.ledger.report import By, Span, lengths, requests, sums
 from moe2.coordinator.ledger.schema import reading
 from tests.coordinator.ledger.entries import attempt_entry, request_entry, running
@@ -91,7 +91,7 @@ async def test_a_ledger_of_before_files_were_entered_goes_on(tmp_path: Path, mon
     columns = ATTEMPT_COLUMNS[:-1]
     with monkeypatch.context() as before:
         before.setattr(schema, "VERSION", 2)
-        before.setattr(writer_module, "_ATTEMPT_COLUMNS", columns)
+        before.setattr(writer_module, "ATTEMPT_COLUMNS", columns)
         async with running(path) as ledger:
             await ledger.record(request_entry("req-1"))
     async with running(path) as ledger:

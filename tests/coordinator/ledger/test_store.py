@@ -13,8 +13,8 @@ import structlog
 from moe2.coordinator.ledger import schema
 from moe2.coordinator.ledger import store as ledger_module
 from moe2.coordinator.ledger import writer as writer_module
-from moe2.coordinator.ledger.entry import RequestEntry
-from moe2.coordinator.ledger.journal import ATTEMPT_COLUMNS, REQUEST_COLUMNS, everything
+from moe2.coordinator.ledger.entry import ATTEMPT_COLUMNS, REQUEST_COLUMNS, RequestEntry
+from moe2.coordinator.ledger.journal import everything
 from moe2.coordinator.ledger.report import Span, requests
 from moe2.coordinator.ledger.schema import VERSION, LedgerError, open_for_writing, reading
 from moe2.coordinator.ledger.store import Ledger
@@ -43,6 +43,37 @@ async def test_entries_that_come_together_are_all_written(tmp_path: Path) -> Non
         recorded = [ledger.record(request_entry(name)) for name in names]
         assert all(await asyncio.gather(*recorded))
     assert sorted(kept(path)) == names
+
+
+@pytest.mark.parametrize("entry", [request_entry("req-1", attempt_entry()), request_entry("req-1", attempts=())])
+def test_requests_need_one_statement(tmp_path: Path, entry: RequestEntry) -> None:
+    """With each statement the writer waits for the event loop; one by itself is a transaction, too."""
+    path = tmp_path / "ledger.sqlite"
+    connection = open_for_writing(path)
+    writer = writer_module.LedgerWriter(connection, schema.open_beside(path), lambda _: None)
+    statements: list[str] = []
+    connection.set_trace_callback(statements.append)
+    writer.put(writer_module.Batch(1, (entry,)))
+    writer.put(writer_module.Stop())
+    writer.start()
+    assert writer.join(60.0)
+    # What its trigger does is traced, too, as the statement itself or as a comment.
+    assert len({one for one in statements if not one.startswith("--")}) == 1
+    assert kept(path) == ["req-1"]
+
+
+async def test_a_request_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A request with an attempt that no database takes leaves nothing behind, and stops no other."""
+    path = tmp_path / "ledger.sqlite"
+    sound, faulty = attempt_entry("req-1"), attempt_entry("req-1", place=1, expert=None)
+    async with running(path) as ledger:
+        ledger.record(request_entry("req-1", sound, faulty))
+        ledger.record(request_entry("req-2", attempt_entry("req-2")))
+        await until(lambda: ledger.n_dropped == 1)
+    _, *parts = everything(path, 9)
+    of = ATTEMPT_COLUMNS.index("request_id")
+    assert kept(path) == ["req-2"]
+    assert [row[of] for part in parts for row in part.attempts] == ["req-2"]
 
 
 async def test_all_that_a_ledger_holds_is_read_in_parts(tmp_path: Path) -> None:
