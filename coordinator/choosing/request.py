@@ -6,10 +6,11 @@ What the choice found is in `result`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated
 
+import msgspec
 from pydantic import Field, model_validator
 
 from moe2.common.config import Settings
@@ -240,8 +241,7 @@ def no_final_answer() -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class SelectionRequest:
+class SelectionRequest(msgspec.Struct, frozen=True):
     """Everything that the choice of experts for one request depends on, besides the fleet."""
 
     model: str
@@ -249,16 +249,16 @@ class SelectionRequest:
     demand: Demand
     text: str = ""
     """The prompt as the gate reads it."""
-    wish: Wish = field(default_factory=Wish)
+    wish: Wish = NO_WISH
     budgets: Budgets = NO_BUDGETS
     """Default budgets of the API key that asks."""
     excluded: frozenset[str] = frozenset()
     """Keys of experts that have failed this request already, and must not be chosen again."""
-    barred: Mapping[str, str] = field(default_factory=dict)
+    barred: Mapping[str, str] = {}
     """Reasons by key of experts that get no requests at present, such as after many failures."""
-    reserved: Mapping[str, str] = field(default_factory=dict)
+    reserved: Mapping[str, str] = {}
     """Reasons by key of experts that are kept for other requests and will be free soon."""
-    restarts_seen: Mapping[str, int] = field(default_factory=dict)
+    restarts_seen: Mapping[str, int] = {}
     """Restarts by key of experts whose engine died under this request; they are out until it has restarted again."""
     affinity: Affinity | None = None
     """The expert that holds the beginning of this conversation in its cache."""
@@ -281,7 +281,7 @@ class SelectionRequest:
     between equals."""
     scope_prices: tuple[ScopePrice, ...] = ()
     """Average budgets that hold for the request in any category; their prices add up."""
-    category_prices: Mapping[str, ScopePrice] = field(default_factory=dict)
+    category_prices: Mapping[str, ScopePrice] = {}
     """Average budgets by category; that of the request's category, else the default's, adds its price."""
     modes: frozenset[Mode] = ROUTE_ONLY
     """The modes that can serve the request."""

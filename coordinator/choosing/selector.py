@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 
 from moe2.common.error_codes import ErrorCode
@@ -452,7 +453,7 @@ def _or_infeasible_now(
 
     for budgets in (case.budgets, whole) if request.elapsed_s else (whole,):
         is_late = budgets is not case.budgets and request.elapsed_s > 0.0
-        lenient = replace(request, barred={}, reserved={})
+        lenient = msgspec.structs.replace(request, barred={}, reserved={})
         for asked in (request, lenient) if request.barred or request.reserved else (request,):
             if (found := less_load(asked, budgets)) is not None:
                 return replace(

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 
+import msgspec
+
 from moe2.common.error_codes import ErrorCode
 from moe2.coordinator.choosing.forecast import Prediction
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
@@ -139,7 +141,7 @@ def _within(asked: SelectionRequest, chosen: Selection, left_j: float) -> Select
     most_j = left_j if own_j is None else min(own_j, left_j)
     # The limits in force are those after the former attempts; the planner takes these off once more.
     wish = asked.wish.model_copy(update={"energy_budget_j": most_j + asked.spent_j, "quantile": Quantile.P95})
-    return replace(asked, wish=wish)
+    return msgspec.structs.replace(asked, wish=wish)
 
 
 def _no_energy(principal: Principal, statement: Statement, needed_j: float | None, now: datetime) -> NoExpert:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
@@ -164,7 +164,7 @@ class PriceBook:
         scopes = tuple(self._priced(scope) for scope in (*fleet, *keys))
         if not scopes and not by_category:
             return asked
-        return replace(asked, scope_prices=scopes, category_prices=by_category)
+        return msgspec.structs.replace(asked, scope_prices=scopes, category_prices=by_category)
 
     def concerns(self, principal: Principal) -> bool:
         """True where a request of this key may stand under an average, so that its spending has to be settled."""

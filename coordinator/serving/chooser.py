@@ -6,8 +6,9 @@ What is learned of a request that has ended are the lengths of its prompt and it
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import replace
 from functools import partial
+
+from msgspec.structs import replace
 
 from moe2.common.error_codes import ErrorCode
 from moe2.coordinator.choosing.forecast import WorkLeft

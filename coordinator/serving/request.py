@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import msgspec
@@ -11,12 +10,11 @@ from moe2.common.generation import Generation
 from moe2.common.link.messages import EmbedJob, Submit
 from moe2.common.link.prompts import ChatPrompt, TextPrompt
 from moe2.coordinator.answers.form import AnswerForm, form_of
-from moe2.coordinator.choosing.request import ROUTE_ONLY, Ballot, Demand, Mode, Wish
+from moe2.coordinator.choosing.request import NO_WISH, ROUTE_ONLY, Ballot, Demand, Mode, Wish
 from moe2.coordinator.keys.keys import ANYBODY, Principal
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, dict=True):
     """What a client asked for."""
 
     request_id: str
@@ -27,7 +25,7 @@ class Request:
     arrived_s: float
     """When the request's last byte had been read, in monotonic seconds."""
     deadline_s: float
-    wish: Wish = field(default_factory=Wish)
+    wish: Wish = NO_WISH
     modes: frozenset[Mode] = ROUTE_ONLY
     """The modes that can serve the request."""
     prefix: str = ""

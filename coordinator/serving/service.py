@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import msgspec
 import structlog
 
 from moe2.common.alarm import Alarm
@@ -150,7 +151,7 @@ class Service:
         self._queue.serve()
         planned = self.planned(request.demand, request.model)
         if planned is not request.demand:
-            request = replace(request, demand=planned)
+            request = msgspec.structs.replace(request, demand=planned)
         chain = prefixes(request.prompt) if self._settings.affinity and not request.texts else ()
         life = Lifecycle(request=request, queue_s=self._settings.queue_s, modes=MODES)
         exchange = Exchange(life, news)

@@ -67,7 +67,7 @@ class LifeBench:
         fitting = [found for found in fitting if found.key not in self.full]
         if not fitting:
             return self.why_full
-        any_model = replace(asked, model="moe2", needs_chat_template=False, excluded=frozenset())
+        any_model = msgspec.structs.replace(asked, model="moe2", needs_chat_template=False, excluded=frozenset())
         return selector().select(any_model, fitting[:1], {}, 0)
 
     def do(self, event: Event) -> list[Effect]:

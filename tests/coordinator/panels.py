@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from moe2.common.link.messages import (
@@ -59,7 +60,7 @@ class PanelBench(LifeBench):
         self.chosen_for.append(asked)
         excluded = asked.excluded | still_down(asked.restarts_seen, self.experts)
         left = [found for found in self.experts if found.key not in excluded]
-        decided = selector().select(replace(asked, model="moe2", excluded=frozenset()), left, {}, 0)
+        decided = selector().select(msgspec.structs.replace(asked, model="moe2", excluded=frozenset()), left, {}, 0)
         if isinstance(decided, Selection) and decided.vote:
             return self._asked_in_turn(decided)
         if isinstance(decided, Selection) and self._weights:

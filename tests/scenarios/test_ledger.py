@@ -8,7 +8,6 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def as_key(monkeypatch: pytest.MonkeyPatch) -> AsKey:
         principal = Principal(key_id="k1", name="app", daily=limits)
 
         def begin_as(service: Service, request: Request, news: asyncio.Event | None = None) -> Exchange:
-            return begin(service, replace(request, principal=principal), news)
+            return begin(service, msgspec.structs.replace(request, principal=principal), news)
 
         monkeypatch.setattr(Service, "begin", begin_as)
 

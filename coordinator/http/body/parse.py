@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args
 
 import msgspec
+from msgspec.structs import replace
 from pydantic import ValidationError
 
 from moe2.common.generation import MAX_TOKENS, MAX_TOP_K, Generation, Sampling
@@ -55,8 +56,7 @@ N_SEEDS = 2**32 - 1
 """llama.cpp's samplers take 32 bits, of which the highest value means "draw one"."""
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """A parsed request of either route."""
 
     model: str
@@ -89,7 +89,7 @@ class Call:
     """The tools that the answer may call, and how its calls are shown."""
     ignored: tuple[str, ...] = ()
     """The parameters that changed nothing: those that moe2 accepts for clients' sake, and unknown ones."""
-    variables: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = {}
     """The variables of the chat template that the request sets, each with the parameter that sets it."""
 
     def called(self, names: Mapping[str, str]) -> Call:
@@ -213,7 +213,7 @@ def read_completion(fields: dict[str, Any], headers: Mapping[str, str] = NO_HEAD
     """Parses the fields of a text completion, of which only `max_tokens` may be null, for no limit. Raises `ApiError`
     (400), as `parse_completion`."""
     text, ignored = read_struct(fields, TextRequest, reading)
-    prompt, *more = (msgspec.structs.replace(each, suffix=text.suffix) for each in prompts_of(text.prompt))
+    prompt, *more = (replace(each, suffix=text.suffix) for each in prompts_of(text.prompt))
     if (1 + len(more)) * text.n > MAX_PROMPTS:
         raise invalid(f"'prompt' times 'n' must be at most {MAX_PROMPTS}.", param="n")
     if text.suffix and text.echo:
@@ -274,8 +274,8 @@ def _reseeded(generation: Generation, nth: int) -> Generation:
     """Returns the generation for the nth answer to one prompt: with the same seed all would be the same."""
     if generation.sampling.seed is None or nth == 0:
         return generation
-    sampling = msgspec.structs.replace(generation.sampling, seed=(generation.sampling.seed + nth) % N_SEEDS)
-    return msgspec.structs.replace(generation, sampling=sampling)
+    sampling = replace(generation.sampling, seed=(generation.sampling.seed + nth) % N_SEEDS)
+    return replace(generation, sampling=sampling)
 
 
 def _call(
@@ -302,7 +302,7 @@ def _call(
     if has_tools and wish.choices is not None:
         raise unsupported("moe2.choices", hint="Together with 'tools' it needs 'tool_choice': \"none\".")
     ballot, structure = ballot_of(wish, structure)
-    generation = msgspec.structs.replace(
+    generation = replace(
         structure.form,
         sampling=_sampling(body),
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
@@ -310,7 +310,7 @@ def _call(
         **more,
     )
     if wish.thinking_budget_tokens is not None:
-        generation = msgspec.structs.replace(generation, thinking_budget_tokens=wish.thinking_budget_tokens)
+        generation = replace(generation, thinking_budget_tokens=wish.thinking_budget_tokens)
     return Call(
         model=reading.aliases.get(body.model, body.model if body.model.strip() else ANY_MODEL[0]),
         prompt=prompt,

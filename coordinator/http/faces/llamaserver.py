@@ -7,10 +7,10 @@ beside them as `moe2`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from moe2.common.generation import Generation
 from moe2.coordinator.choosing.request import ROUTE_ONLY

@@ -6,10 +6,10 @@ The shapes are those of https://docs.anthropic.com/en/api/messages-streaming.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from moe2.common.generation import Generation
 from moe2.common.link.prompts import ToolCall

@@ -6,11 +6,11 @@ The shapes are those of https://github.com/ollama/ollama/blob/main/docs/api.md, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from moe2.common.link.messages import TokenPiece
 from moe2.common.link.prompts import ToolCall

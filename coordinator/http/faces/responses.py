@@ -7,10 +7,10 @@ https://platform.openai.com/docs/api-reference/responses-streaming.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.link.prompts import ToolCall

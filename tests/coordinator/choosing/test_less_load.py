@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -165,12 +164,12 @@ def test_load_is_the_cause_exactly_where_an_idle_fleet_would_do(
     found = decide(request, *experts, busy=tuple(busy for _, _, busy in speeds))
     if isinstance(found, Selection) or found.code == ErrorCode.OVERLOADED:
         return
-    at_once = replace(request, elapsed_s=0.0)
+    at_once = structs.replace(request, elapsed_s=0.0)
     assert (found.code == ErrorCode.INFEASIBLE_NOW) == isinstance(decide(at_once, *experts), Selection)
     if found.code == ErrorCode.INFEASIBLE_NOW:
         assert found.waits_s is not None
-        late = replace(request, elapsed_s=elapsed_s + found.waits_s * (1 + 1e-6) + 1e-6)
+        late = structs.replace(request, elapsed_s=elapsed_s + found.waits_s * (1 + 1e-6) + 1e-6)
         assert not isinstance(decide(late, *experts), Selection)
         if found.waits_s > 0:
-            in_time = replace(request, elapsed_s=elapsed_s + found.waits_s * 0.999)
+            in_time = structs.replace(request, elapsed_s=elapsed_s + found.waits_s * 0.999)
             assert isinstance(decide(in_time, *experts), Selection)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import msgspec
 import pytest
 
@@ -22,7 +20,7 @@ def test_an_expert_that_nobody_is_to_be_sent_to_is_not_chosen() -> None:
     assert isinstance(decided, Selection)
     assert decided.first.expert.key == "agent-2/m"
     assert decided.outlook.ruled_out == {"agent-1/m": "its breaker is open"}
-    everybody = replace(asked, barred={found.key: "its breaker is open" for found in experts})
+    everybody = msgspec.structs.replace(asked, barred={found.key: "its breaker is open" for found in experts})
     refused = selector().select(everybody, experts, {}, 0)
     assert isinstance(refused, NoExpert)
     assert refused.code == "no_live_expert"

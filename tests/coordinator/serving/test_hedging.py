@@ -53,7 +53,7 @@ READY = expert("agent-2")
 def known_both(life: LifeBench) -> Attempt:
     """The attempt of a cold expert that was chosen while a ready one was there as well."""
     attempt = life.life.attempts[0]
-    among_both = selector().select(replace(life.chosen_for[0], model="moe2"), [COLD, READY], {}, 0)
+    among_both = selector().select(msgspec.structs.replace(life.chosen_for[0], model="moe2"), [COLD, READY], {}, 0)
     assert isinstance(among_both, Selection)
     attempt.selection = replace(attempt.selection, outlook=among_both.outlook)
     life.experts.append(READY)

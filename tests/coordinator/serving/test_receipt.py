@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import msgspec
 
 from moe2.common.cost import Quantiles
@@ -181,7 +179,7 @@ def test_a_limit_that_the_context_shortened_is_told() -> None:
     context_tokens = life.leading.expert.report.context_tokens
     for max_tokens, told in ((context_tokens - 7, None), (context_tokens - 6, context_tokens - 7), (None, None)):
         generation = msgspec.structs.replace(life.request.generation, max_tokens=max_tokens)
-        life.request = replace(life.request, generation=generation)
+        life.request = msgspec.structs.replace(life.request, generation=generation)
         assert receipt_of(life).max_tokens_within_context == told
 
 
