@@ -170,9 +170,12 @@ class Traffic:
 
     def _class_of(self, asked: Asked) -> _Class:
         key = (asked.category, asked.model)
-        if key not in self._classes and len(self._classes) >= MAX_CLASSES:
-            key = (OTHER, None)
-        return self._classes.setdefault(key, _Class())
+        if key not in self._classes:
+            # A class has a figure for each hour of the week: it is not made for nothing.
+            if len(self._classes) >= MAX_CLASSES:
+                key = (OTHER, None)
+            self._classes.setdefault(key, _Class())
+        return self._classes[key]
 
     def _fade(self, hour: int) -> None:
         """Lets what is known of an hour of the week count less, once a week."""
