@@ -269,13 +269,15 @@ def _rows(outlook: Outlook, plan: Plan, selection: Selection | None, explain: Ex
         places = _nearest(outlook, is_candidate, selection.places if selection else ())
     is_panel = selection is not None and selection.mode.is_panel
     chosen_place = selection.places[0] if selection else 0
+    late = frozenset(selection.late_places.tolist()) if selection else frozenset()
     rows = []
     for place in places:
         other = outlook.at(place)
         key = other.expert.key
         chosen = key in weights
-        reason = None if is_candidate[place] else plan.exclusions.of(place).detail
-        if selection is not None and place in selection.late_places:
+        candidate = bool(is_candidate[place])
+        reason = None if candidate else plan.exclusions.of(place).detail
+        if place in late:
             reason = "beside what is at work there it would be late"
         if reason is None and not chosen and selection is not None:
             why = "scores lower" if is_panel else why_not(outlook, place, chosen_place)
@@ -291,7 +293,7 @@ def _rows(outlook: Outlook, plan: Plan, selection: Selection | None, explain: Ex
                 energy_quality=other.prediction.energy_quality,
                 ttft_s=other.prediction.ttft_s,
                 total_s=other.prediction.total_s,
-                candidate=bool(is_candidate[place]),
+                candidate=candidate,
                 chosen=chosen,
                 reason=None if chosen else reason,
                 weight=weights.get(key) if is_panel else None,
