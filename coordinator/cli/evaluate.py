@@ -207,8 +207,10 @@ def _show_votes(report: VoteReport, console: Console) -> None:
     for table in vote_tables(report):
         console.print(table)
     for stop in report.early_stop:
+        # Where several fifths are reported, each may have chosen others.
+        who = f"the {len(stop.members)} voters" if stop.members else "the voters"
         console.print(
-            f"{stop.pool}: asking {len(stop.members)} in turn until the outcome is certain takes "
+            f"{stop.pool}: asking {who} in turn until the outcome is certain takes "
             f"{stop.joules_ratio:.2f} of the joules of asking all, and loses {stop.lost_points:.2f} ± "
             f"{stop.lost_se:.2f} points."
         )

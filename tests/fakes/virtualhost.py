@@ -8,7 +8,7 @@ for what attention looks back on) with a few percent of noise; power is a simula
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 from operator import mul
@@ -17,6 +17,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from moe2.agent.energy.account import HostAccount
 from moe2.agent.energy.attribution import DeviceAccount

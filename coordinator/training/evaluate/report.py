@@ -138,6 +138,7 @@ class EarlyStop(msgspec.Struct, frozen=True, kw_only=True):
 
     pool: str
     members: tuple[str, ...]
+    """The voters; empty where each fifth of the questions has others."""
     lost_points: float
     lost_se: float
     joules_ratio: float

@@ -14,7 +14,7 @@ from rich.console import Console
 from moe2.coordinator.cli import evaluate as command
 from moe2.coordinator.training.config import TrainingConfig
 from moe2.coordinator.training.evaluate.consensus import VoteEvaluationError, default_pools, evaluate_votes
-from moe2.coordinator.training.evaluate.report import BehindBest, PolicyFigures, VoteReport
+from moe2.coordinator.training.evaluate.report import BehindBest, EarlyStop, PolicyFigures, VoteReport
 from moe2.coordinator.training.outcomes import Outcomes, read_outcomes
 from tests.coordinator.training.outcome_tables import synthetic_outcomes
 
@@ -162,8 +162,9 @@ def test_who_was_not_asked_is_not_wrong() -> None:
         evaluate_votes(replace(table, scores=scores), pools=pools, targets_j=(None,), training=QUICK)
 
 
-def test_no_limit_is_told_as_one(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where joules have no limit, the sentence on a policy that is behind says so."""
+def test_what_is_not_one_number_is_not_told_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where joules have no limit, the sentence on a policy that is behind says so; voters are not counted where each
+    fifth has its own."""
     behind = [
         BehindBest(pool="p", target_j=target, policy="auto", best_policy="b", behind_points=2.0, behind_se=1.0)
         for target in (250.0, None)
@@ -174,13 +175,18 @@ def test_no_limit_is_told_as_one(capsys: pytest.CaptureFixture[str]) -> None:
         reported_on="x",
         host_marks="",
         consensus=(),
-        early_stop=(),
+        early_stop=tuple(
+            EarlyStop(pool=pool, members=members, lost_points=0.1, lost_se=0.2, joules_ratio=0.8)
+            for pool, members in (("p", ("a", "b", "c")), ("q", ()))
+        ),
         behind_best=(*behind,),
     )
     command._show_votes(told, Console(width=200))
     out = capsys.readouterr().out
     assert "in pool 'p' within 250 J by 2.00 ± 1.00 points" in out
     assert "in pool 'p' without a limit by 2.00 ± 1.00 points" in out
+    assert "p: asking the 3 voters in turn" in out
+    assert "q: asking the voters in turn" in out
 
 
 def test_the_command_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
