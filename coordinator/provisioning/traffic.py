@@ -13,7 +13,7 @@ Measured seconds of service, which hold what a batch costs each of its requests,
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -89,7 +89,7 @@ class Traffic:
     """Counts of arrivals by hour of the week, updated by `note` and `passed`; it knows no clock but the given times."""
 
     def __init__(self) -> None:
-        self._classes: dict[tuple[str, str | None], _Class] = {}
+        self._classes: defaultdict[tuple[str, str | None], _Class] = defaultdict(_Class)
         self._seconds = [0.0] * HOURS_A_WEEK
         self._upto_unix_s: float | None = None
 
@@ -170,11 +170,8 @@ class Traffic:
 
     def _class_of(self, asked: Asked) -> _Class:
         key = (asked.category, asked.model)
-        if key not in self._classes:
-            # A class has a figure for each hour of the week: it is not made for nothing.
-            if len(self._classes) >= MAX_CLASSES:
-                key = (OTHER, None)
-            self._classes.setdefault(key, _Class())
+        if key not in self._classes and len(self._classes) >= MAX_CLASSES:
+            key = (OTHER, None)
         return self._classes[key]
 
     def _fade(self, hour: int) -> None:
