@@ -386,7 +386,7 @@ class _Tuning:
             decision = await self._decision(prompt)
             rows = decision.experts if decision else ()
             said.append({columns.get(row.expert, row.model): row.score for row in rows})
-            learned = {columns.get(row.expert, row.model) for row in rows if row.score_source == "gate"}
+            learned |= {columns.get(row.expert, row.model) for row in rows if row.score_source == "gate"}
         return _Asked(outcomes, believed_scores(outcomes, said), columns, learned & self._learned_here())
 
     def _learned_here(self) -> frozenset[str]:
