@@ -190,7 +190,8 @@ class AverageRow(msgspec.Struct, frozen=True, kw_only=True):
     mean_j: joules per answer over about the last hundred; None before the first. price_per_j: score, 0..1, that one
     joule has to bring. n_unmeasured: requests that it could not count, as nobody knows their joules. saturated: the
     latest requests could not have been answered for less, so that a higher price would change nothing. simulated: the
-    latest joules that were counted are a simulated host's.
+    latest joules that were counted are a simulated host's. of_day: what is left of a key's daily limit for each answer
+    until midnight UTC, which nobody has set.
     """
 
     scope: str
@@ -201,6 +202,7 @@ class AverageRow(msgspec.Struct, frozen=True, kw_only=True):
     n_unmeasured: int = 0
     saturated: bool = False
     simulated: bool = False
+    of_day: bool = False
 
 
 class ChangeRow(msgspec.Struct, frozen=True, kw_only=True):

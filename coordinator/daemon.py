@@ -188,7 +188,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             on_message=self._service.agent_said,
             earlier=asked.earlier,
             elsewhere=asked.news,
-            price_per_j=lambda: next((row.price_per_j for row in self._prices.rows() if row.scope == FLEET), 0.0),
+            price_per_j=lambda: next((row.price_per_j for row in self._prices.rows(time()) if row.scope == FLEET), 0.0),
             patience_s=settings.selection.patience_s,
             state_dir=settings.coordinator.state_dir,
             may_act=lambda: self._pair is None or self._pair.does_chores,
@@ -309,7 +309,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         """The present state of the coordinator, its agents and its warnings."""
         now_s = asyncio.get_running_loop().time()
         rows, choosable = self._table.rows(now_s), self._table.choosable(now_s)
-        totals, dispatch, averages = self._service.totals, self._service.status(), self._prices.rows()
+        totals, dispatch, averages = self._service.totals, self._service.status(), self._prices.rows(time())
         return CoordinatorStatus(
             coordinator_id=self._id,
             version=__version__,

@@ -79,16 +79,7 @@ def average_warnings(averages: tuple[AverageRow, ...]) -> tuple[HealthWarning, .
     for row in averages:
         mean_j = row.mean_j
         if row.saturated and mean_j is not None and mean_j > row.average_energy_j * (1 + SAME_AVERAGE):
-            warnings.append(
-                HealthWarning(
-                    code="average_unreachable",
-                    severity=Severity.DEGRADED,
-                    message=f"Answers of {row.scope} are to take {row.average_energy_j:.4g} J on average and take "
-                    f"{mean_j:.4g} J, although the cheapest expert within their limits answers them all.",
-                    remedy=f"Set the average to {math.ceil(mean_j)} J or more, limit max_tokens, or add a cheaper "
-                    "expert; `moe2-coordinator plan` shows what each would take.",
-                )
-            )
+            warnings.append(_too_dear(row, mean_j))
         elif row.n_unmeasured > row.n_answers:
             warnings.append(
                 HealthWarning(
@@ -100,6 +91,29 @@ def average_warnings(averages: tuple[AverageRow, ...]) -> tuple[HealthWarning, .
                 )
             )
     return tuple(warnings)
+
+
+def _too_dear(row: AverageRow, mean_j: float) -> HealthWarning:
+    """Says that the cheapest answers take more than an average allows."""
+    if row.of_day:
+        # Nobody has set this average, and a limit that does its work is no fault of the service.
+        return HealthWarning(
+            code="day_used_up",
+            severity=Severity.NOTICE,
+            message=f"What is left of the {row.scope} is {row.average_energy_j:.4g} J for each answer that is usual "
+            f"until midnight (UTC), and the cheapest ones took {mean_j:.4g} J: its requests are refused once "
+            "nothing is left.",
+            remedy="Wait for midnight, limit max_tokens, add a cheaper expert, or make a key with a larger "
+            "--energy-per-day.",
+        )
+    return HealthWarning(
+        code="average_unreachable",
+        severity=Severity.DEGRADED,
+        message=f"Answers of {row.scope} are to take {row.average_energy_j:.4g} J on average and take {mean_j:.4g} J, "
+        "although the cheapest expert within their limits answers them all.",
+        remedy=f"Set the average to {math.ceil(mean_j)} J or more, limit max_tokens, or add a cheaper expert; "
+        "`moe2-coordinator plan` shows what each would take.",
+    )
 
 
 def fleet_warnings(rows: tuple[AgentRow, ...], *, n_choosable: int, stale_s: float) -> tuple[HealthWarning, ...]:

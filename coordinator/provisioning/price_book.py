@@ -190,11 +190,15 @@ class PriceBook:
         self._forget_oldest()
         self.n_settled += bool(scopes)
 
-    def rows(self) -> tuple[AverageRow, ...]:
-        """Every average in force with its price, as shown: the fleet's, the categories', then those of keys in use."""
-        rows = []
+    def rows(self, now_unix_s: float) -> tuple[AverageRow, ...]:
+        """Every average in force with its price, as shown: the fleet's, the categories', then those of keys in use.
+
+        What a daily limit left on a day that is over is in force no more.
+        """
+        rows, today = [], int(now_unix_s // DAY_S)
         for scope_id, label in self._labels.items():
-            if (price := self._prices.get(scope_id)) is not None:
+            price = self._prices.get(scope_id)
+            if price is not None and price.day in (None, today):
                 rows.append(
                     AverageRow(
                         scope=label,
@@ -205,6 +209,7 @@ class PriceBook:
                         n_unmeasured=price.n_unmeasured,
                         saturated=price.is_saturated,
                         simulated=price.is_simulated,
+                        of_day=price.day is not None,
                     )
                 )
         order = ("fleet", "category", "key", "day")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from moe2.common.health import Severity
 from moe2.common.status import AverageRow
 from moe2.coordinator.observing.health import average_warnings
 
@@ -19,6 +20,14 @@ def test_an_average_that_the_cheapest_expert_exceeds_is_named_with_what_could_be
     assert warning.code == "average_unreachable"
     assert "category coding" in warning.message
     assert "93 J" in warning.remedy
+
+
+def test_a_day_that_is_used_up_is_no_average_that_somebody_set() -> None:
+    """It is a notice, of a limit that does its work, and its remedy is a larger limit."""
+    (warning,) = average_warnings((row(scope="day of key app", of_day=True, average_energy_j=0.1, saturated=True),))
+    assert (warning.code, warning.severity) == ("day_used_up", Severity.NOTICE)
+    assert "day of key app" in warning.message
+    assert "--energy-per-day" in warning.remedy
 
 
 def test_an_average_that_is_being_learned_is_no_trouble() -> None:

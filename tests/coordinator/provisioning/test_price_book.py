@@ -82,7 +82,7 @@ def test_joules_of_a_request_without_an_answer_count() -> None:
     """What a cancelled or failed request has burnt is charged to its scopes, and it is no answer."""
     book = PriceBook(Averages(50.0))
     settle(book, spending(40.0, is_answer=False))
-    (row,) = book.rows()
+    (row,) = book.rows(NOON_S)
     assert row.price_per_j > 0.0
     assert row.n_answers == 0
 
@@ -91,10 +91,10 @@ def test_unknown_joules_do_not_fool_the_price() -> None:
     """A request whose joules nobody knows moves nothing and is counted apart; a part that is too much already moves."""
     book = PriceBook(Averages(50.0))
     settle(book, *[spending(None)] * 20, *[spending(None, known_j=30.0)] * 20)
-    (row,) = book.rows()
+    (row,) = book.rows(NOON_S)
     assert (row.price_per_j, row.mean_j, row.n_answers, row.n_unmeasured) == (0.0, None, 0, 40)
     settle(book, spending(None, known_j=90.0))
-    assert book.rows()[0].price_per_j > 0.0
+    assert book.rows(NOON_S)[0].price_per_j > 0.0
 
 
 def test_a_reload_keeps_prices_and_forgets_debts() -> None:
@@ -104,8 +104,8 @@ def test_a_reload_keeps_prices_and_forgets_debts() -> None:
     before = prices(book, "coding")
     book.reconfigure(Averages(60.0))
     assert prices(book, "coding") == {"fleet": before["fleet"]}
-    assert [row.scope for row in book.rows()] == ["fleet"]
-    assert book.rows()[0].average_energy_j == 60.0
+    assert [row.scope for row in book.rows(NOON_S)] == ["fleet"]
+    assert book.rows(NOON_S)[0].average_energy_j == 60.0
     assert book.saved().prices["fleet"].owed_j == 0.0
 
 
@@ -153,7 +153,7 @@ def test_figures_that_cannot_be_are_left_out(tmp_path: Path, content: bytes) -> 
     limited = Principal(key_id="a1", name="app", daily=DailyLimits(energy_j=1e4))
     assert set(prices(book, principal=limited, left_j=1e4).values()) == {0.0}
     settle(book, spending(100.0), principal=limited, left_j=1e4)
-    assert book.rows()[0].n_answers == 1
+    assert book.rows(NOON_S)[0].n_answers == 1
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_many_keys_are_forgotten_from_the_oldest_on(monkeypatch: pytest.MonkeyPa
     for number in range(50):
         settle(book, spending(80.0), principal=Principal(key_id=str(number), name=f"n{number}", average_energy_j=50.0))
     assert sorted(book.saved().prices) == sorted(f"key:{number}" for number in range(40, 50))
-    assert len(book.rows()) == 10
+    assert len(book.rows(NOON_S)) == 10
 
 
 # --- A key's day ------------------------------------------------------------------------------------------------------
@@ -215,11 +215,13 @@ def test_a_daily_limit_is_paced_over_the_day() -> None:
 
 
 def test_a_loose_daily_limit_costs_nothing() -> None:
-    """Where the day has room for everything, joules stay free."""
+    """Where the day has room for everything, joules stay free; a day that is over is shown no more."""
     book, drawn = PriceBook(Averages()), random.Random(2)
     for number in range(3):
         day(book, number, 200 * 400.0, drawn)
-    assert book.rows()[0].price_per_j == 0.0
+    (row,) = book.rows(NOON_S + 2 * DAY_S)
+    assert (row.price_per_j, row.of_day) == (0.0, True)
+    assert book.rows(NOON_S + 3 * DAY_S) == ()
 
 
 def test_a_day_shows_what_is_left_for_each_answer() -> None:
