@@ -9,8 +9,6 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
 from queue import Empty, SimpleQueue
@@ -18,6 +16,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from msgspec.structs import astuple
 
 from moe2.common.clock import EARLIEST_UNIX_S
 from moe2.coordinator.ledger.accounts import day_of
@@ -56,8 +55,9 @@ _TOO_OLD = """
     )
     LIMIT :most
 """
-_RESERVATION_COLUMNS = ReservationEntry.__struct_fields__
-_RESERVATIONS = f"reservations ({', '.join(_RESERVATION_COLUMNS)})"
+_RESERVATIONS = f"reservations ({', '.join(ReservationEntry.__struct_fields__)})"
+_NO_REQUEST: tuple[Any, ...] = (None,) * len(REQUEST_COLUMNS)
+_NO_ATTEMPT: tuple[Any, ...] = (None,) * len(ATTEMPT_COLUMNS)
 
 # What ails the database or its disk; every other error is about what was to be written.
 _MAY_PASS = (sqlite3.OperationalError, sqlite3.DatabaseError)
@@ -67,8 +67,7 @@ Entry = RequestEntry | ReservationEntry | StandingEntry
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
     """Entries on their way to the writer."""
 
     number: int
@@ -76,15 +75,13 @@ class Batch:
     entries: tuple[Entry, ...]
 
 
-@dataclass(frozen=True)
-class Prune:
+class Prune(msgspec.Struct, frozen=True):
     """An order to delete the requests of the days before `before_day`."""
 
     before_day: str
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """The writer's report after each try."""
 
     handled: int
@@ -244,28 +241,38 @@ class LedgerWriter:
 
     def _commit(self, entries: Sequence[Entry]) -> None:
         """Writes entries in one transaction: all of them or none."""
-        requests = [entry for entry in entries if isinstance(entry, RequestEntry)]
-        rows = [row for entry in requests for row in _rows(entry)]
-        ended = [(entry.request_id,) for entry in requests if entry.was_reserved]
-        has_others = len(requests) < len(entries) or bool(ended) or self._is_journal
-        with _Transaction(self._connection) if has_others or len(rows) > _ROWS_PER_STATEMENT else nullcontext():
-            reserved = (entry for entry in entries if isinstance(entry, ReservationEntry))
-            self._insert(_RESERVATIONS, [_values(entry, _RESERVATION_COLUMNS) for entry in reserved])
-            self._insert("entered", rows)
-            if ended:
+        rows: list[tuple[Any, ...]] = []
+        reserved, ended, standing = [], [], []
+        for entry in entries:
+            if isinstance(entry, RequestEntry):
+                rows += _rows(entry)
+                if entry.was_reserved:
+                    ended.append((entry.request_id,))
+            elif isinstance(entry, ReservationEntry):
+                reserved.append(astuple(entry))
+            else:
+                standing.append(entry)
+        if reserved or ended or standing or self._is_journal or len(rows) > _ROWS_PER_STATEMENT:
+            with _Transaction(self._connection):
+                self._insert(_RESERVATIONS, reserved)
+                self._insert("entered", rows)
                 self._connection.executemany("DELETE FROM reservations WHERE request_id = ?", ended)
-            for entry in entries:
-                if isinstance(entry, StandingEntry):
+                for entry in standing:
                     self._book_standing(entry)
-            if self._is_journal:
-                self._note_shipments(entries)
+                if self._is_journal:
+                    self._note_shipments(entries)
+        else:
+            # One statement is a transaction by itself.
+            self._insert("entered", rows)
         self._written.set()
 
-    def _insert(self, into: str, rows: Sequence[Sequence[Any]]) -> None:
+    def _insert(self, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """Inserts several rows per statement, as the thread gives way to others after each statement."""
         for start in range(0, len(rows), _ROWS_PER_STATEMENT):
             part = rows[start : start + _ROWS_PER_STATEMENT]
-            self._connection.execute(_insertion(into, len(part[0]), len(part)), [*chain.from_iterable(part)])
+            values = tuple(chain.from_iterable(part))
+            # `execute` would give way once more, to ask for the last row's id.
+            self._connection.executemany(_insertion(into, len(part[0]), len(part)), (values,))
 
     def _book_standing(self, entry: StandingEntry) -> None:
         """Adds joules and keeps the counters that they came from, both in the same transaction."""
@@ -363,15 +370,10 @@ def _view() -> str:
     """
 
 
-def _values(entry: object, columns: Sequence[str]) -> list[Any]:
-    return [getattr(entry, column) for column in columns]
-
-
-def _rows(entry: RequestEntry) -> list[list[Any]]:
+def _rows(entry: RequestEntry) -> list[tuple[Any, ...]]:
     """The rows of `entered` that one request is."""
-    no_request, no_attempt = [None] * len(REQUEST_COLUMNS), [None] * len(ATTEMPT_COLUMNS)
-    first, *others = [_values(attempt, ATTEMPT_COLUMNS) for attempt in entry.attempts] or [no_attempt]
-    return [_values(entry, REQUEST_COLUMNS) + first, *(no_request + other for other in others)]
+    first, *others = [astuple(attempt)[: len(ATTEMPT_COLUMNS)] for attempt in entry.attempts] or [_NO_ATTEMPT]
+    return [astuple(entry)[: len(REQUEST_COLUMNS)] + first, *(_NO_REQUEST + other for other in others)]
 
 
 @lru_cache(maxsize=256)
