@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from time import time
 from typing import Any
 
 import msgspec
@@ -36,8 +37,12 @@ ENVELOPES: Mapping[str, Callable[[ApiError], dict[str, Any]]] = {
 
 
 def new_request_id() -> str:
-    """Returns a new random id for a request, such as `req-…`."""
-    return f"req-{secrets.token_hex(16)}"
+    """Returns a new id for a request, `req-…`: 48 bits of milliseconds since the epoch, then 80 random ones.
+
+    The order is that of UUIDv7 (RFC 9562): databases that are asked by id enter new ones side by side, not each into
+    another page.
+    """
+    return f"req-{int(time() * 1000):012x}{secrets.token_hex(10)}"
 
 
 def client_request_id(headers: Mapping[str, str]) -> str | None:

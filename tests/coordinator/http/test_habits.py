@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe2.coordinator.http import boundary
 from moe2.coordinator.http.access.auth import presented_key
-from moe2.coordinator.http.boundary import MAX_CLIENT_ID_CHARACTERS, client_request_id
+from moe2.coordinator.http.boundary import MAX_CLIENT_ID_CHARACTERS, client_request_id, new_request_id
 from moe2.coordinator.http.errors import MAX_LISTED_CHARACTERS, explained, listed_in_header
 from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.serving.effects import Failed
@@ -53,6 +54,17 @@ def test_a_meant_path_is_found_once_for_all(path: str) -> None:
 def test_the_first_header_with_a_key_counts(headers: dict[str, str], key: str | None) -> None:
     """OpenAI's comes before Anthropic's and Azure's; what is no bearer's is no key."""
     assert presented_key(headers) == key
+
+
+def test_the_ids_of_requests_are_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later request has a greater id of the same length, and two of one moment have different ones."""
+    ids = []
+    for at_unix_s in (0.0, 1.0, 1.5, 1_800_000_000.0):
+        monkeypatch.setattr(boundary, "time", lambda at_unix_s=at_unix_s: at_unix_s)
+        ids.append(new_request_id())
+    assert sorted(ids) == ids
+    assert {len(each) for each in ids} == {36}
+    assert new_request_id() != new_request_id()
 
 
 @given(st.text(min_size=1))
