@@ -7,17 +7,8 @@ been checked before (`moe2.coordinator.fleet.checks`): one NaN would spoil a cou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache
-from math import isfinite
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    GCCollector,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-)
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
@@ -25,6 +16,7 @@ from moe2.common.error_codes import ErrorCode
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.choosing.explain import Predicted
 from moe2.coordinator.observing.fleet_metrics import FleetCollector
+from moe2.coordinator.observing.series import Counter, Histogram
 from moe2.coordinator.serving.effects import Cancelled, Completed, Failed, Outcome
 from moe2.coordinator.serving.receipt import ExpertLine, Receipt
 
@@ -43,8 +35,6 @@ class CoordinatorMetrics:
     def __init__(
         self, status: Callable[[], CoordinatorStatus], *, stale_s: float, others: Iterable[Collector] = ()
     ) -> None:
-        # The time at which each counter began doubles the series, and no graph shows it.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
@@ -53,14 +43,15 @@ class CoordinatorMetrics:
         for other in others:
             registry.register(other)
 
-        # prometheus_client looks for a series under a lock each time, and writes out its labels first.
-        self._series = cache(Counter.labels)
-
         def counter(name: str, documentation: str, *labels: str) -> Counter:
-            return Counter(name, documentation, labels, registry=registry)
+            made = Counter(name, documentation, labels)
+            registry.register(made)
+            return made
 
         def histogram(name: str, documentation: str, bounds: tuple[float, ...]) -> Histogram:
-            return Histogram(name, documentation, registry=registry, buckets=bounds)
+            made = Histogram(name, documentation, bounds)
+            registry.register(made)
+            return made
 
         expert = ("agent", "agent_id", "model")
         self._responses = counter("moe2_http_responses", "HTTP responses begun.", "route", "status")
@@ -132,55 +123,54 @@ class CoordinatorMetrics:
 
     def response_begun(self, route: str, status: int) -> None:
         """Counts one HTTP response by its route and status."""
-        self._series(self._responses, route, str(status)).inc()
+        self._responses.add(1, route, str(status))
 
     def request_ended(self, receipt: Receipt, outcome: Outcome | None) -> None:
         """Counts one request, once, when everything that it spent is known."""
         name, reason = _outcome_labels(outcome)
-        self._series(self._requests, name, reason).inc()
+        self._requests.add(1, name, reason)
         for line in receipt.experts:
             self._attempt_ended(line)
-        joules = receipt.energy.joules
-        if joules is not None:
-            _observe(self._request_j, joules)
-        else:
-            self._requests_unmeasured.inc()
+        self._request_j.observe(receipt.energy.joules)
+        if receipt.energy.joules is None:
+            self._requests_unmeasured.add(1)
         if receipt.tokens.prompt is not None:
-            self._prompt.inc(receipt.tokens.prompt)
+            self._prompt.add(receipt.tokens.prompt)
         if receipt.tokens.cached is not None:
-            self._cached.inc(receipt.tokens.cached)
+            self._cached.add(receipt.tokens.cached)
         if receipt.decision:
-            _observe(self._plan_s, receipt.decision.proof.elapsed_s)
-            _observe(self._plan_gap, receipt.decision.proof.gap)
+            self._plan_s.observe(receipt.decision.proof.elapsed_s)
+            # That of a plan without a bound is infinite, and not observed.
+            self._plan_gap.observe(receipt.decision.proof.gap)
         self._observe_seconds(receipt, completed=name == "completed")
 
     def _attempt_ended(self, line: ExpertLine) -> None:
         agent_id, _, _ = line.expert.partition("/")
         expert = (line.agent, agent_id, line.model)
-        self._series(self._attempts, *expert, line.outcome).inc()
+        self._attempts.add(1, *expert, line.outcome)
         decoded = line.decoded_tokens or 0
         if decoded:
-            self._series(self._decoded, *expert).inc(decoded)
+            self._decoded.add(decoded, *expert)
         if line.drafted_tokens is not None:
-            self._series(self._drafted, *expert).inc(line.drafted_tokens)
-            self._series(self._accepted, *expert).inc(line.accepted_tokens or 0)
+            self._drafted.add(line.drafted_tokens, *expert)
+            self._accepted.add(line.accepted_tokens or 0, *expert)
         joules = line.energy.joules
         if joules is not None:
-            self._series(self._joules, *expert, line.outcome, line.energy.quality).inc(joules)
-            self._series(self._energy_tokens, *expert).inc(decoded)
+            self._joules.add(joules, *expert, line.outcome, line.energy.quality)
+            self._energy_tokens.add(decoded, *expert)
         else:
-            self._series(self._attempts_unmeasured, *expert, line.outcome).inc()
+            self._attempts_unmeasured.add(1, *expert, line.outcome)
 
     def _observe_seconds(self, receipt: Receipt, *, completed: bool) -> None:
         seconds, decoded = receipt.seconds, receipt.tokens.decoded
-        _observe(self._overhead, seconds.overhead)
-        _observe(self._queued, seconds.queue)
+        self._overhead.observe(seconds.overhead)
+        self._queued.observe(seconds.queue)
         if seconds.admission:
-            _observe(self._admission, seconds.admission)
-        _observe(self._ttft, seconds.ttft)
-        _observe(self._total, seconds.total)
+            self._admission.observe(seconds.admission)
+        self._ttft.observe(seconds.ttft)
+        self._total.observe(seconds.total)
         if seconds.ttft is not None and seconds.total is not None and decoded is not None and decoded > 1:
-            _observe(self._per_token, (seconds.total - seconds.ttft) / (decoded - 1))
+            self._per_token.observe((seconds.total - seconds.ttft) / (decoded - 1))
         if completed and receipt.predicted:
             self._compare(receipt.predicted, receipt)
 
@@ -192,10 +182,10 @@ class CoordinatorMetrics:
             ("energy_joules", predicted.energy_j, receipt.energy.joules),
         ):
             if quantiles is not None and measured is not None:
-                self._series(self._predictions, quantity, "true" if measured <= quantiles.p95 else "false").inc()
+                self._predictions.add(1, quantity, "true" if measured <= quantiles.p95 else "false")
         total_s, median = receipt.seconds.total, predicted.total_s
         if total_s is not None and median is not None and median.p50 > 0:
-            _observe(self._calibration, total_s / median.p50)
+            self._calibration.observe(total_s / median.p50)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Returns all metrics in the format that the scraper's Accept header asks for, and its content type."""
@@ -213,9 +203,3 @@ def _outcome_labels(outcome: Outcome | None) -> tuple[str, str]:
             return "cancelled", "client"
         case None:
             return "failed", "other"
-
-
-def _observe(histogram: Histogram, value: float | None) -> None:
-    """Adds an observation if the value is known and finite: the unbounded gap of a plan has no place in a sum."""
-    if value is not None and isfinite(value):
-        histogram.observe(value)
