@@ -6,8 +6,8 @@ Both are rings of bounded size that forget what is older. Prompts and answers ar
 from __future__ import annotations
 
 from collections import deque
+from functools import cached_property
 from itertools import islice
-from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -19,10 +19,10 @@ from moe2.coordinator.serving.life import Lifecycle
 from moe2.coordinator.serving.receipt import Receipt
 
 KEPT_REQUESTS = 200
-KEPT_BYTES = 256 * 1024
-"""JSON of the ended requests that are kept, all together: the first thing that each viewer of the page gets."""
-MAX_ENTRY_BYTES = 16 * 1024
-"""JSON of one request beyond which its decision is shown with fewer experts than its client has asked for."""
+SHOWN_BYTES = 256 * 1024
+"""JSON of the ended requests that are shown, all together: the first thing that each viewer of the page gets."""
+MAX_EXPERTS = 50
+"""Experts in the decision of a request beyond which fewer of them are kept than its client has asked for."""
 BIN_S = 10.0
 KEPT_BINS = 360
 
@@ -72,26 +72,37 @@ class EnergyBin(msgspec.Struct, kw_only=True):
     simulated: bool = False
 
 
-class Entry(NamedTuple):
-    """An ended request in the ring: its number, and its JSON."""
+class Entry:
+    """An ended request in the ring. Its JSON is made once, when somebody first looks: mostly nobody does."""
 
-    seq: int
-    json: msgspec.Raw
+    def __init__(self, ended: EndedRequest) -> None:
+        self._ended = ended
+
+    @property
+    def seq(self) -> int:
+        """Number of the request, see `EndedRequest`."""
+        return self._ended.seq
+
+    @cached_property
+    def json(self) -> msgspec.Raw:
+        """The request as the page shows it."""
+        return msgspec.Raw(msgspec.json.encode(self._ended))
 
 
 class RecentRequests:
-    """The ring of the last ended requests: at most `capacity`, and at most `most_bytes` of JSON, which is made once."""
+    """The ring of the last ended requests, of which at most `capacity`, and `most_bytes` of JSON, are shown."""
 
-    def __init__(self, capacity: int, most_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, capacity: int, most_bytes: int = SHOWN_BYTES) -> None:
         self._ring: deque[Entry] = deque(maxlen=capacity)
         self._most_bytes = most_bytes
-        self._n_bytes = 0
         self.last_seq = 0
 
     def add(self, life: Lifecycle, receipt: Receipt, ended_at_unix_s: float) -> None:
         """Adds a request that has ended."""
         self.last_seq += 1
         outcome, reason, message = said_of(life.outcome)
+        if receipt.decision is not None and len(receipt.decision.experts) > MAX_EXPERTS:
+            receipt = replace(receipt, decision=shortened(receipt.decision))
         ended = EndedRequest(
             seq=self.last_seq,
             ended_at_unix_s=ended_at_unix_s,
@@ -101,26 +112,19 @@ class RecentRequests:
             message=message,
             receipt=receipt,
         )
-        encoded = msgspec.json.encode(ended)
-        if len(encoded) > MAX_ENTRY_BYTES and receipt.decision is not None:
-            shorter = replace(receipt, decision=shortened(receipt.decision))
-            encoded = msgspec.json.encode(replace(ended, receipt=shorter))
-        if len(self._ring) == self._ring.maxlen:
-            self._forget_oldest()
-        self._ring.append(Entry(self.last_seq, msgspec.Raw(encoded)))
-        self._n_bytes += len(encoded)
-        while self._n_bytes > self._most_bytes:
-            self._forget_oldest()
+        self._ring.append(Entry(ended))
 
     def since(self, seq: int, *, most: int | None = None) -> tuple[Entry, ...]:
         """Returns the requests after number `seq`, oldest first, at most the newest `most` of them."""
-        n_new = min(self.last_seq - seq, len(self._ring))
-        if most is not None:
-            n_new = min(n_new, most)
-        return tuple(islice(self._ring, len(self._ring) - n_new, None)) if n_new > 0 else ()
-
-    def _forget_oldest(self) -> None:
-        self._n_bytes -= len(bytes(self._ring.popleft().json))
+        n_new = max(0, self.last_seq - seq)
+        found: list[Entry] = []
+        n_bytes = 0
+        for entry in islice(reversed(self._ring), n_new if most is None else min(n_new, most)):
+            n_bytes += len(bytes(entry.json))
+            if n_bytes > self._most_bytes:
+                break
+            found.append(entry)
+        return tuple(reversed(found))
 
 
 class EnergyHistory:
@@ -139,7 +143,8 @@ class EnergyHistory:
         """Adds a request's joules and tokens to the present interval."""
         current = self._current(now_unix_s)
         current.n_requests += 1
-        current.tokens += sum(line.decoded_tokens or 0 for line in receipt.experts)
+        for line in receipt.experts:
+            current.tokens += line.decoded_tokens or 0
         joules = receipt.energy.joules
         if joules is None:
             current.n_unmeasured += 1
