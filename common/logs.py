@@ -8,11 +8,11 @@ carries `request_id`, bound with `structlog.contextvars`.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import msgspec
@@ -28,14 +28,7 @@ def configure_logging(level: str, *, stream: TextIO = sys.stderr, environment: M
     set_log_level(level)
     to_journal = _is_journal(stream, environment)
     structlog.configure(
-        processors=[
-            _drop_below_level,
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.StackInfoRenderer(),
-            *_renderers(stream, to_journal=to_journal),
-        ],
+        processors=[_completed, *_renderers(stream, to_journal=to_journal)],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
@@ -61,12 +54,18 @@ def _is_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
     return environment.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
-def _drop_below_level(
-    _logger: structlog.typing.WrappedLogger, method: str, event: structlog.typing.EventDict
+def _completed(
+    logger: structlog.typing.WrappedLogger, method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Before anything else is done with the line. structlog's own filter cannot be changed once a logger is in use."""
+    """Returns a line with what its context has bound, its level and its time; drops one below the level that is logged.
+
+    structlog's own filter cannot be changed once a logger is in use.
+    """
     if structlog.processors.NAME_TO_LEVEL.get(method, logging.CRITICAL) < _level:
         raise structlog.DropEvent
+    event = structlog.contextvars.merge_contextvars(logger, method, event)
+    event["level"] = method
+    event["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     return event
 
 
@@ -76,25 +75,23 @@ def _renderers(stream: TextIO, *, to_journal: bool) -> list[structlog.typing.Pro
     # Without locals: they hold prompts and tokens.
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     renderers: list[structlog.typing.Processor] = [structlog.processors.ExceptionRenderer(tracebacks)]
-    return [*renderers, _journal_line if to_journal else _JSON]
+    return [*renderers, _journal_line if to_journal else _json_line]
 
 
 _ENCODER = msgspec.json.Encoder()
+_STANDARD = structlog.processors.JSONRenderer()
 
 
-def _as_json(event: Any, **options: Any) -> str:
+def _json_line(logger: object, method: str, event: MutableMapping[str, Any]) -> str | bytes:
     """A line as JSON, all in ASCII, as the standard library writes it, which takes much longer for a plain one."""
     try:
         return msgspec.json.format(_ENCODER.encode(event), indent=0).decode("ascii")
     except (TypeError, ValueError, OverflowError):
-        return json.dumps(event, **options)
-
-
-_JSON = structlog.processors.JSONRenderer(_as_json)
+        return _STANDARD(logger, method, event)
 
 
 def _journal_line(logger: object, method: str, event: MutableMapping[str, Any]) -> str:
-    return f"<{_PRIORITIES[event['level']]}>{_JSON(logger, method, event)!s}"
+    return f"<{_PRIORITIES[event['level']]}>{_json_line(logger, method, event)!s}"
 
 
 class _LibraryFormatter(logging.Formatter):
