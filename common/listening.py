@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,7 +18,6 @@ import structlog
 from aiohttp import web
 from aiohttp.http import RawRequestMessage, WebSocketReader
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_server import Server
 
@@ -263,19 +262,17 @@ class _Connection(RequestHandler):
         answer.force_close()
         return answer
 
+    def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
+        """Sends the answer, and throws away the rest of a chunked body that it did not need, without parsing it.
 
-@web.middleware
-async def leave_rest_unparsed(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A middleware that throws away the rest of a chunked body that the answer did not need, without parsing it.
-
-    Parsing it costs far more than sending it. The connection cannot be used again and ends after `LINGER_S`.
-    """
-    try:
-        return await handler(request)
-    finally:
+        Parsing it costs far more than sending it. The connection cannot be used again and ends after `LINGER_S`.
+        """
         is_chunked = "Transfer-Encoding" in request.headers
         if is_chunked and not request.content.is_eof() and request.transport is not None:
-            request.protocol.set_parser(_Discard())
+            self.set_parser(_Discard())
+        return super().finish_response(request, resp, start_time)
 
 
 class _Discard(WebSocketReader):
@@ -349,7 +346,6 @@ async def listen(
     aiohttp counts it from the connection, or the last answer, to the end of a request's header. auto_decompress:
     aiohttp would unpack as bytes come, on the loop, whoever sends them.
     """
-    app.middlewares.insert(0, leave_rest_unparsed)
     runner = Listener(
         app,
         connections=connections,

@@ -174,6 +174,26 @@ def test_who_takes_no_answer_is_cut_off(loop_factory: Callable[[], asyncio.Abstr
         runner.run(scenario())
 
 
+async def test_the_rest_of_a_chunked_body_that_is_not_needed_is_not_parsed() -> None:
+    """Nobody looks at what follows the answer, so that a request behind the body's end is none."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text="enough")
+
+    app = web.Application()
+    app.router.add_post("/", answer)
+    where = Listening("api.", "127.0.0.1", 0, PATIENCE_S, None)
+    async with AsyncExitStack() as stack:
+        port = (await listen(stack, app, where, OpenConnections(1))).port
+        async with connected(f"http://127.0.0.1:{port}") as (reader, writer):
+            begun = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+            writer.write(begun)
+            said = await reader.readuntil(b"enough")
+            writer.write(b"0\r\n\r\n" + begun)
+            said += await everything(reader)
+    assert said.count(b"HTTP/1.1 ") == 1
+
+
 async def test_the_agents_listener_ends_slow_headers_too(tmp_path: Path) -> None:
     """An upgrade that does not come within the handshake's time."""
     (tmp_path / "token").write_text("a-test-token")
