@@ -39,7 +39,7 @@ from moe2.coordinator.gate.feedback_file import FEEDBACK_FILE, FeedbackFile
 from moe2.coordinator.http.access.auth import Guard
 from moe2.coordinator.http.access.browsers import Browsers
 from moe2.coordinator.http.access.upload import BodyReader
-from moe2.coordinator.http.boundary import JSON_ERRORS, add_request_id, answer_errors
+from moe2.coordinator.http.boundary import JSON_ERRORS, Boundary
 from moe2.coordinator.http.openapi.document import document
 from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.routes.answering import Answering
@@ -387,16 +387,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
     def _api_app(self) -> web.Application:
         api = self._settings.api
         bodies = BodyReader(max_bytes=api.max_body_bytes, timeout_s=api.body_timeout_s)
-        app = web.Application(
-            middlewares=[
-                answer_errors,
-                self._browsers.middleware,
-                Guard(self._keys, rates=self._pair.rates if self._pair else None).middleware,
-                bodies.middleware,
-            ],
-        )
-        app.on_response_prepare.append(add_request_id)
-        self._browsers.add_to(app)
+        guard = Guard(self._keys, rates=self._pair.rates if self._pair else None)
+        app = web.Application()
         GenerationRoutes(self._answering, self._table).add_to(app)
         ModelsRoutes(self._table, lambda: self._answering.settings.aliases).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
@@ -423,19 +415,19 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         OrdersRoute(self._supply).add_to(app)
         PageRoute().add_to(app)
         OpenApiRoute(document).add_to(app)
-        bodies.add_to(app)
+        Boundary(bodies, browsers=self._browsers, guard=guard).add_to(app)
         return app
 
     def _local_app(self) -> web.Application:
         api = self._settings.api
         bodies = BodyReader(max_bytes=api.max_body_bytes, timeout_s=api.body_timeout_s)
-        app = web.Application(middlewares=[answer_errors, bodies.middleware])
+        app = web.Application()
         self._fleet.add_to_local(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
         WishRoute(self._keeper).add_to(app)
         OrdersRoute(self._supply, is_local=True).add_to(app)
         CalibrationRoute(self._calibration).add_to(app)
-        bodies.add_to(app)
+        Boundary(bodies).add_to(app)
         return app
 
     def _agent_lost(self, agent_id: str) -> None:

@@ -1,10 +1,10 @@
-"""The outermost middleware: a request id for every response, and errors in the shape that a path's clients read."""
+"""The middleware: what every request goes through, and errors in the shape that a path's clients read."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
-import secrets
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from time import time
@@ -13,10 +13,14 @@ from typing import Any
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.listening import ErrorShape
+from moe2.coordinator.http.access.auth import Guard
+from moe2.coordinator.http.access.browsers import Browsers
 from moe2.coordinator.http.access.encodings import ACCEPTED
+from moe2.coordinator.http.access.upload import BODY, Body, BodyReader
 from moe2.coordinator.http.errors import ApiError, refused
 from moe2.coordinator.http.faces import messages, ollama
 from moe2.coordinator.http.paths import MESSAGES_PATH, OLLAMA_PREFIX
@@ -42,7 +46,7 @@ def new_request_id() -> str:
     The order is that of UUIDv7 (RFC 9562): databases that are asked by id enter new ones side by side, not each into
     another page.
     """
-    return f"req-{int(time() * 1000):012x}{secrets.token_hex(10)}"
+    return f"req-{int(time() * 1000):012x}{os.urandom(10).hex()}"
 
 
 def client_request_id(headers: Mapping[str, str]) -> str | None:
@@ -53,41 +57,67 @@ def client_request_id(headers: Mapping[str, str]) -> str | None:
     return None
 
 
-@web.middleware
-async def answer_errors(request: web.Request, handler: Callable[[web.Request], object]) -> web.StreamResponse:
-    """A middleware that gives every response its request id, and every error the shape of its path's face."""
-    request_id = request[REQUEST_ID] = new_request_id()
-    # All requests of a connection share one context.
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(request_id=request_id)
-    if (client_id := client_request_id(request.headers)) is not None:
-        request[CLIENT_REQUEST_ID] = client_id
-        structlog.contextvars.bind_contextvars(client_request_id=client_id)
-    try:
-        response: web.StreamResponse = await handler(request)  # type: ignore[misc]
-    except ApiError as error:
-        response = _error_response(error, request)
-    except web.HTTPException as error:
-        response = _error_response(_of_http(error, request), request)
-        if "Allow" in error.headers:
-            response.headers["Allow"] = error.headers["Allow"]
-    except (asyncio.CancelledError, ConnectionError):
-        raise
-    except Exception:
-        log.exception("request_handler_failed")
-        response = _error_response(
-            refused(ErrorCode.INTERNAL, f"This is a defect of moe2. Its log says more under {request_id}."), request
-        )
-    return response
+class Boundary:
+    """The way of every request of a listener to its handler, and of every answer back: one middleware for all of it.
 
+    A request gets its id, is checked, and its body is read before the handler is called, which finds it in `BODY`. An
+    error gets the shape that its path's clients read, and every answer the headers that all have. browsers, guard: tell
+    who may ask; None for a listener that only this machine's users reach.
+    """
 
-async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    """Adds the request id to a response's headers; a handler of aiohttp's signal `on_response_prepare`."""
-    response.headers["Server"] = "moe2"
-    if request_id := request.get(REQUEST_ID):
-        response.headers["x-request-id"] = request_id
-    if client_id := request.get(CLIENT_REQUEST_ID):
-        response.headers[CLIENT_ID_HEADERS[0]] = client_id
+    def __init__(self, bodies: BodyReader, *, browsers: Browsers | None = None, guard: Guard | None = None) -> None:
+        self._bodies = bodies
+        self._browsers = browsers
+        self._guard = guard
+
+    def add_to(self, app: web.Application) -> None:
+        """Surrounds the application's handlers. It must be called after all routes have been registered."""
+        app.middlewares.append(self._answer)
+        app.on_response_prepare.append(self._add_headers)
+        self._bodies.add_to(app)
+
+    @web.middleware
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        # aiohttp has a task for each request, with which ends what is bound here.
+        request_id = request[REQUEST_ID] = new_request_id()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        if (client_id := client_request_id(request.headers)) is not None:
+            request[CLIENT_REQUEST_ID] = client_id
+            structlog.contextvars.bind_contextvars(client_request_id=client_id)
+        body: Body | None = None
+        try:
+            if self._browsers is not None and (answer := self._browsers.check(request)) is not None:
+                return answer
+            if self._guard is not None:
+                await self._guard.admit(request)
+            if request.method == "POST" and request.match_info.http_exception is None:
+                body = request[BODY] = await self._bodies.read(request)
+            return await handler(request)
+        except ApiError as error:
+            return _error_response(error, request)
+        except web.HTTPException as error:
+            response = _error_response(_of_http(error, request), request)
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+            return response
+        except (asyncio.CancelledError, ConnectionError):
+            raise
+        except Exception:
+            log.exception("request_handler_failed")
+            text = f"This is a defect of moe2. Its log says more under {request_id}."
+            return _error_response(refused(ErrorCode.INTERNAL, text), request)
+        finally:
+            if body is not None:
+                body.end()
+
+    async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = "moe2"
+        if request_id := request.get(REQUEST_ID):
+            response.headers["x-request-id"] = request_id
+        if client_id := request.get(CLIENT_REQUEST_ID):
+            response.headers[CLIENT_ID_HEADERS[0]] = client_id
+        if self._browsers is not None:
+            self._browsers.add_headers(request, response)
 
 
 def _of_http(error: web.HTTPException, request: web.Request) -> ApiError:

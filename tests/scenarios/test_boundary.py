@@ -80,7 +80,7 @@ async def test_a_clients_own_id_comes_back_beside_ours(tmp_path: Path, header: s
 
 
 async def test_a_clients_own_id_is_not_logged_with_its_next_request(tmp_path: Path) -> None:
-    """Requests of one connection share its context, and each has only its own ids there."""
+    """Requests of one connection have a context each, with only their own ids there."""
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logged:
         async with fleet(tmp_path, agents=()) as running:
             with pytest.MonkeyPatch.context() as patch:

@@ -1,6 +1,6 @@
 """Access control of the API listener: which key may use which route, and how often.
 
-The key of a request is checked before anything else is done for it. The middleware stores what it found on the request,
+The key of a request is checked before anything else is done for it. What was found is stored on the request,
 where the handler reads it (`PRINCIPAL`, `IS_KEY_ACTIVE`).
 """
 
@@ -12,7 +12,6 @@ from time import monotonic
 
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.token_bucket import TokenBucket
@@ -78,7 +77,7 @@ REFUSALS_LOGGED_PER_MINUTE = 60
 
 
 class Guard:
-    """The middleware that lets a request through with `PRINCIPAL` set, or answers 401, 403 or 429.
+    """The check of a request's key, which lets it through with `PRINCIPAL` set, or refuses it.
 
     keys: the keys in force; None where no keys are required: then only requests that a browser marks as another site's
     are refused. rates: of requests, where several coordinators share them. clock: monotonic seconds.
@@ -94,21 +93,14 @@ class Guard:
         # Whoever floods the listener with wrong keys must not flood the log as well.
         self._refusals = TokenBucket(REFUSALS_LOGGED_PER_MINUTE, clock())
 
-    @property
-    def middleware(self) -> Middleware:
-        """The guard as an aiohttp middleware."""
-
-        @web.middleware
-        async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            self._check(request)
-            if self._rates is not None and (principal := request.get(PRINCIPAL)) is not None:
-                self._within_rate(principal, await self._rates.take(principal))
-            return await handler(request)
-
-        return guard
+    async def admit(self, request: web.Request) -> None:
+        """Lets the request pass, or raises `ApiError` (401, 403 or 429)."""
+        self._check(request)
+        if self._rates is not None and (principal := request.get(PRINCIPAL)) is not None:
+            self._within_rate(principal, await self._rates.take(principal))
 
     def _check(self, request: web.Request) -> None:
-        """Lets the request pass, or raises `ApiError`."""
+        """Finds whom the request is charged to, or raises `ApiError`."""
         scopes = _scopes_of(request)
         if scopes == OPEN:
             return

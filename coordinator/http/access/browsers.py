@@ -6,9 +6,9 @@ import re
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.hosts import Authority, Origin, is_ip_address, is_loopback
@@ -17,6 +17,8 @@ from moe2.coordinator.http.settings import ApiSection
 
 MAX_SHOWN_CHARACTERS = 100
 PREFLIGHT_VALID_S = 600
+HOSTS_REMEMBERED = 64
+"""Host headers that are not looked at again, as the listener answers to them."""
 EXPOSED_HEADERS = (
     "Retry-After, x-moe2-agent, x-moe2-expert, x-moe2-ignored, x-moe2-overhead-ms, x-request-id, x-should-retry"
 )
@@ -118,37 +120,32 @@ def _shown(text: str) -> str:
 
 
 class Browsers:
-    """The middleware that checks Host and Origin of every request and answers preflight requests."""
+    """The check of every request's Host and Origin, and the answers to preflight requests."""
 
     def __init__(self, settings: ApiSection) -> None:
-        self._sites = _sites(settings)
+        self.use(settings)
 
     def use(self, settings: ApiSection) -> None:
         """Replaces the settings; they hold from the next request on."""
         self._sites = _sites(settings)
+        # A client asks for the same host each time. What is refused is an exception, which is not remembered.
+        self._check_host = lru_cache(HOSTS_REMEMBERED)(self._sites.check_host)
 
-    def add_to(self, app: web.Application) -> None:
-        """Adds the headers that let an allowed page read an answer to every response, errors and streams included."""
-        app.on_response_prepare.append(self._add_headers)
+    def check(self, request: web.Request) -> web.Response | None:
+        """Returns the answer to a preflight request, and None to any other. Raises `ApiError` (403)."""
+        host, origin = _asked_host(request), request.headers.get("Origin")
+        self._check_host(host)
+        if origin is not None and self._sites.check_origin(origin, host):
+            request[_ALLOWED_ORIGIN] = origin
+            if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+                return _preflight(request)
+        return None
 
-    @property
-    def middleware(self) -> Middleware:
-        """The checks as an aiohttp middleware."""
-
-        @web.middleware
-        async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-            host, origin = _asked_host(request), request.headers.get("Origin")
-            self._sites.check_host(host)
-            if origin is not None and self._sites.check_origin(origin, host):
-                request[_ALLOWED_ORIGIN] = origin
-                if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
-                    return _preflight(request)
-            return await handler(request)
-
-        return check
-
-    async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        if self._sites.origins and "Vary" not in response.headers:
+    def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Adds the headers that let an allowed page read an answer, be it an error or a stream."""
+        if not self._sites.origins:
+            return
+        if "Vary" not in response.headers:
             # Also without an Origin: a cache must not give that answer to a page.
             response.headers["Vary"] = "Origin"
         if origin := request.get(_ALLOWED_ORIGIN):
@@ -157,9 +154,11 @@ class Browsers:
 
 def _asked_host(request: web.Request) -> str | None:
     """Returns the host and port that a request is meant for: its target, if that is a URL (RFC 9112, 3.2.2)."""
-    scheme, is_whole, rest = request.raw_path.partition("://")
-    if is_whole and scheme.isalpha():
-        return re.split(r"[/?#]", rest, maxsplit=1)[0]
+    target = request.raw_path
+    if not target.startswith("/"):
+        scheme, is_whole, rest = target.partition("://")
+        if is_whole and scheme.isalpha():
+            return re.split(r"[/?#]", rest, maxsplit=1)[0]
     return request.headers.get("Host")
 
 

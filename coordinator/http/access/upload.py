@@ -9,7 +9,6 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from aiohttp import HttpVersion11, web
-from aiohttp.typedefs import Handler, Middleware
 
 from moe2.common.error_codes import ErrorCode
 from moe2.coordinator.http.access.auth import PRINCIPAL
@@ -76,9 +75,13 @@ class Body:
             made = parse(self._content)
         else:
             made = await self._thread.run(self._client, parse, self._content)
+        self.end()
+        return made
+
+    def end(self) -> None:
+        """Lets go of the bytes. It may be called again."""
         self._content = b""
         self._on_parsed()
-        return made
 
 
 BODY = web.RequestKey("body", Body)
@@ -123,7 +126,7 @@ class BodyMemory:
 
 
 class BodyReader:
-    """The middleware that reads the bodies of POST requests and leaves them for the handlers in `BODY`.
+    """The reader of POST requests' bodies.
 
     max_bytes: the largest body, packed and unpacked. timeout_s: the time within which a body must have come whole.
     """
@@ -150,39 +153,33 @@ class BodyReader:
         self._unpacking.shutdown(wait=False)
         self._parsing.close()
 
-    @property
-    def middleware(self) -> Middleware:
-        """The reader as an aiohttp middleware."""
-
-        @web.middleware
-        async def read_body(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if request.method != "POST" or request.match_info.http_exception is not None:
-                return await handler(request)
-            holding = _Holding(self._memory, _client(request))
-            try:
-                content = await self._content(request, holding)
-                request[BODY] = Body(content, holding.client, self._parsing, holding.end)
-                return await handler(request)
-            finally:
-                holding.end()
-
-        return read_body
+    async def read(self, request: web.Request) -> Body:
+        """Returns a request's body. Raises `ApiError` if it is too large, too slow, or packed in an unknown way."""
+        holding = _Holding(self._memory, _client(request))
+        try:
+            content = await self._content(request, holding)
+        except BaseException:
+            holding.end()
+            raise
+        return Body(content, holding.client, self._parsing, holding.end)
 
     async def _content(self, request: web.Request, holding: _Holding) -> bytes:
-        """Returns the unpacked body. Raises `ApiError` if it is too large, too slow, or packed in an unknown way."""
         encoding = encoding_of(request.headers.getall("Content-Encoding", ()))
-        if (request.content_length or 0) > self._max_bytes:
+        n_bytes = request.content_length
+        if n_bytes is not None and n_bytes > self._max_bytes:
             raise too_large()
-        await _ask_for_body(request)
+        if "Expect" in request.headers:
+            await _ask_for_body(request)
         if not request.body_exists:
             return b""
-        packed = await self._read(request, holding)
+        if n_bytes is not None and request.content.is_eof():
+            # It has come with the header, as short ones do.
+            packed = request.content.read_nowait()
+        else:
+            packed = await self._read(request, holding)
         return packed if encoding is None else await self._unpack(encoding, packed, holding)
 
     async def _read(self, request: web.Request, holding: _Holding) -> bytes:
-        if request.content.is_eof() and request.content_length is not None:
-            # It has come with the header, as short ones do, and its length was checked.
-            return request.content.read_nowait()
         body, n_chunks = bytearray(), 0
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -240,7 +237,7 @@ async def _say_nothing_yet(_: web.Request) -> None:
 
 
 async def _ask_for_body(request: web.Request) -> None:
-    """Sends "100 Continue" where it is expected.
+    """Sends "100 Continue" where that is expected.
 
     Raises `ApiError` (417) for any other expectation (RFC 9110, section 10.1.1).
     """

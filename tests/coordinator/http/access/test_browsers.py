@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
-from moe2.coordinator.http.access.browsers import Sites, accepted_sites
+from moe2.coordinator.http.access.browsers import Browsers, Sites, accepted_sites
 from moe2.coordinator.http.errors import ApiError
+from moe2.coordinator.http.settings import ApiSection
 
 
 def sites(**options: Any) -> Sites:
@@ -54,6 +56,17 @@ def test_a_foreign_name_is_refused(host: str, options: dict[str, Any]) -> None:
 def test_a_configured_name_is_right_with_any_port() -> None:
     """A configured host name is accepted with any port, as proxies and forwarded ports have another one."""
     sites(hosts=("hub.example",)).check_host("Hub.Example:443")
+
+
+def test_a_name_that_is_configured_no_more_is_refused_from_the_next_request_on() -> None:
+    """That it was right before is forgotten with the settings that allowed it."""
+    request = make_mocked_request("GET", "/v1/models", {"Host": "hub.example"})
+    browsers = Browsers(ApiSection(hosts=("hub.example",)))
+    for _ in range(2):
+        assert browsers.check(request) is None
+    browsers.use(ApiSection())
+    with pytest.raises(ApiError, match=r"hub\.example"):
+        browsers.check(request)
 
 
 def test_behind_keys_on_a_public_address_every_name_is_right_until_some_are_configured() -> None:
