@@ -83,13 +83,13 @@ class Breakers:
 
     def submitted(self, key: str, job_id: str, now_s: float) -> None:
         """Notes that the expert was given a job, which is its probe where the breaker is half-open."""
-        breaker = self._breakers.get(key)
+        breaker = self._tripped.get(key)
         if breaker and breaker.probe is None and breaker.state(now_s) is BreakerState.HALF_OPEN:
             breaker.probe = job_id
 
     def succeeded(self, key: str, job_id: str, now_s: float) -> None:
         """Notes that the expert answered. A probe's answer closes the breaker; an older job's does not."""
-        breaker = self._breakers.setdefault(key, _Breaker(faded_at_s=now_s))
+        breaker = self._breaker(key, now_s)
         breaker.fade(now_s)
         if breaker.open_until_s is None:
             breaker.outcomes += 1
@@ -107,7 +107,7 @@ class Breakers:
             return
         if code == JobErrorCode.UNKNOWN_EXPERT:
             self._disowned_s[key] = now_s
-        breaker = self._breakers.setdefault(key, _Breaker(faded_at_s=now_s))
+        breaker = self._breaker(key, now_s)
         if breaker.probe == job_id:
             self._open(key, breaker, now_s)
             return
@@ -134,7 +134,7 @@ class Breakers:
         hangs: the job is so late that the expert is taken to do no work at all, alive or not. restarts: the number of
         the engine's restarts, as known when it got the job.
         """
-        breaker = self._breakers.setdefault(key, _Breaker(faded_at_s=now_s))
+        breaker = self._breaker(key, now_s)
         if breaker.probe == job_id or (hangs and breaker.open_until_s is None):
             self._open(key, breaker, now_s)
             # Whatever else the new engine may turn out to be, it does not hang yet.
@@ -205,6 +205,12 @@ class Breakers:
         """Removes the breakers of an agent that has been evicted."""
         for key in [key for key in self._breakers if agent_of(key) == agent_id]:
             self._drop(key)
+
+    def _breaker(self, key: str, now_s: float) -> _Breaker:
+        found = self._breakers.get(key)
+        if found is None:
+            found = self._breakers[key] = _Breaker(faded_at_s=now_s)
+        return found
 
     def _drop(self, key: str) -> None:
         self._breakers.pop(key, None)
