@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import JobUsage
@@ -32,8 +33,7 @@ class Purpose(StrEnum):
     """A share in every token of a mixture."""
 
 
-@dataclass(eq=False)
-class Attempt:
+class Attempt(msgspec.Struct, eq=False):
     """The work of one expert for one request. All moments are monotonic seconds."""
 
     job_id: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import Job, TakeToken, TokenPiece
@@ -10,33 +10,28 @@ from moe2.coordinator.choosing.request import SelectionRequest
 from moe2.coordinator.fleet.table import Expert
 
 
-@dataclass(frozen=True)
-class ChooseExperts:
+class ChooseExperts(msgspec.Struct, frozen=True):
     """The service chooses experts, and says so with `ExpertsChosen` before anything else happens to the request."""
 
     asked: SelectionRequest
 
 
-@dataclass(frozen=True)
-class AskToHedge:
+class AskToHedge(msgspec.Struct, frozen=True):
     """The service says with `HedgeAnswered`, before anything else happens, whether a second expert may try now."""
 
 
-@dataclass(frozen=True)
-class EnterQueue:
+class EnterQueue(msgspec.Struct, frozen=True):
     """The request waits for room with an expert, and is told when there may be some."""
 
 
-@dataclass(frozen=True)
-class LeaveQueue:
+class LeaveQueue(msgspec.Struct, frozen=True):
     """The request waits no more."""
 
     served: bool
     """Whether it has got an expert."""
 
 
-@dataclass(frozen=True)
-class SubmitJob:
+class SubmitJob(msgspec.Struct, frozen=True):
     """The service sends a job to an expert."""
 
     expert: Expert
@@ -45,24 +40,21 @@ class SubmitJob:
     """Whether the job uses up one of the hedges that all requests share."""
 
 
-@dataclass(frozen=True)
-class Tell:
+class Tell(msgspec.Struct, frozen=True):
     """The service tells the next token to an expert that follows."""
 
     agent_id: str
     take: TakeToken
 
 
-@dataclass(frozen=True)
-class StopJob:
+class StopJob(msgspec.Struct, frozen=True):
     """The service tells an agent to stop a job."""
 
     agent_id: str
     job_id: str
 
 
-@dataclass(frozen=True)
-class Suspect:
+class Suspect(msgspec.Struct, frozen=True):
     """An expert is to be suspected, as it is late with a job."""
 
     expert_key: str
@@ -71,56 +63,48 @@ class Suspect:
     """Whether it has given no sign of life for far too long; else another expert was faster."""
 
 
-@dataclass(frozen=True)
-class ReleaseExpert:
+class ReleaseExpert(msgspec.Struct, frozen=True):
     """An attempt has ended, so that its expert has room again."""
 
     expert_key: str
     job_id: str
 
 
-@dataclass(frozen=True)
-class ShareExpert:
+class ShareExpert(msgspec.Struct, frozen=True):
     """The request has worked alone for long enough: others may use the expert, too."""
 
     expert_key: str
 
 
-@dataclass(frozen=True)
-class Deliver:
+class Deliver(msgspec.Struct, frozen=True):
     """The client gets a part of the answer."""
 
     pieces: tuple[TokenPiece, ...]
 
 
-@dataclass(frozen=True)
-class DeliverVectors:
+class DeliverVectors(msgspec.Struct, frozen=True):
     """The client gets the vectors of its next texts."""
 
     vectors: tuple[bytes, ...]
 
 
-@dataclass(frozen=True)
-class Remark:
+class Remark(msgspec.Struct, frozen=True):
     """A client that reads a stream is told how far the request is, beside the answer."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Retract:
+class Retract(msgspec.Struct, frozen=True):
     """What was delivered is thrown away: the client has seen none of it, and the answer begins anew."""
 
 
-@dataclass(frozen=True)
-class Conclude:
+class Conclude(msgspec.Struct, frozen=True):
     """The client is told the request's one outcome."""
 
     outcome: Outcome
 
 
-@dataclass(frozen=True)
-class Retire:
+class Retire(msgspec.Struct, frozen=True):
     """The request is forgotten, as everything it took is accounted."""
 
 
@@ -130,8 +114,7 @@ ForService = EnterQueue | LeaveQueue | ForExperts | Deliver | DeliverVectors | R
 Effect = Question | ForService
 
 
-@dataclass(frozen=True)
-class Completed:
+class Completed(msgspec.Struct, frozen=True):
     """The answer is complete."""
 
     reason: str
@@ -140,8 +123,7 @@ class Completed:
     """The stop string that ended it, where that is known."""
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """The request has failed."""
 
     code: str
@@ -154,8 +136,7 @@ HANDLING_FAILED = Failed(
 )
 
 
-@dataclass(frozen=True)
-class Cancelled:
+class Cancelled(msgspec.Struct, frozen=True):
     """The client has cancelled the request."""
 
 

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from moe2.common.link.messages import JobDone, JobFailed, JobScored, JobStarted, NextTokens, TokenPiece
 from moe2.coordinator.choosing.result import NoExpert, Selection
 
 
-@dataclass(frozen=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True):
     """The request has been admitted. It is the first event of every request."""
 
 
-@dataclass(frozen=True)
-class ExpertsChosen:
+class ExpertsChosen(msgspec.Struct, frozen=True):
     """Experts were chosen as the request had asked, or there is a reason why none can answer it."""
 
     chosen: Selection | NoExpert
 
 
-@dataclass(frozen=True)
-class HedgeAnswered:
+class HedgeAnswered(msgspec.Struct, frozen=True):
     """The request may, or may not, have a second expert try beside a late one."""
 
     is_allowed: bool
 
 
-@dataclass(frozen=True)
-class RoomAppeared:
+class RoomAppeared(msgspec.Struct, frozen=True):
     """An expert may have room for this request, which waits."""
 
 
-@dataclass(frozen=True)
-class RoomRefused:
+class RoomRefused(msgspec.Struct, frozen=True):
     """There is no place in the queue for this request, which waits or wants to."""
 
 
-@dataclass(frozen=True)
-class AttemptStarted:
+class AttemptStarted(msgspec.Struct, frozen=True):
     """An expert has begun to work on a job."""
 
     started: JobStarted
@@ -48,81 +42,69 @@ class AttemptStarted:
         return self.started.job_id
 
 
-@dataclass(frozen=True)
-class TokensArrived:
+class TokensArrived(msgspec.Struct, frozen=True):
     """An expert has written a part of its answer."""
 
     job_id: str
     pieces: tuple[TokenPiece, ...]
 
 
-@dataclass(frozen=True)
-class VectorsArrived:
+class VectorsArrived(msgspec.Struct, frozen=True):
     """An expert has embedded some of the texts."""
 
     job_id: str
     vectors: tuple[bytes, ...]
 
 
-@dataclass(frozen=True)
-class NextTokensArrived:
+class NextTokensArrived(msgspec.Struct, frozen=True):
     """A following expert has said what it thinks of the next token."""
 
     next_tokens: NextTokens
 
 
-@dataclass(frozen=True)
-class AttemptDone:
+class AttemptDone(msgspec.Struct, frozen=True):
     """An expert has completed its answer, or stopped as it was told to."""
 
     done: JobDone
 
 
-@dataclass(frozen=True)
-class AttemptScored:
+class AttemptScored(msgspec.Struct, frozen=True):
     """An expert has scored what it was asked to."""
 
     scored: JobScored
 
 
-@dataclass(frozen=True)
-class AttemptFailed:
+class AttemptFailed(msgspec.Struct, frozen=True):
     """An expert could not do a job."""
 
     failed: JobFailed
 
 
-@dataclass(frozen=True)
-class WaitsBehindOthers:
+class WaitsBehindOthers(msgspec.Struct, frozen=True):
     """An expert that is late with a job works on others' all the while: the job only waits in its queue."""
 
     job_id: str
 
 
-@dataclass(frozen=True)
-class AgentLost:
+class AgentLost(msgspec.Struct, frozen=True):
     """The link to an agent is broken, and its jobs are lost."""
 
     agent_id: str
 
 
-@dataclass(frozen=True)
-class ClientGone:
+class ClientGone(msgspec.Struct, frozen=True):
     """The client has disconnected."""
 
 
-@dataclass(frozen=True)
-class ServiceStopping:
+class ServiceStopping(msgspec.Struct, frozen=True):
     """The coordinator shuts down and cannot wait any longer for the request."""
 
 
-@dataclass(frozen=True)
-class HandlingFailed:
+class HandlingFailed(msgspec.Struct, frozen=True):
     """Handling an earlier event of this request, or an effect of it, raised an exception."""
 
 
-@dataclass(frozen=True)
-class TimePassed:
+class TimePassed(msgspec.Struct, frozen=True):
     """The moment `next_deadline_s` of the request has been reached."""
 
 
