@@ -151,7 +151,7 @@ class ExpertJudge:
         match attempt.state:
             case AttemptState.ANSWERED:
                 self._answered_s[key] = now_s
-                if any(former.died_with and former.expert.key == key for former in life.attempts):
+                if [former for former in life.attempts if former.died_with and former.expert.key == key]:
                     # The answer acquits its request. For the engine, which died with it before, it is no merit.
                     self.breakers.ended(key, job_id)
                 else:
@@ -184,7 +184,7 @@ class ExpertJudge:
             request_id = life.request.request_id
             self.breakers.failed(key, request_id, JobErrorCode.ENGINE_CRASHED, now_s, submitted_s=now_s)
         if isinstance(life.outcome, Completed):
-            for attempt in filter(lambda attempt: attempt.is_unexplained, life.attempts):
+            for attempt in [attempt for attempt in life.attempts if attempt.is_unexplained]:
                 at_s, key = attempt.submitted_s, attempt.expert.key
                 self.breakers.failed(key, attempt.job_id, JobErrorCode.INTERNAL, now_s, submitted_s=at_s)
 
@@ -211,4 +211,6 @@ class ExpertJudge:
 
 def _attempt(life: Progress, job_id: str) -> Attempt:
     """The attempt of one of the request's own jobs."""
-    return next(attempt for attempt in life.attempts if attempt.job_id == job_id)
+    found = life.attempt_of(job_id)
+    assert found is not None  # noqa: S101 - whoever asks has a job of this request
+    return found

@@ -9,7 +9,6 @@ gone for good: work that was cancelled or failed is accounted like any other.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 
 import msgspec
@@ -39,8 +38,7 @@ MakeJob = Callable[[str, float], Job]
 """A job from its id and the seconds it may take."""
 
 
-@dataclass(kw_only=True)
-class Lifecycle(Progress):
+class Lifecycle(Progress, kw_only=True, eq=False):
     """One request: takes in what happens to it and says what the service is to do."""
 
     modes: Mapping[Mode, MakeRun]
@@ -54,18 +52,20 @@ class Lifecycle(Progress):
     def next_deadline_s(self) -> float:
         if self.concluded_s is not None:
             return self.concluded_s + WIND_DOWN_S
-        sooner_s = (
-            self.wait.until_s if self.wait else None,
-            self.run.next_deadline_s if self.run else None,
-            self.expires_s,
-            *(attempt.hangs_at_s for attempt in self.attempts),
-        )
-        return min((at_s for at_s in sooner_s if at_s is not None), default=self.request.deadline_s)
+        next_s = self.expires_s
+        if self.wait is not None:
+            next_s = min(next_s, self.wait.until_s)
+        if self.run is not None and (look_s := self.run.next_deadline_s) is not None:
+            next_s = min(next_s, look_s)
+        for attempt in self.attempts:
+            if (hangs_at_s := attempt.hangs_at_s) is not None:
+                next_s = min(next_s, hangs_at_s)
+        return next_s
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """Take in one event; returns what the service is to do, in order. A question to the service comes last."""
         todo = self._take(event, now_s)
-        if self.on_chosen or self.on_hedge:
+        if len(todo) > 1 and (self.on_chosen or self.on_hedge):
             # The answer finds everything done that the event has led to: no place is held that was given back.
             todo.sort(key=lambda effect: isinstance(effect, effects.Question))
         return todo
@@ -222,13 +222,16 @@ class Lifecycle(Progress):
 
         max_tokens: a limit besides the request's own; None for no other.
         """
-        request, model = self.request, member.expert.model
-        limits = [limit for limit in (self.n_tokens_left, max_tokens) if limit is not None]
+        request, model, generation = self.request, member.expert.model, self.request.generation
+        most = self.n_tokens_left
+        if max_tokens is not None:
+            most = max_tokens if most is None else min(most, max_tokens)
+        if most != generation.max_tokens:
+            generation = msgspec.structs.replace(generation, max_tokens=most)
 
         def job(job_id: str, deadline_s: float) -> Submit | EmbedJob:
             if request.texts:
                 return embedding_of(request, job_id, model, deadline_s)
-            generation = msgspec.structs.replace(request.generation, max_tokens=min(limits, default=None))
             return writing_of(request, job_id, model, deadline_s, generation, prefix=prefix)
 
         return self.submit(member, selection, job, now_s, purpose, is_hedge=is_hedge)
@@ -322,7 +325,7 @@ class Lifecycle(Progress):
         if wait is None:
             return []
         self.waited_s += now_s - wait.since_s
-        self.wait = replace(wait, since_s=now_s)
+        self.wait = msgspec.structs.replace(wait, since_s=now_s)
         return self.choose(self._leave_queue, now_s)
 
     def _leave_queue(self, chosen: Selection | NoExpert, now_s: float) -> list[Effect]:
@@ -337,7 +340,7 @@ class Lifecycle(Progress):
             self.refused = chosen
             until_s = self.waits_until_s(now_s)
             if until_s > now_s:
-                self.wait = replace(wait, until_s=until_s)
+                self.wait = msgspec.structs.replace(wait, until_s=until_s)
                 return []
         served = isinstance(chosen, Selection)
         return [*self._end_wait(now_s, served=served), *wait.then(chosen, now_s)]
@@ -463,7 +466,7 @@ class Lifecycle(Progress):
         return todo
 
     def _retire_if_over(self) -> list[Effect]:
-        return [effects.Retire()] if self.outcome and all(attempt.is_over for attempt in self.attempts) else []
+        return [effects.Retire()] if self.outcome and not self.unended else []
 
     def _in_queue(self, event: events.AttemptStarted | events.WaitsBehindOthers, now_s: float) -> list[Effect]:
         """Take in how long an expert's own queue is: a job has left it, or is in it for longer than was predicted."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
+
+import msgspec
 
 from moe2.common.error_codes import PASSING, ErrorCode
 from moe2.common.errors import JobErrorCode
@@ -23,8 +25,7 @@ OnChosen = Callable[[Selection | NoExpert, float], list[Effect]]
 """What to do with a choice of experts, or with the reason why there is none, at a moment in monotonic seconds."""
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """A request's budgets as moments by which something must have happened; None: no limit. Decision 0012."""
 
     first_token_by_s: float | None = None
@@ -39,13 +40,9 @@ class Limits:
     @classmethod
     def of(cls, left: Budgets, since_s: float) -> Limits:
         """The limits that budgets mean. left: what is left of them at `since_s`, when nothing has been spent yet."""
-
-        def by(seconds: float | None) -> float | None:
-            return None if seconds is None else since_s + seconds
-
         return cls(
-            first_token_by_s=by(left.ttft_budget_s),
-            end_by_s=by(left.latency_budget_s),
+            first_token_by_s=None if left.ttft_budget_s is None else since_s + left.ttft_budget_s,
+            end_by_s=None if left.latency_budget_s is None else since_s + left.latency_budget_s,
             energy_j=left.energy_budget_j,
             per_token_s=left.tpot_budget_s,
         )
@@ -54,7 +51,9 @@ class Limits:
         """When the request is over unless something happens. begun: its first token has come."""
         if begun:
             return self.end_by_s if strict else None
-        return min((at_s for at_s in (self.first_token_by_s, self.end_by_s) if at_s is not None), default=None)
+        if self.first_token_by_s is None or self.end_by_s is None:
+            return self.end_by_s if self.first_token_by_s is None else self.first_token_by_s
+        return min(self.first_token_by_s, self.end_by_s)
 
     def exceeded(
         self, *, first_token_s: float | None, end_s: float, joules: float | None, tokens: int | None
@@ -77,8 +76,7 @@ class Limits:
 NO_LIMITS = Limits()
 
 
-@dataclass(frozen=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """A request's wait for room with an expert."""
 
     since_s: float
@@ -87,14 +85,13 @@ class Wait:
     """What to do once somebody has room, or nobody ever will."""
 
 
-@dataclass
-class Progress:
+class Progress(msgspec.Struct, eq=False, weakref=True):
     """The state of one request. All moments are monotonic seconds."""
 
     request: Request
     queue_s: float = 0.0
     """The longest wait for room; 0: the request does not wait."""
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[Attempt] = []
     outcome: Outcome | None = None
     first_token_s: float | None = None
     concluded_s: float | None = None
@@ -103,7 +100,7 @@ class Progress:
     refused: NoExpert | None = None
     """The reason why the latest choice found no expert."""
     run: ModeRun | None = None
-    authors: list[Attempt] = field(default_factory=list)
+    authors: list[Attempt] = []
     """The attempts whose words are the answer, in their order."""
     hedge: Attempt | None = None
     """The attempt that was started beside a late one."""
@@ -112,7 +109,7 @@ class Progress:
     """How long the request has waited for room, all in all."""
     limits: Limits = NO_LIMITS
     """What the budgets of the first decision mean for the clock."""
-    shown: tuple[Selection | NoExpert, Decision | None] | None = field(default=None, repr=False)
+    shown: tuple[Selection | NoExpert, Decision | None] | None = None
     """The latest decision as receipts show it, with the choice that it was made of."""
 
     @property
@@ -123,8 +120,15 @@ class Progress:
         return found or (latest[-1] if latest else None)
 
     @property
+    def running(self) -> list[Attempt]:
+        """The attempts that work, and were not told to stop."""
+        return [attempt for attempt in self.attempts if attempt.state is AttemptState.RUNNING]
+
+    @property
     def tried(self) -> frozenset[str]:
         """Keys of the experts that this request is not given to again, however often their engine is restarted."""
+        if not self.attempts:
+            return frozenset()
         failed = (attempt.expert.key for attempt in self.attempts if not attempt.is_taken_back)
         return frozenset(failed) - restarts_seen(self.attempts).keys()
 
@@ -134,9 +138,14 @@ class Progress:
         return is_suspect(self.attempts)
 
     @property
+    def unended(self) -> list[Attempt]:
+        """The attempts that have still to report what they took."""
+        return [attempt for attempt in self.attempts if not attempt.is_over]
+
+    @property
     def n_tokens_written(self) -> int:
         """Tokens that the client has."""
-        return sum(author.n_tokens for author in self.authors)
+        return sum([author.n_tokens for author in self.authors])
 
     @property
     def n_tokens_left(self) -> int | None:
@@ -186,7 +195,7 @@ class Progress:
             wish=self._wish(),
             budgets=request.principal.budgets,
             elapsed_s=self.elapsed_s(now_s),
-            spent_j=sum(attempt.reserved_j for attempt in self.attempts),
+            spent_j=sum([attempt.reserved_j for attempt in self.attempts]),
             excluded=excluded,
             least_context_tokens=self.least_context_tokens,
             needs_chat_template=isinstance(request.prompt, ChatPrompt),
@@ -258,11 +267,14 @@ class Progress:
 
     def lose_rest(self, error: str) -> list[Attempt]:
         """Mark every attempt that has not ended as lost, and return these attempts."""
-        rest = [attempt for attempt in self.attempts if not attempt.is_over]
+        rest = self.unended
         for attempt in rest:
             attempt.state, attempt.error, attempt.code = AttemptState.LOST, error, JobErrorCode.INTERNAL
         return rest
 
     def attempt_of(self, job_id: str) -> Attempt | None:
         """The attempt that has this job; None where it has none."""
-        return next((attempt for attempt in self.attempts if attempt.job_id == job_id), None)
+        for attempt in self.attempts:
+            if attempt.job_id == job_id:
+                return attempt
+        return None

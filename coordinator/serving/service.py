@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import msgspec
 import structlog
@@ -50,8 +49,7 @@ Send = Callable[[str, ToAgent], bool]
 OnRetired = Callable[[Lifecycle, Receipt], None]
 
 
-@dataclass
-class _Active:
+class _Active(msgspec.Struct, eq=False):
     """A request in progress, with what the service keeps beside its lifecycle."""
 
     life: Lifecycle
@@ -60,13 +58,15 @@ class _Active:
     chain: tuple[Prefix, ...] = ()
     affinity: Affinity | None = None
     """The expert that is expected to have the beginning of the prompt in its cache."""
-    backlog: deque[events.Event] = field(default_factory=deque)
+    backlog: deque[events.Event] = msgspec.field(default_factory=deque)
     """Events that came while the effects of an earlier one were being performed."""
     is_handling: bool = False
     counted: effects.Outcome | None = None
     """The outcome that the totals count the request with."""
     is_broken: bool = False
     """Whether an event of this request could not be handled, so that it is being ended."""
+    is_over: bool = False
+    """Whether the service has forgotten the request, so that nothing more is done for it."""
 
 
 class Service:
@@ -281,51 +281,42 @@ class Service:
     def _take(self, active: _Active, event: events.Event) -> None:
         """Handle one event. Whatever is raised meanwhile ends this request and nothing else; what the other effects
         were to do (a place in the queue, a job to stop) is done all the same."""
+        now_s = asyncio.get_running_loop().time()
         try:
-            todo = deque(self._decide(active, event))
+            todo = self._decide(active, event, now_s)
         except Exception:
             self._break(active, event)
             return
         broke = False
-        while todo:
-            effect = todo.popleft()
-            if active.life.request.request_id not in self._active:
+        for effect in todo:
+            if active.is_over:
                 return
             if broke and isinstance(effect, effects.Retire):
                 continue  # Its end is still to come: see `_break`.
             try:
-                if isinstance(effect, effects.ChooseExperts | effects.AskToHedge):
-                    # What the answer leads to comes in the place of the question.
-                    todo.extendleft(reversed(self._decide(active, self._answer(active, effect))))
-                else:
-                    self._perform(active, effect)
+                self._perform(active, effect, now_s)
             except Exception:
                 broke = True
                 self._break(active, effect)
 
-    def _decide(self, active: _Active, event: events.Event) -> list[effects.Effect]:
+    def _decide(self, active: _Active, event: events.Event, now_s: float) -> list[effects.Effect]:
         """What an event leads to, with the request's alarm set to when it has to be looked at next."""
         life = active.life
-        todo = life.handle(event, asyncio.get_running_loop().time())
+        todo = life.handle(event, now_s)
         # A panel waits for its members only so long, each time anew. An alarm that rings early changes nothing.
         at_s = active.alarm.at_s
         if life.outcome is None and at_s is not None and (sooner_s := life.next_deadline_s) < at_s:
             active.alarm.set(sooner_s)
         return todo
 
-    def _answer(self, active: _Active, question: effects.Question) -> events.Event:
-        """The answer to what a request asks, as things stand now. Asking changes nothing."""
-        match question:
-            case effects.ChooseExperts(asked=asked):
-                life, now_s = active.life, asyncio.get_running_loop().time()
+    def _choose(self, active: _Active, asked: SelectionRequest, now_s: float) -> Selection | NoExpert:
+        """The choice of experts for a request in progress, as things stand now. It changes nothing."""
+        life, affinity = active.life, active.affinity
 
-                def choose(within: SelectionRequest) -> Selection | NoExpert:
-                    return self._chooser.choose(within, now_s, affinity=active.affinity, life=life)
+        def choose(within: SelectionRequest) -> Selection | NoExpert:
+            return self._chooser.choose(within, now_s, affinity=affinity, life=life)
 
-                return events.ExpertsChosen(self._bookkeeper.choose(life, asked, choose))
-            case effects.AskToHedge():
-                # Where others wait for room, a second expert for one request would be taken from them.
-                return events.HedgeAnswered(not self._queue and self._hedges.has_one)
+        return self._bookkeeper.choose(life, asked, choose)
 
     def _break(self, active: _Active, at: events.Event | effects.Effect) -> None:
         """End a request because of the exception that is being handled: as a failure that is accounted like any other,
@@ -335,22 +326,22 @@ class Service:
             active.is_broken = True
             self.totals.internal_errors += 1
             log.exception("request_broken", request_id=request_id, at=type(at).__name__)
-            if request_id in self._active:
+            if not active.is_over:
                 active.backlog.append(events.HandlingFailed())
-        elif request_id in self._active:
+        elif not active.is_over:
             log.exception("request_abandoned", request_id=request_id, at=type(at).__name__)
             self._abandon(active)
 
     def _abandon(self, active: _Active) -> None:
         """Take a request out of every table although its lifecycle cannot be relied on any more."""
-        life = active.life
-        self._forget(active)
+        life, now_s = active.life, asyncio.get_running_loop().time()
+        self._forget(active, now_s)
         active.backlog.clear()
         self._queue.leave(life.request.request_id, served=False)
         for (agent_id, job_id), owner in tuple(self._jobs.items()):
             if owner is active:
                 self._send(agent_id, CancelJob(job_id=job_id))
-        for attempt in life.abandon(asyncio.get_running_loop().time()):
+        for attempt in life.abandon(now_s):
             self._free(attempt.expert.key, attempt.job_id)
             self._judge.breakers.ended(attempt.expert.key, attempt.job_id)
         self._queue.expect_room()
@@ -361,10 +352,21 @@ class Service:
         except Exception:
             log.exception("request_not_accounted", request_id=life.request.request_id)
 
-    def _perform(self, active: _Active, effect: effects.ForService) -> None:
+    def _perform(self, active: _Active, effect: effects.Effect, now_s: float) -> None:
+        """Do what a request wants done, as decided at `now_s`. A question is the last that it wants: what the answer
+        leads to is done at once."""
         match effect:
             case effects.Deliver(pieces=pieces):
                 active.exchange.deliver(pieces)
+            case effects.ChooseExperts(asked=asked):
+                self._take(active, events.ExpertsChosen(self._choose(active, asked, now_s)))
+            case effects.AskToHedge():
+                # Where others wait for room, a second expert for one request would be taken from them.
+                self._take(active, events.HedgeAnswered(not self._queue and self._hedges.has_one))
+            case effects.Conclude(outcome=outcome):
+                self._conclude(active, outcome)
+            case effects.Retire():
+                self._retire(active, now_s)
             case effects.DeliverVectors(vectors=vectors):
                 active.exchange.vectors.extend(vectors)
             case effects.Remark(text=text):
@@ -375,42 +377,43 @@ class Service:
                 self._enter_queue(active)
             case effects.LeaveQueue(served=served):
                 self._queue.leave(active.life.request.request_id, served=served)
-            case effects.Conclude(outcome=outcome):
-                self.totals.concluded(outcome, instead_of=active.counted)
-                active.counted = outcome
-                if not all(attempt.is_over for attempt in active.life.attempts):
-                    self._arm(active)
-                    active.exchange.recorded = self._bookkeeper.concluded(active.life)
-                retry_s = self._queue.retry_after_s(active.life.request.model, outcome, active.life.refused)
-                active.exchange.conclude(outcome, retry_after_s=retry_s)
-            case effects.Retire():
-                self._retire(active)
             case _:
-                self._direct(active, effect)
+                self._direct(active, effect, now_s)
 
-    def _direct(self, active: _Active, effect: effects.ForExperts) -> None:
+    def _direct(self, active: _Active, effect: effects.ForExperts, now_s: float) -> None:
         """Perform what concerns an expert."""
         match effect:
             case effects.SubmitJob():
-                self._submit(active, effect)
+                self._submit(active, effect, now_s)
+            case effects.ReleaseExpert(expert_key=key, job_id=job_id):
+                self._release(active, key, job_id, now_s)
             case effects.Tell(agent_id=agent_id, take=take):
                 self._send(agent_id, take)
             case effects.StopJob(agent_id=agent_id, job_id=job_id):
                 self._send(agent_id, CancelJob(job_id=job_id))
-            case effects.ReleaseExpert(expert_key=key, job_id=job_id):
-                self._release(active, key, job_id)
             case effects.ShareExpert():
                 self._queue.expect_room()
             case effects.Suspect(expert_key=key, job_id=job_id, hangs=hangs):
-                self._suspect(active, key, job_id, hangs=hangs)
+                self._suspect(active, key, job_id, now_s, hangs=hangs)
 
-    def _submit(self, active: _Active, effect: effects.SubmitJob) -> None:
+    def _conclude(self, active: _Active, outcome: effects.Outcome) -> None:
+        """Tell a request's reader its outcome."""
+        life = active.life
+        self.totals.concluded(outcome, instead_of=active.counted)
+        active.counted = outcome
+        if life.unended:
+            self._arm(active)
+            active.exchange.recorded = self._bookkeeper.concluded(life)
+        retry_s = self._queue.retry_after_s(life.request.model, outcome, life.refused)
+        active.exchange.conclude(outcome, retry_after_s=retry_s)
+
+    def _submit(self, active: _Active, effect: effects.SubmitJob, now_s: float) -> None:
         expert, job = effect.expert, effect.job
         attempt = active.life.attempt_of(job.job_id)
         assert attempt is not None  # noqa: S101 - the life that submits a job has it among its attempts
         self._in_flight.begun(attempt)
         self._jobs[expert.agent_id, job.job_id] = active
-        self._judge.breakers.submitted(expert.key, job.job_id, asyncio.get_running_loop().time())
+        self._judge.breakers.submitted(expert.key, job.job_id, now_s)
         self._bookkeeper.dispatched(active.life)
         self._arm(active)
         is_sent = self._send(expert.agent_id, job)
@@ -419,18 +422,18 @@ class Service:
         if not is_sent:
             self._handle(active, events.AgentLost(expert.agent_id))
 
-    def _release(self, active: _Active, key: str, job_id: str) -> None:
+    def _release(self, active: _Active, key: str, job_id: str, now_s: float) -> None:
         self._free(key, job_id)
         self._queue.expect_room()
-        self._judge.released(active.life, job_id, asyncio.get_running_loop().time())
+        self._judge.released(active.life, job_id, now_s)
 
     def _free(self, key: str, job_id: str) -> None:
         """Give back the place that a job held with its expert."""
         if self._jobs.pop((agent_of(key), job_id), None):
             self._in_flight.over(key, job_id)
 
-    def _suspect(self, active: _Active, key: str, job_id: str, *, hangs: bool) -> None:
-        does_hang = self._judge.late(active.life, job_id, asyncio.get_running_loop().time(), hangs=hangs)
+    def _suspect(self, active: _Active, key: str, job_id: str, now_s: float, *, hangs: bool) -> None:
+        does_hang = self._judge.late(active.life, job_id, now_s, hangs=hangs)
         log.warning("expert_late", request_id=active.life.request.request_id, expert=key, hangs=does_hang)
         if hangs and not does_hang:
             self._handle(active, events.WaitsBehindOthers(job_id))
@@ -441,7 +444,7 @@ class Service:
     def _time_passed(self, active: _Active) -> None:
         self._handle(active, events.TimePassed())
         # The loop's clock is coarser than ours: an alarm may ring a little early.
-        if active.life.request.request_id in self._active and active.alarm.at_s is None:
+        if not active.is_over and active.alarm.at_s is None:
             self._arm(active)
 
     def _account(self, active: _Active) -> Receipt:
@@ -451,11 +454,11 @@ class Service:
         active.exchange.recorded = self._bookkeeper.retired(active.life, receipt)
         return receipt
 
-    def _retire(self, active: _Active) -> None:
+    def _retire(self, active: _Active, now_s: float) -> None:
         life = active.life
         # The books come first: what is learned from a request may fail without it.
         receipt = self._account(active)
-        self._forget(active)
+        self._forget(active, now_s)
         self.totals.retired(life, receipt.energy.joules)
         learn_lengths(self._selector.lengths, life)
         self._learn_affinity(active)
@@ -473,9 +476,10 @@ class Service:
             total_s=round((life.concluded_s or 0.0) - life.request.arrived_s, 4),
         )
 
-    def _forget(self, active: _Active) -> None:
+    def _forget(self, active: _Active, now_s: float) -> None:
         active.alarm.end()
-        self._judge.ended(active.life, asyncio.get_running_loop().time())
+        self._judge.ended(active.life, now_s)
+        active.is_over = True
         del self._active[active.life.request.request_id]
         if not self._active:
             self._idle.set()

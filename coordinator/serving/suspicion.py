@@ -75,6 +75,8 @@ def restarts_seen(attempts: Sequence[Attempt]) -> dict[str, int]:
     With other restarts to its name the engine is a new one, and may be asked again. One that failed the request in
     another way, too, is left out.
     """
+    if not attempts:
+        return {}
     failed_otherwise = {attempt.expert.key for attempt in attempts if not attempt.is_engines_fault}
     return {
         attempt.expert.key: attempt.expert.report.restarts

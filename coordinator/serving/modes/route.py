@@ -59,20 +59,22 @@ class Route(ModeRun):
         life = self.life
         if life.first_token_s is not None or life.hedge is not None or len(life.attempts) >= MAX_ATTEMPTS:
             return None
-        return min((at_s for at_s in map(self._looks_s, self._running()) if at_s is not None), default=None)
+        looks_s = [self._looks_s(attempt) for attempt in life.running]
+        return min([at_s for at_s in looks_s if at_s is not None], default=None)
 
     def begin(self, selection: Selection, now_s: float) -> list[Effect]:
         return self.life.answer(selection.first, selection, now_s)
 
     def tokens(self, attempt: Attempt, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
-        if any(piece.is_reasoning for piece in pieces):
-            # Another expert could go on with the words of an answer, not with what this one thought.
-            self._text = None
         if self._text is not None:
             self._text += [piece.text for piece in pieces]
-        if self.life.authors and self.life.authors[-1] is attempt:
-            return self.life.deliver(pieces, now_s)
-        return [*self._win(attempt, now_s), *self.life.deliver(pieces, now_s)]
+            if any(piece.is_reasoning for piece in pieces):
+                # Another expert could go on with the words of an answer, not with what this one thought.
+                self._text = None
+        life = self.life
+        if life.authors and life.authors[-1] is attempt:
+            return life.deliver(pieces, now_s)
+        return [*self._win(attempt, now_s), *life.deliver(pieces, now_s)]
 
     def vectors(self, attempt: Attempt, vectors: tuple[bytes, ...], now_s: float) -> list[Effect]:
         won = [] if attempt in self.life.authors else self._win(attempt, now_s)
@@ -90,7 +92,7 @@ class Route(ModeRun):
             self._last_failure = failed
         if failed.code in _FINAL:
             return self.life.give_up(Failed(failed.code, failed.message), now_s)
-        if any(self._running()):
+        if self.life.running:
             return []
         if self.life.first_token_s is None:
             return self.life.choose(partial(self._go_on, may_wait=True), now_s)
@@ -101,7 +103,7 @@ class Route(ModeRun):
 
     def time_passed(self, now_s: float) -> list[Effect]:
         """Have a second expert try beside a late one, if it can be faster."""
-        [attempt] = self._running()  # There is no second one yet.
+        [attempt] = self.life.running  # There is no second one yet.
         if attempt.hangs:
             return self.hangs(attempt, now_s)
         late_s = self._late_look_s(attempt)
@@ -149,7 +151,7 @@ class Route(ModeRun):
 
     def waits_behind_others(self, attempt: Attempt, now_s: float) -> list[Effect]:
         """Have the request wait for whoever has room first, unless an expert works on it already."""
-        is_alone = self._running() == [attempt] and attempt.alone_until is None
+        is_alone = self.life.running == [attempt] and attempt.alone_until is None
         return self.life.take_back(attempt, now_s) if is_alone and not attempt.has_begun else []
 
     def _replace(self, hanging: Attempt, chosen: Selection | NoExpert, now_s: float) -> list[Effect]:
@@ -214,19 +216,17 @@ class Route(ModeRun):
 
     def _win(self, attempt: Attempt, now_s: float) -> list[Effect]:
         """Give the answer to this expert, and stop the other one that tries."""
-        if attempt not in self.life.authors:
-            self.life.authors.append(attempt)
+        life = self.life
+        if attempt not in life.authors:
+            life.authors.append(attempt)
         todo: list[Effect] = []
-        for loser in self._running():
+        for loser in life.running:
             if loser is attempt:
                 continue
             if loser.due_s is not None and loser.due_s <= now_s:
-                todo += self.life.suspect(loser, hangs=False)
-            todo += self.life.stop(loser, ends_as=AttemptState.HEDGED)
+                todo += life.suspect(loser, hangs=False)
+            todo += life.stop(loser, ends_as=AttemptState.HEDGED)
         return todo
-
-    def _running(self) -> list[Attempt]:
-        return [attempt for attempt in self.life.attempts if attempt.state is AttemptState.RUNNING]
 
 
 def _is_coming(attempt: Attempt) -> bool:
@@ -235,11 +235,13 @@ def _is_coming(attempt: Attempt) -> bool:
 
 
 def _can_resume(life: Lifecycle) -> bool:
-    """Whether another expert could go on in the middle: not with a form, tools, logprobs, an echo or vectors."""
+    """Whether another expert may and can go on in the middle: not with a form, tools, logprobs, an echo or vectors."""
     request, generation = life.request, life.request.generation
+    if not request.wish.resume:
+        return False
     tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else ()
     has_more = bool(tools or request.texts) or generation.logprobs is not None or generation.echo
-    return request.wish.resume and generation.is_free and not has_more
+    return generation.is_free and not has_more
 
 
 def _begins_in_s(member: Member) -> float | None:
