@@ -14,7 +14,8 @@ from moe2.coordinator.serving.receipt import Receipt, receipt_of
 class Exchange:
     """One request's mailbox: one writer (the service), one reader (the handler).
 
-    news: set when there is something to take. Requests that are read together have one in common.
+    news: set when there is something to `take`. Requests that are read together have one in common. None for a reader
+    that waits for the end: it is not woken before.
     """
 
     def __init__(self, life: Lifecycle, news: asyncio.Event | None = None) -> None:
@@ -24,11 +25,11 @@ class Exchange:
         self.vectors: list[bytes] = []
         """The vectors that have come so far, of a request for these."""
         self._remarks: list[str] = []
-        self._is_retracted = False
         self._outcome: Outcome | None = None
         self.retry_after_s: float | None = None
         """When a request that failed should be sent again; None where nobody can say."""
-        self._news = news or asyncio.Event()
+        self._news = news
+        self._has_ended = asyncio.Event()
         self.recorded: Recorded | None = None
         """Done once the request's latest entry in the ledger would survive a crash; None before the first entry."""
 
@@ -44,12 +45,14 @@ class Exchange:
     def deliver(self, pieces: tuple[TokenPiece, ...]) -> None:
         """Hand a part of the answer to the handler."""
         self._pieces.extend(pieces)
-        self._news.set()
+        if self._news is not None:
+            self._news.set()
 
     def remark(self, text: str) -> None:
         """Tell the handler how far the request is; it may leave that out."""
         self._remarks.append(text)
-        self._news.set()
+        if self._news is not None:
+            self._news.set()
 
     def remarks(self) -> list[str]:
         """What was remarked since the last call."""
@@ -60,18 +63,13 @@ class Exchange:
         """Throw away what was delivered. Only for a reader who waits for the end with `receive_all`."""
         self._pieces.clear()
         self.vectors.clear()
-        self._is_retracted = True
 
     def conclude(self, outcome: Outcome, *, retry_after_s: float | None = None) -> None:
         """Tell the handler the outcome. retry_after_s: when a request that failed should be sent again."""
         self._outcome, self.retry_after_s = outcome, retry_after_s
-        self._news.set()
-
-    async def receive(self) -> tuple[list[TokenPiece], Outcome | None]:
-        """Wait for news. Returns everything that has come since the last call, and the outcome once there is one."""
-        await self._news.wait()
-        self._news.clear()
-        return self.take()
+        self._has_ended.set()
+        if self._news is not None:
+            self._news.set()
 
     def take(self) -> tuple[list[TokenPiece], Outcome | None]:
         """Return everything that has come since the last call, and the outcome once there is one, without waiting."""
@@ -92,12 +90,6 @@ class Exchange:
 
     async def receive_all(self) -> tuple[list[TokenPiece], Outcome]:
         """Wait for the end. Returns the whole answer and the outcome."""
-        pieces: list[TokenPiece] = []
-        while True:
-            news, outcome = await self.receive()
-            if self._is_retracted:
-                self._is_retracted = False
-                pieces.clear()
-            pieces += news
-            if outcome is not None:
-                return pieces, outcome
+        while self._outcome is None:
+            await self._has_ended.wait()
+        return self._pieces, self._outcome
