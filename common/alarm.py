@@ -1,9 +1,13 @@
-"""A callback at a moment that can be moved."""
+"""Callbacks at moments that can be moved: one, or one for each of many."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+
+MAX_VOID = 64
+"""Moments that may be void besides as many as are not."""
 
 
 class Alarm:
@@ -28,15 +32,52 @@ class Alarm:
         self.at_s = at_s
         self._handle = None if at_s is None else asyncio.get_running_loop().call_at(at_s, self._rang)
 
-    def end(self) -> None:
-        """Never rings again, and lets go of whom it would have called."""
-        self.set(None)
-        self._ring = _nobody
-
     def _rang(self) -> None:
         self._handle = self.at_s = None
         self._ring()
 
 
-def _nobody() -> None:
-    """Is called by an alarm that has ended."""
+class Alarms:
+    """Calls `ring` with the name of each of many at the moment that it is set to for it, as `Alarm` does for one.
+
+    The loop has one timer for all of them, set to the first moment: to set and cancel one for each takes the loop
+    longer than the moment is worth where most end before theirs.
+    """
+
+    def __init__(self, ring: Callable[[str], None]) -> None:
+        self._ring = ring
+        self._at_s: dict[str, float] = {}
+        self._moments: list[tuple[float, str]] = []
+        """A heap of moments with their names. Those that `_at_s` does not know are void."""
+        self._first = Alarm(self._rang)
+
+    def at_s(self, name: str) -> float | None:
+        """When it will ring for `name`; None while it is not set."""
+        return self._at_s.get(name)
+
+    def set(self, name: str, at_s: float) -> None:
+        """Ring for `name` at `at_s` instead of whenever it was to ring before."""
+        if self._at_s.get(name) == at_s:
+            return
+        self._at_s[name] = at_s
+        heappush(self._moments, (at_s, name))
+        if len(self._moments) > 2 * len(self._at_s) + MAX_VOID:
+            self._moments = [(at_s, name) for name, at_s in self._at_s.items()]
+            heapify(self._moments)
+        if self._first.at_s is None or at_s < self._first.at_s:
+            self._first.set(at_s)
+
+    def end(self, name: str) -> None:
+        """Ring for `name` no more."""
+        self._at_s.pop(name, None)
+
+    def _rang(self) -> None:
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        while self._moments and self._moments[0][0] <= now_s:
+            at_s, name = heappop(self._moments)
+            if self._at_s.get(name) == at_s:
+                del self._at_s[name]
+                # Each by itself: what is raised for one is none of the others' business.
+                loop.call_soon(self._ring, name)
+        self._first.set(self._moments[0][0] if self._moments else None)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from moe2.common.alarm import Alarm
+from moe2.common.alarm import Alarms
 from moe2.common.link.messages import (
     CancelJob,
     FromAgent,
@@ -54,7 +54,6 @@ class _Active(msgspec.Struct, eq=False):
 
     life: Lifecycle
     exchange: Exchange
-    alarm: Alarm
     chain: tuple[Prefix, ...] = ()
     affinity: Affinity | None = None
     """The expert that is expected to have the beginning of the prompt in its cache."""
@@ -107,6 +106,8 @@ class Service:
         self._queue = Queue(settings.max_queued, table=table, judge=self._judge, room_appeared=self._room_appeared)
         self._affinities = Affinities()
         self._hedges = HedgeRation(settings.hedge_share if settings.hedging else 0.0)
+        self._alarms = Alarms(self._time_passed)
+        """When each request has to be looked at next, by its id."""
         self._idle = asyncio.Event()
         self._idle.set()
         self.stopping = False
@@ -145,7 +146,7 @@ class Service:
     def begin(self, request: Request, news: asyncio.Event | None = None) -> Exchange:
         """Admit a request. The caller has checked `has_room_for` and `stopping`.
 
-        news: set when there is something to take; None for an event of the exchange's own.
+        news: set when there is something to take; None where the caller waits for the end.
         """
         # Who has waited comes before who has just arrived.
         self._queue.serve()
@@ -155,7 +156,7 @@ class Service:
         chain = prefixes(request.prompt) if self._settings.affinity and not request.texts else ()
         life = Lifecycle(request=request, queue_s=self._settings.queue_s, modes=MODES)
         exchange = Exchange(life, news)
-        active = _Active(life, exchange, Alarm(lambda: self._time_passed(active)), chain, self._affinities.find(chain))
+        active = _Active(life, exchange, chain, self._affinities.find(chain))
         self._hedges.request_came()
         self._active[request.request_id] = active
         self._idle.clear()
@@ -304,9 +305,11 @@ class Service:
         life = active.life
         todo = life.handle(event, now_s)
         # A panel waits for its members only so long, each time anew. An alarm that rings early changes nothing.
-        at_s = active.alarm.at_s
-        if life.outcome is None and at_s is not None and (sooner_s := life.next_deadline_s) < at_s:
-            active.alarm.set(sooner_s)
+        request_id = life.request.request_id
+        if life.outcome is None and (at_s := self._alarms.at_s(request_id)) is not None:
+            sooner_s = life.next_deadline_s
+            if sooner_s < at_s:
+                self._alarms.set(request_id, sooner_s)
         return todo
 
     def _choose(self, active: _Active, asked: SelectionRequest, now_s: float) -> Selection | NoExpert:
@@ -439,12 +442,15 @@ class Service:
             self._handle(active, events.WaitsBehindOthers(job_id))
 
     def _arm(self, active: _Active) -> None:
-        active.alarm.set(active.life.next_deadline_s)
+        self._alarms.set(active.life.request.request_id, active.life.next_deadline_s)
 
-    def _time_passed(self, active: _Active) -> None:
+    def _time_passed(self, request_id: str) -> None:
+        active = self._active.get(request_id)
+        if active is None:
+            return
         self._handle(active, events.TimePassed())
-        # The loop's clock is coarser than ours: an alarm may ring a little early.
-        if not active.is_over and active.alarm.at_s is None:
+        # The alarm may have been set before the request's deadline moved on.
+        if not active.is_over and self._alarms.at_s(request_id) is None:
             self._arm(active)
 
     def _account(self, active: _Active) -> Receipt:
@@ -477,10 +483,11 @@ class Service:
         )
 
     def _forget(self, active: _Active, now_s: float) -> None:
-        active.alarm.end()
+        request_id = active.life.request.request_id
+        self._alarms.end(request_id)
         self._judge.ended(active.life, now_s)
         active.is_over = True
-        del self._active[active.life.request.request_id]
+        del self._active[request_id]
         if not self._active:
             self._idle.set()
 

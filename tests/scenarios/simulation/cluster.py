@@ -130,8 +130,9 @@ class Cluster:
         for agent in self.live_agents():
             if agent.wire:
                 agent.wire.snap(told_within_s=told_within_s)
-        for alarm in (dead.service._queue.alarm, *(active.alarm for active in dead.service._active.values())):
-            alarm.set(None)
+        dead.service._queue.alarm.set(None)
+        for request_id in dead.service._active:
+            dead.service._alarms.end(request_id)
         for client in self.clients:
             if client.task and not client.task.done():
                 client.task.cancel()
