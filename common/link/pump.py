@@ -25,6 +25,7 @@ NOT_SENT_LOW_WATER_BYTES = 256
 LAST_WORDS_S = 5.0
 READ_S = 0.01
 """The time in which the event loop reads what has arrived."""
+_ENDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED)
 DEAF = frozenset({LinkCode.SILENT, LinkCode.UNREAD})
 """Codes of sessions whose peer does not hear why they end."""
 _BYTES_ACKED = struct.Struct("Q")
@@ -126,8 +127,12 @@ class Pump:
             self._receiving = None
 
     async def _receive(self, websocket: WebSocket) -> None:
-        async for frame in websocket:
+        while True:
+            # `async for` would take one more coroutine for each frame.
+            frame = await websocket.receive()
             if frame.type is not WSMsgType.BINARY:
+                if frame.type in _ENDS:
+                    return
                 # Not logged either: a peer may send them without end.
                 continue
             for event in self._session.receive(frame.data, self._clock()):

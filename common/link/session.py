@@ -7,8 +7,7 @@ set; it then ignores further input.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import get_args
+from typing import cast, get_args
 
 import msgspec
 
@@ -45,10 +44,10 @@ MAX_FAULTS = 20
 
 JobMessage = Report | ToAgent | FromAgent | CommandAnswer | TicketWanted
 _ORDERS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Job))
+_OF_THE_SESSION = frozenset(get_args(SessionMessage))
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """The handshake is done. `hello` is set on the coordinator's side, `welcome` on the agent's."""
 
     protocol: int
@@ -56,34 +55,29 @@ class Opened:
     welcome: Welcome | None = None
 
 
-@dataclass(frozen=True)
-class Greeted:
+class Greeted(msgspec.Struct, frozen=True):
     """The agent has said hello and waits for `welcome` or `refuse`; on the coordinator's side, where it decides."""
 
     hello: Hello
     protocol: int
 
 
-@dataclass(frozen=True)
-class MessageReceived:
+class MessageReceived(msgspec.Struct, frozen=True):
     message: JobMessage
 
 
-@dataclass(frozen=True)
-class RttMeasured:
+class RttMeasured(msgspec.Struct, frozen=True):
     rtt_s: float
 
 
-@dataclass(frozen=True)
-class PeerFaulted:
+class PeerFaulted(msgspec.Struct, frozen=True):
     """The peer did not understand one of our messages."""
 
     code: str
     message: str
 
 
-@dataclass(frozen=True)
-class PeerUnreadable:
+class PeerUnreadable(msgspec.Struct, frozen=True):
     """A message of the peer was no sound one of its op; the peer was told, and the session goes on.
 
     job_id: of the job that it was about; None where it names none, or several.
@@ -94,8 +88,7 @@ class PeerUnreadable:
     reason: str
 
 
-@dataclass(frozen=True)
-class NotSent:
+class NotSent(msgspec.Struct, frozen=True):
     """A message was not sent: it exceeds the frame limit, or the peer speaks too early a protocol for it.
 
     The session goes on without it. code: a `JobErrorCode`, for the job that it costs.
@@ -106,8 +99,7 @@ class NotSent:
     code: str
 
 
-@dataclass(frozen=True)
-class Closed:
+class Closed(msgspec.Struct, frozen=True):
     """The session is over. `code` is a `LinkCode`, or a `moe2.common.link.enrolment.Refusal`."""
 
     code: str
@@ -235,17 +227,26 @@ class Session:
             return []
         self._last_heard_s = now_s
         try:
-            if fault := self._wrong_number(self._codec.number_of(frame)):
-                return [fault]
+            number = self._codec.number_of(frame)
+            # TCP loses, doubles and swaps nothing, a broken middlebox may: tokens would be missing from an answer, or
+            # be there twice. A peer that sends no numbers (of an older version) is believed.
+            if number is not None:
+                if number != self._n_heard:
+                    reason = f"Expected frame {self._n_heard}, got frame {number}."
+                    return [self._fail(LinkCode.FRAME_OUT_OF_ORDER, reason)]
+                self._n_heard += 1
             message = self._codec.decode(frame)
         except UnreadableMessage as error:
             return self._answer_unreadable(error)
         except ProtocolError as error:
             return [self._fail(error.code, error.message)]
+        if self._handshake_deadline_s is None:
+            if type(message) not in _OF_THE_SESSION:
+                return [MessageReceived(cast("JobMessage", message))]
         # A peer may leave, and say why, at any time.
-        if self._handshake_deadline_s is None or isinstance(message, Goodbye | Refused):
-            return self._dispatch(message, now_s)
-        return self._handshake(message, now_s)
+        elif not isinstance(message, Goodbye | Refused):
+            return self._handshake(message, now_s)
+        return self._dispatch(cast("SessionMessage", message), now_s)
 
     def tick(self, now_s: float) -> list[SessionEvent]:
         """Act on deadlines that have passed."""
@@ -295,7 +296,7 @@ class Session:
         self._handshake_deadline_s = None
         self._next_ping_s = self._ask_by_s = now_s
 
-    def _dispatch(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
+    def _dispatch(self, message: SessionMessage, now_s: float) -> list[SessionEvent]:
         match message:
             case Ping(seq=seq):
                 self._queue(Pong(seq=seq))
@@ -317,18 +318,6 @@ class Session:
                 return [self.closed]
             case Hello() | Welcome():
                 return [self._fail(LinkCode.UNEXPECTED_MESSAGE, "The handshake was already done.")]
-            case _:
-                return [MessageReceived(message)]
-
-    def _wrong_number(self, number: int | None) -> Closed | None:
-        """TCP loses, doubles and swaps nothing, a broken middlebox may: tokens would be missing from an answer, or be
-        there twice. A peer that sends no numbers (of an older version) is believed."""
-        if number is None:
-            return None
-        if number != self._n_heard:
-            return self._fail(LinkCode.FRAME_OUT_OF_ORDER, f"Expected frame {self._n_heard}, got frame {number}.")
-        self._n_heard += 1
-        return None
 
     def _answer_unreadable(self, error: UnreadableMessage) -> list[SessionEvent]:
         if self._handshake_deadline_s is not None:

@@ -167,9 +167,10 @@ class Codec(Generic[T]):
 
     def number_of(self, frame: bytes) -> int | None:
         """The frame's number; None where it has none, or is no frame at all, which `decode` will say."""
-        with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        try:
             return self._numbers.decode(frame).number
-        return None
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return None
 
     def decode(self, frame: bytes) -> T:
         if len(frame) > self.max_frame_bytes:

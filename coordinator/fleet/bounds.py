@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TypeVar
 
 import msgspec
+import msgspec.inspect
 
 T = TypeVar("T")
 
@@ -22,6 +24,13 @@ _TO_SPACES = {code: " " for code in range(0xE000) if CONTROL.match(chr(code))}
 MAX_TEXT_CHARACTERS = 2000
 """The most characters of a text that is only shown."""
 _WITHOUT_TEXT = frozenset((type(None), bool, int, float))
+_FIGURES = (
+    msgspec.inspect.NoneType,
+    msgspec.inspect.BoolType,
+    msgspec.inspect.IntType,
+    msgspec.inspect.FloatType,
+    msgspec.inspect.EnumType,
+)
 
 
 def shown(value: T, most: int = MAX_TEXT_CHARACTERS) -> T:
@@ -37,9 +46,9 @@ def shown(value: T, most: int = MAX_TEXT_CHARACTERS) -> T:
     elif isinstance(value, msgspec.Struct):
         # Every end of a job and every report comes through here, and most of their fields are figures.
         texts: dict[str, object] = {}
-        for name in value.__struct_fields__:
+        for name in _worded(type(value)):
             part = getattr(value, name)
-            if type(part) not in _WITHOUT_TEXT and (text := shown(part, most)) is not part:
+            if part is not None and (text := shown(part, most)) is not part:
                 texts[name] = text
         if texts:
             made = msgspec.structs.replace(value, **texts)
@@ -50,9 +59,40 @@ def shown(value: T, most: int = MAX_TEXT_CHARACTERS) -> T:
     return made  # type: ignore[return-value]
 
 
+@cache
+def _worded(kind: type[msgspec.Struct]) -> tuple[str, ...]:
+    """The names of a struct's fields that can hold a text of the agent's, themselves or in their parts."""
+    fields = msgspec.structs.fields(kind)
+    return tuple(field.name for field in fields if _has_text(msgspec.inspect.type_info(field.type)))
+
+
+def _has_text(info: msgspec.inspect.Type) -> bool:
+    """Whether a value of the type can hold a text that is no word of an enumeration."""
+    kinds = msgspec.inspect
+    match info:
+        case kinds.StructType():
+            return any(_has_text(field.type) for field in info.fields)
+        case kinds.VarTupleType():
+            return _has_text(info.item_type)
+        case kinds.TupleType():
+            return any(map(_has_text, info.item_types))
+        case kinds.UnionType():
+            return any(map(_has_text, info.types))
+        case _:
+            return not isinstance(info, _FIGURES)
+
+
 def range_fault(name: str, value: float | None, most: float) -> str | None:
     """Returns what is wrong with a figure that has to be unknown or from 0 to `most`; None if nothing is."""
     return None if value is None or 0 <= value <= most else f"{name} is {value}"
+
+
+def first_range_fault(*figures: tuple[str, float | None, float]) -> str | None:
+    """Returns the first fault of several figures, each with the arguments of `range_fault`; None if there is none."""
+    for name, value, most in figures:
+        if value is not None and not 0 <= value <= most:
+            return range_fault(name, value, most)
+    return None
 
 
 def name_fault(what: str, name: str) -> str | None:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec.structs import replace
 
@@ -44,6 +45,7 @@ from moe2.common.link.messages import (
     Tokens,
     Vectors,
 )
+from moe2.common.link.session import JobMessage
 from moe2.common.link.supply import TicketWanted
 from moe2.coordinator.fleet.bounds import (
     MAX_FIGURE,
@@ -52,6 +54,7 @@ from moe2.coordinator.fleet.bounds import (
     MAX_SECONDS,
     MAX_TOKENS,
     MAX_WATTS,
+    first_range_fault,
     name_fault,
     range_fault,
     shown,
@@ -83,8 +86,7 @@ _JOB_CODES = frozenset(JobErrorCode)
 _COMMAND_CODES = frozenset(CommandErrorCode)
 
 
-@dataclass(frozen=True)
-class Checked:
+class Checked(msgspec.Struct, frozen=True):
     """The result of checking a message."""
 
     messages: tuple[Report | FromAgent | CommandAnswer | TicketWanted, ...] = ()
@@ -111,13 +113,13 @@ class _Given:
     def max_decoded(self) -> int:
         """The most tokens that the job can decode."""
         match self.job:
+            case Submit(max_tokens=max_tokens) | FollowJob(max_tokens=max_tokens):
+                return self.max_prompt if max_tokens is None else max_tokens
             case EmbedJob():
                 return 0
             case ScoreJob(continuations=continuations):
                 # A token has at least one byte; a tokenizer may put a space before the text.
                 return sum(len(text.encode("utf-8", "replace")) + 1 for text in continuations)
-            case Submit(max_tokens=max_tokens) | FollowJob(max_tokens=max_tokens):
-                return self.max_prompt if max_tokens is None else max_tokens
 
     @property
     def max_pieces(self) -> int:
@@ -128,7 +130,7 @@ class _Given:
     @property
     def max_prompt(self) -> int:
         """The most tokens that the job's prompt can have, if it ran. Each text of several has the context to itself."""
-        n_texts = len(self.job.texts) if isinstance(self.job, EmbedJob) else 1
+        n_texts = len(self.job.texts) if type(self.job) is EmbedJob else 1
         return MAX_TOKENS if self.context_tokens is None else self.context_tokens * n_texts
 
 
@@ -148,34 +150,9 @@ class AgentChecks:
             if len(self._given) > MAX_REMEMBERED_JOBS:
                 self._given.popitem(last=False)
 
-    def check(self, message: Report | FromAgent | CommandAnswer | TicketWanted) -> Checked:
-        """Checks a message that the agent has sent, and returns what may be believed of it."""
-        match message:
-            case Tokens():
-                return self._tokens(message)
-            case NextTokens():
-                return self._needed(message, self._next_tokens_fault(message))
-            case Vectors():
-                return self._needed(message, self._vectors_fault(message))
-            case JobStarted():
-                fault = _started_fault(message)
-                return Checked((message,)) if fault is None else Checked((), (fault,), suspends=True)
-            case JobDone():
-                return self._done(message)
-            case JobScored():
-                return self._scored(message)
-            case JobFailed():
-                return self._failed(message)
-            case CommandAnswer():
-                return self._answered(message)
-            case TicketWanted():
-                return Checked((message,))
-            case Report():
-                told, faults = sound_report(message, self._former)
-                if self._former is None or told.experts is not self._former.experts:
-                    self._context_tokens = {expert.model: expert.context_tokens for expert in told.experts}
-                self._former = told
-                return Checked((told,), faults)
+    def check(self, message: JobMessage) -> Checked:
+        """Checks a message that the agent has sent, one of `SAID_BY_AGENTS`, and returns what may be believed of it."""
+        return _CHECKS[type(message)](self, message)
 
     def unreadable(self, op: str, job_id: str | None, reason: str) -> Checked:
         """Returns what follows from a message that could not be read: the jobs that it was about fail."""
@@ -186,7 +163,23 @@ class AgentChecks:
         failures = tuple(self._fail(job_id, reason) for job_id in job_ids)
         return Checked(failures, (reason,), suspends=True, stopped=job_ids)
 
+    def _report(self, message: Report) -> Checked:
+        told, faults = sound_report(message, self._former)
+        if self._former is None or told.experts is not self._former.experts:
+            self._context_tokens = {expert.model: expert.context_tokens for expert in told.experts}
+        self._former = told
+        return Checked((told,), faults)
+
+    def _ticket_wanted(self, message: TicketWanted) -> Checked:
+        return Checked((message,))
+
     # --- Words about jobs ---------------------------------------------------------------------------------------------
+
+    def _started(self, message: JobStarted) -> Checked:
+        fault = first_range_fault(
+            ("prompt_tokens", message.prompt_tokens, MAX_TOKENS), ("queue_s", message.queue_s, MAX_SECONDS)
+        )
+        return Checked((message,)) if fault is None else Checked((), (fault,), suspends=True)
 
     def _tokens(self, message: Tokens) -> Checked:
         unknown = sum(job.job_id not in self._given for job in message.jobs)
@@ -222,6 +215,9 @@ class AgentChecks:
                 return "a token's bytes that are no hexadecimal number"
         return None
 
+    def _next_tokens(self, message: NextTokens) -> Checked:
+        return self._needed(message, self._next_tokens_fault(message))
+
     def _next_tokens_fault(self, message: NextTokens) -> str | None:
         candidates = message.candidates
         if not candidates:
@@ -245,6 +241,9 @@ class AgentChecks:
         given.n_pieces = message.step
         return None
 
+    def _vectors(self, message: Vectors) -> Checked:
+        return self._needed(message, self._vectors_fault(message))
+
     def _vectors_fault(self, message: Vectors) -> str | None:
         if fault := vectors_fault(message.vectors):
             return fault
@@ -266,9 +265,9 @@ class AgentChecks:
         ):
             # A word that nobody has asked for is no reason for an end.
             message = replace(message, stop=None)
-        if given and isinstance(given.job, ScoreJob) and message.reason != "cancelled":
+        if given and type(given.job) is ScoreJob and message.reason != "cancelled":
             return self._needed(message, "no scores where it was asked for them")
-        if given and isinstance(given.job, EmbedJob) and message.reason != "cancelled":
+        if given and type(given.job) is EmbedJob and message.reason != "cancelled":
             asked = len(given.job.texts)
             if given.n_vectors < asked:
                 return self._needed(message, f"{given.n_vectors} vectors where {asked} were asked for")
@@ -296,8 +295,7 @@ class AgentChecks:
             return Checked((message,))
         return self._ended(message, message.usage)
 
-    @staticmethod
-    def _answered(message: CommandAnswer) -> Checked:
+    def _answered(self, message: CommandAnswer) -> Checked:
         """Returns the answer to a command, which may be one of an earlier connection: a host could not sleep after all.
 
         Whoever has sent the command knows its id.
@@ -318,8 +316,12 @@ class AgentChecks:
             fields = {"prompt_tokens": None, "cached_tokens": 0, "decoded_tokens": given.n_pieces if given else 0}
             fields |= {"reasoning_tokens": None, "reasoning_j": None, "drafted_tokens": None, "accepted_tokens": None}
             fields |= {"model_drafted_tokens": None, "model_accepted_tokens": None}
-        for name in ("queue_s", "prefill_s", "decode_s"):
-            if fault := range_fault(name, getattr(usage, name), MAX_SECONDS):
+        for name, seconds in (
+            ("queue_s", usage.queue_s),
+            ("prefill_s", usage.prefill_s),
+            ("decode_s", usage.decode_s),
+        ):
+            if fault := range_fault(name, seconds, MAX_SECONDS):
                 faults.append(fault)
                 fields[name] = None
         joules = usage.energy.joules
@@ -352,39 +354,47 @@ class AgentChecks:
         )
 
 
-def _started_fault(message: JobStarted) -> str | None:
-    return range_fault("prompt_tokens", message.prompt_tokens, MAX_TOKENS) or range_fault(
-        "queue_s", message.queue_s, MAX_SECONDS
-    )
+_CHECKS: Mapping[type[Any], Callable[[AgentChecks, Any], Checked]] = {
+    Report: AgentChecks._report,
+    JobStarted: AgentChecks._started,
+    Tokens: AgentChecks._tokens,
+    NextTokens: AgentChecks._next_tokens,
+    Vectors: AgentChecks._vectors,
+    JobDone: AgentChecks._done,
+    JobScored: AgentChecks._scored,
+    JobFailed: AgentChecks._failed,
+    CommandAnswer: AgentChecks._answered,
+    TicketWanted: AgentChecks._ticket_wanted,
+}
+SAID_BY_AGENTS = _CHECKS.keys()
+"""The kinds of messages that an agent may send; they are told apart by a table, as each word of a job comes by here."""
 
 
 def _counts_fault(usage: JobUsage, max_prompt: int, max_decoded: int) -> str | None:
-    prompt = usage.prompt_tokens
-    return (
-        range_fault("prompt_tokens", prompt, max_prompt)
-        or range_fault("cached_tokens", usage.cached_tokens, MAX_TOKENS if prompt is None else prompt)
-        or range_fault("decoded_tokens", usage.decoded_tokens, max_decoded)
-        or range_fault("reasoning_tokens", usage.reasoning_tokens, usage.decoded_tokens)
-        or range_fault("drafted_tokens", usage.drafted_tokens, MAX_TOKENS)
-        or range_fault("accepted_tokens", usage.accepted_tokens, min(usage.decoded_tokens, usage.drafted_tokens or 0))
-        or range_fault("model_drafted_tokens", usage.model_drafted_tokens, usage.drafted_tokens or 0)
-        or range_fault(
-            "model_accepted_tokens",
-            usage.model_accepted_tokens,
-            min(usage.model_drafted_tokens or 0, usage.accepted_tokens or 0),
-        )
+    prompt, decoded = usage.prompt_tokens, usage.decoded_tokens
+    drafted, accepted = usage.drafted_tokens or 0, usage.accepted_tokens or 0
+    by_model = usage.model_drafted_tokens or 0
+    return first_range_fault(
+        ("prompt_tokens", prompt, max_prompt),
+        ("cached_tokens", usage.cached_tokens, MAX_TOKENS if prompt is None else prompt),
+        ("decoded_tokens", decoded, max_decoded),
+        ("reasoning_tokens", usage.reasoning_tokens, decoded),
+        ("drafted_tokens", usage.drafted_tokens, MAX_TOKENS),
+        ("accepted_tokens", usage.accepted_tokens, min(decoded, drafted)),
+        ("model_drafted_tokens", usage.model_drafted_tokens, drafted),
+        ("model_accepted_tokens", usage.model_accepted_tokens, min(by_model, accepted)),
     )
 
 
 def _energy_fault(energy: Energy) -> str | None:
     marginal = energy.marginal_joules
-    return (
-        range_fault("joules", energy.joules, MAX_JOULES)
-        or range_fault("marginal_joules", None if marginal is None else abs(marginal), MAX_JOULES)
-        or range_fault("idle_w", energy.idle_w, MAX_WATTS)
-        or range_fault("coverage", energy.coverage, 1.0 + 1e-9)
-        or range_fault("n_samples", energy.n_samples, MAX_FIGURE)
-        or range_fault("max_gap_s", energy.max_gap_s, MAX_SECONDS)
+    return first_range_fault(
+        ("joules", energy.joules, MAX_JOULES),
+        ("marginal_joules", None if marginal is None else abs(marginal), MAX_JOULES),
+        ("idle_w", energy.idle_w, MAX_WATTS),
+        ("coverage", energy.coverage, 1.0 + 1e-9),
+        ("n_samples", energy.n_samples, MAX_FIGURE),
+        ("max_gap_s", energy.max_gap_s, MAX_SECONDS),
     )
 
 

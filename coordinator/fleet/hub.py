@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import msgspec
 import structlog
@@ -26,15 +27,9 @@ from moe2.common.link.messages import (
     FromAgent,
     Hello,
     Job,
-    JobDone,
     JobFailed,
-    JobScored,
-    JobStarted,
-    NextTokens,
     Report,
     ToAgent,
-    Tokens,
-    Vectors,
     Welcome,
 )
 from moe2.common.link.pump import LAST_WORDS_S, Pump
@@ -53,7 +48,7 @@ from moe2.common.link.session import (
 from moe2.common.link.supply import TicketWanted
 from moe2.common.token_bucket import TokenBucket
 from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS, shown
-from moe2.coordinator.fleet.checks import AgentChecks, Checked, hello_fault
+from moe2.coordinator.fleet.checks import SAID_BY_AGENTS, AgentChecks, Checked, hello_fault
 from moe2.coordinator.fleet.claims import PROBE_S, Claimant, Claims, Verdict
 from moe2.coordinator.fleet.doorkeeper import Doorkeeper
 from moe2.coordinator.fleet.register import AgentRefusedError, ProvenIdentity, Register
@@ -142,7 +137,6 @@ class Hub:
         self._on_lost = on_lost
         self._on_report = on_report
         self._on_answer = on_answer
-        self._on_ticket_wanted = on_ticket_wanted
         self._connections: set[_Connection] = set()
         self._checked: Register | None = None
         self._refusals_logged = TokenBucket(REFUSALS_LOGGED_PER_MINUTE, 0.0)
@@ -150,6 +144,12 @@ class Hub:
         self._by_agent: dict[str, _Connection] = {}
         self._claims = Claims()
         self._turns = asyncio.Semaphore(MAX_SHAKING)
+        self._beside_jobs: Mapping[type[Any], Callable[[_Connection, str, Any], None]] = {
+            Report: self._reported,
+            CommandAnswer: self._answered,
+            TicketWanted: lambda _, agent_id, wanted: on_ticket_wanted(agent_id, wanted),
+        }
+        """What takes the messages that are not about jobs, as most are, by their type."""
 
     def app(self) -> web.Application:
         """The application of the agents' listener."""
@@ -388,24 +388,11 @@ class Hub:
             self._on_answer(connection.agent_id, refused)
 
     def _received(self, connection: _Connection, message: JobMessage) -> None:
-        match message:
-            case (
-                Report()
-                | JobStarted()
-                | Tokens()
-                | NextTokens()
-                | Vectors()
-                | JobDone()
-                | JobScored()
-                | JobFailed()
-                | CommandAnswer()
-                | TicketWanted()
-            ):
-                op = type(message).__struct_config__.tag
-                self._take(connection, str(op), connection.checks.check(message))
-            case _:
-                if connection.may_log:
-                    log.warning("message_ignored", agent_id=connection.agent_id, op=type(message).__name__)
+        if type(message) in SAID_BY_AGENTS:
+            op = str(type(message).__struct_config__.tag)
+            self._take(connection, op, connection.checks.check(message))
+        elif connection.may_log:
+            log.warning("message_ignored", agent_id=connection.agent_id, op=type(message).__name__)
 
     def _take(self, connection: _Connection, op: str, checked: Checked, *, is_told: bool = False) -> None:
         """Passes on the messages that may be believed, and acts on the faults. is_told: the agent knows the faults."""
@@ -418,17 +405,19 @@ class Hub:
         for job_id in checked.stopped:
             self.send(agent_id, CancelJob(job_id=job_id))
         for message in checked.messages:
-            if isinstance(message, Report):
-                self._table.agent_reported(agent_id, message, asyncio.get_running_loop().time())
-                self._on_report()
-            elif isinstance(message, CommandAnswer):
-                if connection.may_log:
-                    log.info("command_answered", agent_id=agent_id, **msgspec.structs.asdict(message))
-                self._on_answer(agent_id, message)
-            elif isinstance(message, TicketWanted):
-                self._on_ticket_wanted(agent_id, message)
+            if pass_on := self._beside_jobs.get(type(message)):
+                pass_on(connection, agent_id, message)
             else:
-                self._on_message(agent_id, message)
+                self._on_message(agent_id, cast("FromAgent", message))
+
+    def _reported(self, _: _Connection, agent_id: str, report: Report) -> None:
+        self._table.agent_reported(agent_id, report, asyncio.get_running_loop().time())
+        self._on_report()
+
+    def _answered(self, connection: _Connection, agent_id: str, answer: CommandAnswer) -> None:
+        if connection.may_log:
+            log.info("command_answered", agent_id=agent_id, **msgspec.structs.asdict(answer))
+        self._on_answer(agent_id, answer)
 
     def _complain(self, connection: _Connection, agent_id: str, op: str, checked: Checked, *, is_told: bool) -> None:
         reason = "; ".join(checked.faults[:MAX_FAULTS_TOLD])
