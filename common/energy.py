@@ -85,8 +85,8 @@ class WholeEnergy(Energy, frozen=True, kw_only=True, omit_defaults=False):
 
     @classmethod
     def of(cls, energy: Energy) -> WholeEnergy:
-        """The record with the figures of another one."""
-        return cls(**msgspec.structs.asdict(energy))
+        """The record with the figures of another one, which may be whole itself."""
+        return energy if isinstance(energy, cls) else cls(**msgspec.structs.asdict(energy))
 
 
 def unmeasured(reason: str) -> Energy:

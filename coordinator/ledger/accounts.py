@@ -14,30 +14,29 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
+import msgspec
+
 from moe2.coordinator.keys.keys import DailyLimits, Principal
 
 MAX_FORMER_DAYS = 3
 """Days whose sums an account keeps beside its own, for a clock that jumps there and back."""
 
 
-@dataclass(frozen=True)
-class Amount:
+class Amount(msgspec.Struct, frozen=True):
     """The energy and the tokens of one request. energy_j is None where it is not known."""
 
     energy_j: float | None = None
     tokens: int | None = None
 
 
-@dataclass(frozen=True)
-class Remaining:
+class Remaining(msgspec.Struct, frozen=True):
     """The energy and the tokens that a key may still reserve today, never below 0. None: no limit."""
 
     energy_j: float | None = None
     tokens: int | None = None
 
 
-@dataclass(frozen=True)
-class DaySum:
+class DaySum(msgspec.Struct, frozen=True):
     """The sum of a key's day, as the ledger has kept it."""
 
     key_id: str | None
@@ -263,7 +262,7 @@ def _midnight(day: str) -> datetime:
 
 
 def _sum(one: DaySum, other: DaySum) -> DaySum:
-    return replace(
+    return msgspec.structs.replace(
         one,
         energy_j=one.energy_j + other.energy_j,
         held_j=one.held_j + other.held_j,

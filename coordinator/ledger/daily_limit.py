@@ -97,7 +97,7 @@ def _within_energy(
 
 def with_elsewhere(statement: Statement, elsewhere: Amount) -> Statement:
     """Returns the statement with what other coordinators have drawn of the same limits counted as spent."""
-    spent = replace(
+    spent = msgspec.structs.replace(
         statement.spent,
         energy_j=statement.spent.energy_j + (elsewhere.energy_j or 0.0),
         tokens=statement.spent.tokens + (elsewhere.tokens or 0),

@@ -84,45 +84,48 @@ class Bookkeeper:
             return
         amount = reservation_of(life)
         at_unix_s = self._arrived_unix_s(life)
-        self.accounts.reserve(request.principal, day_of(at_unix_s), request.request_id, amount)
+        day = day_of(at_unix_s)
+        self.accounts.reserve(request.principal, day, request.request_id, amount)
         # Not waited for: it is for the books after a crash, and nobody is told of it.
-        self._ledger.record(reservation_entry(life, amount, at_unix_s=at_unix_s, day=day_of(at_unix_s)))
+        self._ledger.record(reservation_entry(life, amount, at_unix_s=at_unix_s, day=day))
 
     def concluded(self, life: Lifecycle) -> Recorded:
         """Enter what is known of a request whose outcome came before all its costs, so that it is not lost."""
         reserved = reservation_of(life) if is_limited(life.request.principal) else None
         receipt = receipt_of(life)
         charged = charge(reserved, used(life, receipt), known_j=known_j(life))
-        return self._ledger.record(self._entry(life, receipt, charged))
+        return self._record(life, receipt, charged, self._arrived_unix_s(life))
 
     def retired(self, life: Lifecycle, receipt: Receipt) -> Recorded:
         """Charge and enter a request of which everything is known."""
-        request = life.request
+        principal, at_unix_s, measured_j = life.request.principal, self._arrived_unix_s(life), known_j(life)
+        is_answer = isinstance(life.outcome, Completed)
         charged = self.accounts.settle(
-            request.principal,
-            day_of(self._arrived_unix_s(life)),
-            request.request_id,
+            principal,
+            day_of(at_unix_s),
+            life.request.request_id,
             used(life, receipt),
-            known_j=known_j(life),
-            crash_suspected=has_downed_an_engine(life.attempts) and not isinstance(life.outcome, Completed),
+            known_j=measured_j,
+            crash_suspected=not is_answer and has_downed_an_engine(life.attempts),
         )
-        if life.attempts and self.prices.concerns(request.principal):
+        if life.attempts and self.prices.concerns(principal):
+            selection = life.attempts[-1].selection
             spending = Spending(
-                category=life.attempts[-1].selection.category,
+                category=selection.category,
                 joules=receipt.energy.joules,
-                known_j=known_j(life),
+                known_j=measured_j,
                 charged_j=charged.energy_j,
-                arrived_unix_s=self._arrived_unix_s(life),
-                is_answer=isinstance(life.outcome, Completed),
-                is_cheapest=is_cheapest(life.attempts[-1].selection),
-                saving_j=saving_j(life.attempts[-1].selection),
-                enough_per_j=enough_per_j(life.attempts[-1].selection),
+                arrived_unix_s=at_unix_s,
+                is_answer=is_answer,
+                is_cheapest=is_cheapest(selection),
+                saving_j=saving_j(selection),
+                enough_per_j=enough_per_j(selection),
                 is_simulated=receipt.energy.quality is Quality.SIMULATED,
             )
             now_unix_s = self._clock()
-            left_j = self._left_j(request.principal, now_unix_s)
-            self.prices.settle(request.principal, spending, left_j=left_j, now_unix_s=now_unix_s)
-        return self._ledger.record(self._entry(life, receipt, charged))
+            left_j = self._left_j(principal, now_unix_s)
+            self.prices.settle(principal, spending, left_j=left_j, now_unix_s=now_unix_s)
+        return self._record(life, receipt, charged, at_unix_s)
 
     def _priced(self, principal: Principal, asked: SelectionRequest) -> SelectionRequest:
         """The request with the prices of the average budgets that it stands under."""
@@ -177,12 +180,12 @@ class Bookkeeper:
         used = self.accounts.used(principal, today, besides=besides)
         return self._lender.covers(principal, today, used, need) or chosen
 
-    def _entry(self, life: Lifecycle, receipt: Receipt, charged: Amount) -> RequestEntry:
-        at_unix_s = self._arrived_unix_s(life)
-        was_reserved = is_limited(life.request.principal) and bool(life.attempts)
-        return request_entry(
+    def _record(self, life: Lifecycle, receipt: Receipt, charged: Amount, at_unix_s: float) -> Recorded:
+        was_reserved = bool(life.attempts) and is_limited(life.request.principal)
+        entry = request_entry(
             life, receipt, charged, at_unix_s=at_unix_s, day=day_of(at_unix_s), was_reserved=was_reserved
         )
+        return self._ledger.record(entry)
 
     def _arrived_unix_s(self, life: Lifecycle) -> float:
         return self._clock() - (asyncio.get_running_loop().time() - life.request.arrived_s)
@@ -227,8 +230,8 @@ def attempt_j(attempt: Attempt) -> float | None:
 
 def known_j(life: Lifecycle) -> float:
     """Joules that were measured so far."""
-    spent = (attempt.usage.energy.joules for attempt in life.attempts if attempt.usage)
-    return sum(joules for joules in spent if joules is not None)
+    spent_j = [attempt.usage.energy.joules for attempt in life.attempts if attempt.usage]
+    return sum([joules for joules in spent_j if joules is not None])
 
 
 MAX_CHARACTERS = 200
@@ -263,8 +266,10 @@ def request_entry(
         charged_tokens=charged.tokens,
         was_reserved=was_reserved,
         attempts=tuple(
-            _attempt_entry(request.request_id, place, attempt, line)
-            for place, (attempt, line) in enumerate(zip(life.attempts, receipt.experts, strict=True))
+            [
+                _attempt_entry(request.request_id, place, attempt, line)
+                for place, (attempt, line) in enumerate(zip(life.attempts, receipt.experts, strict=True))
+            ]
         ),
     )
 
@@ -314,7 +319,7 @@ def _category(life: Lifecycle) -> str | None:
 
 
 def _quality_said(energy: Energy) -> str:
-    return (energy.quality if energy.joules is not None else Quality.UNMEASURED).value
+    return str(energy.quality if energy.joules is not None else Quality.UNMEASURED)
 
 
 def _seconds(usage: JobUsage | None) -> float | None:
@@ -334,4 +339,6 @@ def _p95_of(quantiles: Quantiles | None) -> float | None:
 
 def _text(text: str) -> str:
     """A text as a database takes it: without lone surrogates, and not too long."""
+    if len(text) <= MAX_CHARACTERS and text.isascii():
+        return text
     return text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()

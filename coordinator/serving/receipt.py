@@ -112,13 +112,14 @@ def receipt_of(life: Lifecycle) -> Receipt:
     """The receipt of a request, complete once it has ended."""
     last = life.leading
     usage = last.usage if last else None
-    energy = energy_of(life)
-    tokens = _tokens(life)
+    lines = tuple([_line(attempt) for attempt in life.attempts])
+    energy = NEVER_RAN if life.outcome and not lines else total([line.energy for line in lines])
+    tokens = _tokens(life, usage)
     arrived_s = life.request.arrived_s
     return Receipt(
         request_id=life.request.request_id,
         mode=last.selection.mode if last else Mode.ROUTE,
-        experts=tuple(_line(attempt) for attempt in life.attempts),
+        experts=lines,
         tokens=tokens,
         seconds=Seconds(
             overhead=life.overhead_s,
@@ -127,15 +128,15 @@ def receipt_of(life: Lifecycle) -> Receipt:
             decode=usage.decode_s if usage else None,
             ttft=None if life.first_token_s is None else life.first_token_s - arrived_s,
             total=None if life.concluded_s is None else life.concluded_s - arrived_s,
-            admission=life.waited_s if life.attempts or life.outcome else None,
-            simulated=any(attempt.expert.report.paced for attempt in life.attempts) if life.attempts else None,
+            admission=life.waited_s if lines or life.outcome else None,
+            simulated=any(attempt.expert.report.paced for attempt in life.attempts) if lines else None,
         ),
         predicted=_predicted(last) if last else None,
         energy=WholeEnergy.of(energy),
-        decision=_decision(life),
+        decision=_decision(life, last),
         collaboration=life.run.collaboration if life.run else None,
         exceeded=_exceeded(life, energy, tokens),
-        max_tokens_within_context=_clamped_to(life),
+        max_tokens_within_context=_clamped_to(life, last),
         client_request_id=life.request.client_request_id,
         reasoning_j=usage.reasoning_j if usage else None,
     )
@@ -169,7 +170,7 @@ def joint_receipt(lives: Sequence[Lifecycle], receipts: Sequence[Receipt]) -> Re
             ttft=min((s for receipt in receipts if (s := receipt.seconds.ttft) is not None), default=None),
             total=None if None in totals_s else max(s for s in totals_s if s is not None),
         ),
-        energy=WholeEnergy.of(total(energy_of(life) for life in lives)),
+        energy=WholeEnergy.of(total([receipt.energy for receipt in receipts])),
         reasoning_j=_sum(receipt.reasoning_j for receipt in receipts),
         collaborations=collaborations if any(collaborations) else (),
         exceeded=tuple(dict.fromkeys(name for receipt in receipts for name in receipt.exceeded)),
@@ -187,27 +188,21 @@ def _sum_known(parts: Iterable[N | None]) -> N | None:
     return sum(known) if known else None
 
 
-def energy_of(life: Lifecycle) -> Energy:
-    """What the request has cost so far, attempts that failed or were cancelled included."""
-    if life.outcome and not life.attempts:
-        return NEVER_RAN
-    return total(_energy(attempt) for attempt in life.attempts)
-
-
-def _tokens(life: Lifecycle) -> TokenCounts:
+def _tokens(life: Lifecycle, usage: JobUsage | None) -> TokenCounts:
     """The tokens of the answer; counted here where several wrote it in turn, as one may not have lived to report."""
     if len(life.authors) < 2:
-        usage = life.leading.usage if life.leading else None
         written = life.run.answer_tokens if life.run else None
+        if usage is None:
+            return TokenCounts(prompt=None, cached=None, decoded=written)
         return TokenCounts(
-            prompt=usage.prompt_tokens if usage else None,
-            cached=usage.cached_tokens if usage else None,
-            decoded=written if written is not None else usage.decoded_tokens if usage else None,
-            reasoning=usage.reasoning_tokens if usage else None,
-            drafted=usage.drafted_tokens if usage else None,
-            accepted=usage.accepted_tokens if usage else None,
-            drafted_by_model=usage.model_drafted_tokens if usage else None,
-            accepted_by_model=usage.model_accepted_tokens if usage else None,
+            prompt=usage.prompt_tokens,
+            cached=usage.cached_tokens,
+            decoded=usage.decoded_tokens if written is None else written,
+            reasoning=usage.reasoning_tokens,
+            drafted=usage.drafted_tokens,
+            accepted=usage.accepted_tokens,
+            drafted_by_model=usage.model_drafted_tokens,
+            accepted_by_model=usage.model_accepted_tokens,
         )
     first = life.authors[0].usage
     return TokenCounts(
@@ -225,18 +220,18 @@ def _exceeded(life: Lifecycle, energy: Energy, tokens: TokenCounts) -> tuple[str
     )
 
 
-def _clamped_to(life: Lifecycle) -> int | None:
+def _clamped_to(life: Lifecycle, last: Attempt | None) -> int | None:
     """What the context of the answering expert left for an answer that might have been longer."""
-    last, most = life.leading, life.request.generation.max_tokens
+    most = life.request.generation.max_tokens
     if last is None or last.usage is None or last.usage.prompt_tokens is None or most is None:
         return None
     left = max(0, last.expert.report.context_tokens - last.usage.prompt_tokens)
     return left if most > left else None
 
 
-def _decision(life: Lifecycle) -> Decision | None:
+def _decision(life: Lifecycle, last: Attempt | None) -> Decision | None:
     """The decision of the attempt that answers, else the refusal; made once, although receipts are made again."""
-    decided = life.leading.selection if life.leading else life.refused
+    decided = last.selection if last else life.refused
     if decided is None:
         return None
     if life.shown is None or life.shown[0] is not decided:
@@ -252,27 +247,26 @@ def _predicted(attempt: Attempt) -> Predicted:
 
 
 def _line(attempt: Attempt) -> ExpertLine:
-    expert = attempt.expert
+    expert, usage = attempt.expert, attempt.usage
     return ExpertLine(
         expert=expert.key,
         agent=expert.agent_name,
         model=expert.model,
         outcome=attempt.state,
-        decoded_tokens=attempt.usage.decoded_tokens if attempt.usage else None,
+        decoded_tokens=usage.decoded_tokens if usage else None,
         energy=WholeEnergy.of(_energy(attempt)),
         error=attempt.error,
         purpose=attempt.purpose,
-        drafted_tokens=attempt.usage.drafted_tokens if attempt.usage else None,
-        accepted_tokens=attempt.usage.accepted_tokens if attempt.usage else None,
-        drafted_by_model=attempt.usage.model_drafted_tokens if attempt.usage else None,
-        accepted_by_model=attempt.usage.model_accepted_tokens if attempt.usage else None,
+        drafted_tokens=usage.drafted_tokens if usage else None,
+        accepted_tokens=usage.accepted_tokens if usage else None,
+        drafted_by_model=usage.model_drafted_tokens if usage else None,
+        accepted_by_model=usage.model_accepted_tokens if usage else None,
     )
 
 
 def _energy(attempt: Attempt) -> Energy:
-    usage: JobUsage | None = attempt.usage
-    if usage is not None:
-        return usage.energy
+    if attempt.usage is not None:
+        return attempt.usage.energy
     if attempt.state is AttemptState.FAILED:
         return NEVER_RAN
     return unmeasured(attempt.error or "not reported yet")

@@ -279,4 +279,4 @@ def test_what_other_coordinators_have_drawn_counts_as_spent(elsewhere: Amount, e
     joint = with_elsewhere(own, elsewhere)
     assert (joint.spent.energy_j, joint.spent.tokens) == (energy_j, tokens)
     assert replace(joint, spent=own.spent) == own
-    assert replace(joint.spent, energy_j=own.spent.energy_j, tokens=own.spent.tokens) == own.spent
+    assert msgspec.structs.replace(joint.spent, energy_j=own.spent.energy_j, tokens=own.spent.tokens) == own.spent
