@@ -11,7 +11,6 @@ Only the expert's own parser can tell whether a schema is usable or a grammar va
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import msgspec
@@ -44,8 +43,7 @@ INPUT = "input"
 """The argument that carries a custom tool's text."""
 
 
-@dataclass(frozen=True)
-class Structure:
+class Structure(msgspec.Struct, frozen=True):
     """The form that an answer must have."""
 
     param: str | None = None
@@ -56,8 +54,7 @@ class Structure:
 FREE = Structure()
 
 
-@dataclass(frozen=True)
-class Offered:
+class Offered(msgspec.Struct, frozen=True):
     """The tools of a request, and how their calls are to be shown.
 
     tools: those that the model is to see. structure: the form that its answer must have. is_legacy: they were given as

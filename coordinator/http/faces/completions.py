@@ -6,7 +6,6 @@ The shapes are those of https://platform.openai.com/docs/api-reference, with the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -22,8 +21,7 @@ from moe2.coordinator.serving.receipt import Receipt
 _json = msgspec.json.encode
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     """The fields that every object of one response repeats."""
 
     id: str
@@ -87,7 +85,7 @@ def choice_of(
     shapes: how calls are shown; None for functions.
     reasoning: what the model thought before its answer; a chat has it as `reasoning_content`.
     """
-    text = "".join(piece.text for piece in pieces)
+    text = "".join([piece.text for piece in pieces])
     choice: dict[str, Any] = {"index": index, "finish_reason": reason}
     if header.is_chat:
         choice["message"] = {"role": "assistant", "content": text, "refusal": None}
@@ -313,11 +311,12 @@ class CompletionChoices:
 
     def whole(self, origin: Origin, answers: Sequence[tuple[Sequence[Part], str]], receipt: Receipt) -> dict[str, Any]:
         """Returns a `chat.completion` or a `text_completion` with all answers."""
+        header = self.encoders[0].header(origin)
         choices = [
-            encoder.choice(origin, parts, reason)
+            encoder.choice(header, parts, reason)
             for encoder, (parts, reason) in zip(self.encoders, answers, strict=True)
         ]
-        return full_response(self.encoders[0].header(origin), choices, receipt)
+        return full_response(header, choices, receipt)
 
 
 class CompletionEncoder:
@@ -326,13 +325,15 @@ class CompletionEncoder:
     def __init__(self, call: Call, index: int = 0) -> None:
         self._call = call
         self._index = index
+        self._shapes = CallShapes(is_legacy=call.offered.is_legacy, custom=call.offered.custom)
         self._writer: ChunkWriter
 
     def whole(self, origin: Origin, parts: Sequence[Part], end: End) -> dict[str, Any]:
         """Returns a `chat.completion` or a `text_completion`."""
-        return full_response(self.header(origin), [self.choice(origin, parts, end.reason)], end.receipt)
+        header = self.header(origin)
+        return full_response(header, [self.choice(header, parts, end.reason)], end.receipt)
 
-    def choice(self, origin: Origin, parts: Sequence[Part], reason: str) -> dict[str, Any]:
+    def choice(self, header: Header, parts: Sequence[Part], reason: str) -> dict[str, Any]:
         """Returns the answer as one of a response's choices."""
         pieces: list[TokenPiece] = []
         thoughts: list[TokenPiece] = []
@@ -344,14 +345,14 @@ class CompletionEncoder:
                 (thoughts if part.is_reasoning else pieces).extend(part.pieces)
         with_logprobs = self._call.with_logprobs
         return choice_of(
-            self.header(origin),
+            header,
             pieces,
-            self._shapes().reason(reason),
+            self._shapes.reason(reason),
             with_logprobs=with_logprobs,
             calls=calls,
-            shapes=self._shapes(),
+            shapes=self._shapes,
             index=self._index,
-            reasoning="".join(piece.text for piece in thoughts),
+            reasoning="".join([piece.text for piece in thoughts]),
         )
 
     def begin(self, origin: Origin) -> bytes:
@@ -363,7 +364,7 @@ class CompletionEncoder:
             with_logprobs=call.with_logprobs,
             index=self._index,
             prompt_tokens=origin.prompt_tokens if call.continuous_usage else None,
-            shapes=self._shapes(),
+            shapes=self._shapes,
         )
         return b""
 
@@ -385,18 +386,15 @@ class CompletionEncoder:
 
     def finish(self, reason: str) -> bytes:
         """Returns the last chunk while other answers still go on."""
-        return self._writer.finish(self._shapes().reason(reason))
+        return self._writer.finish(self._shapes.reason(reason))
 
     def end(self, end: End) -> bytes:
         """Returns the last chunks."""
-        return self._writer.end(self._shapes().reason(end.reason), end.receipt)
+        return self._writer.end(self._shapes.reason(end.reason), end.receipt)
 
     def error(self, error: ApiError) -> bytes:
         """Returns the error as an event."""
         return ChunkWriter.error(error.body())
-
-    def _shapes(self) -> CallShapes:
-        return CallShapes(is_legacy=self._call.offered.is_legacy, custom=self._call.offered.custom)
 
     def header(self, origin: Origin) -> Header:
         """Returns what every object of the response repeats."""

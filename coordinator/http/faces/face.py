@@ -8,9 +8,11 @@ limits, receipts, headers) is in `routes.answering`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import msgspec
 
 from moe2.common.link.messages import TokenPiece
 from moe2.common.link.prompts import ToolCall
@@ -21,8 +23,7 @@ from moe2.coordinator.keys.keys import Principal
 from moe2.coordinator.serving.receipt import Receipt
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """Where an answer comes from; it is the same for the whole of it."""
 
     request_id: str
@@ -33,23 +34,24 @@ class Origin:
     """Length of the prompt, as the expert has counted it; None where it is not known yet."""
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(msgspec.Struct, frozen=True):
     """Tokens of the answer's text, or of the reasoning before it."""
 
     pieces: Sequence[TokenPiece]
     is_reasoning: bool = False
 
     def __str__(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
+        return "".join([piece.text for piece in self.pieces])
+
+
+_IS_REASONING = attrgetter("is_reasoning")
 
 
 Part: TypeAlias = Text | CallBegun | CallArguments | ToolCall
 """A part of an answer, in the order in which the model wrote them. A call begins, its arguments come, it is whole."""
 
 
-@dataclass(frozen=True)
-class End:
+class End(msgspec.Struct, frozen=True):
     """How an answer ended. reason: "stop", "length", or "tool_calls" where it made calls and stopped by itself."""
 
     reason: str
@@ -129,8 +131,7 @@ COMMENT = b": moe2 is working on it\n\n"
 """A line of an event stream that clients pass over (WHATWG HTML, section 9.2.6)."""
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """What a body asks for, and who writes the answer.
 
     choices: who writes the answers where the body may ask for several; None for a face that has only one. idle_event:
@@ -144,8 +145,7 @@ class Asked:
     content_type: str = EVENTS
 
 
-@dataclass(frozen=True)
-class Incoming:
+class Incoming(msgspec.Struct, frozen=True):
     """A request as it came."""
 
     body: bytes
@@ -184,7 +184,7 @@ class PartReader:
     def feed(self, pieces: Sequence[TokenPiece]) -> list[Part]:
         """Takes in more tokens; returns what is final. Nothing is, while it is open whether it belongs to a call."""
         parts: list[Part] = []
-        for is_reasoning, run in groupby(pieces, key=lambda piece: piece.is_reasoning):
+        for is_reasoning, run in groupby(pieces, key=_IS_REASONING):
             if is_reasoning:
                 parts.append(Text(list(run), is_reasoning=True))
             elif self._calls is None:
