@@ -20,8 +20,10 @@ MAX_CHOICES = 64
 MAX_CHOICE_BYTES = 4096
 _WEIGHING = (*(name for name in Sampling.__struct_fields__ if name != "seed"), "stop")
 """Parameters that have no meaning in a vote: the most likely choice is the answer, and nothing is written."""
-_UNMIXED = tuple(name for name in Sampling.__struct_fields__ if name not in MIXED_SAMPLING)
-"""Parameters that the coordinator's own sampling of a mixture's tokens does not support."""
+_UNMIXED = tuple(
+    (name, getattr(NEUTRAL_SAMPLING, name)) for name in Sampling.__struct_fields__ if name not in MIXED_SAMPLING
+)
+"""Parameters that the coordinator's own sampling of a mixture's tokens does not support, and what changes nothing."""
 
 
 def ballot_of(wish: Wish, structure: Structure) -> tuple[Ballot | None, Structure]:
@@ -86,10 +88,12 @@ def _against_mix(sampling: Sampling) -> str | None:
 
     Members send only the tokens that they find likely themselves, and would have to follow a grammar in step.
     """
-    if any(bias > 0 for bias in sampling.logit_bias.values()):
+    if sampling.logit_bias and max(sampling.logit_bias.values()) > 0:
         return "logit_bias"
-    ignored = (name for name in _UNMIXED if getattr(sampling, name) not in (None, getattr(NEUTRAL_SAMPLING, name)))
-    return next(ignored, None)
+    for name, neutral in _UNMIXED:
+        if getattr(sampling, name) not in (None, neutral):
+            return name
+    return None
 
 
 def _checked(choices: tuple[str, ...]) -> tuple[str, ...]:

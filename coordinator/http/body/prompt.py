@@ -82,7 +82,7 @@ def without_empty_fields(messages: Any) -> Any:
 
 def messages_of(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
     """Converts the messages of a body. Raises `ApiError` (400) for a call that names nothing."""
-    return tuple(_message(message, index) for index, message in enumerate(messages))
+    return tuple([_message(message, index) for index, message in enumerate(messages)])
 
 
 def split_begun(messages: tuple[ChatMessage, ...]) -> tuple[tuple[ChatMessage, ...], str]:
@@ -113,8 +113,12 @@ def call_id_for_templates(call_id: str) -> str:
 
 def _message(message: Message, index: int) -> ChatMessage:
     texts = _texts(message)
-    call_id = None
-    if isinstance(message, ToolMessage):
+    call_id, reasoning = None, None
+    calls: tuple[ToolCall, ...] = ()
+    if isinstance(message, AssistantMessage):
+        where = f"messages[{index}]"
+        calls, reasoning = _calls(message, where), _reasoning(message, where)
+    elif isinstance(message, ToolMessage):
         call_id = call_id_for_templates(message.tool_call_id)
     elif isinstance(message, FunctionMessage):
         call_id = _legacy_id(message.name)
@@ -122,10 +126,10 @@ def _message(message: Message, index: int) -> ChatMessage:
         role=_ROLES[type(message)],
         content=PART_BREAK.join(texts),
         name=message.name,
-        tool_calls=_calls(message, f"messages[{index}]") if isinstance(message, AssistantMessage) else (),
+        tool_calls=calls,
         tool_call_id=call_id,
         parts=texts if len(texts) > 1 else (),
-        reasoning_content=_reasoning(message, f"messages[{index}]") if isinstance(message, AssistantMessage) else None,
+        reasoning_content=reasoning,
     )
 
 
@@ -209,6 +213,8 @@ def thinking_of(effort: Effort | None, kwargs: Mapping[str, Any]) -> tuple[str, 
             raise invalid(
                 f"'chat_template_kwargs.{name}' is not the client's to set.", param=f"chat_template_kwargs.{name}"
             )
+    if effort is None and not kwargs:
+        return "{}", None
     variables = dict(kwargs)
     if effort is not None:
         variables = {"reasoning_effort": _SHOWN_EFFORTS.get(effort, effort), **variables}
