@@ -84,7 +84,7 @@ async def test_a_clients_own_id_is_not_logged_with_its_next_request(tmp_path: Pa
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logged:
         async with fleet(tmp_path, agents=()) as running:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("moe2.coordinator.http.routes.answering.Answering._answer", breaks)
+                patch.setattr("moe2.coordinator.http.routes.answering.Answering._check_can_begin", breaks)
                 for headers in ({"x-request-id": "mine"}, {}):
                     async with running.http.post("/v1/chat/completions", json=CHAT, headers=headers) as answer:
                         assert answer.status == 500
@@ -92,7 +92,7 @@ async def test_a_clients_own_id_is_not_logged_with_its_next_request(tmp_path: Pa
     assert [entry.get("client_request_id") for entry in failed] == ["mine", None]
 
 
-async def breaks(*_: object) -> None:
+def breaks(*_: object) -> None:
     """Raises, as a handler with a defect does."""
     raise ZeroDivisionError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import msgspec
 from aiohttp import web
@@ -68,13 +69,9 @@ class Answering:
 
         face: is called in a thread where the body is long, see `Body.parsed`.
         """
+        return partial(self._answer, face)
 
-        async def handler(http: web.Request) -> web.StreamResponse:
-            return await self._answer(http, face)
-
-        return handler
-
-    async def _answer(self, http: web.Request, face: Face) -> web.StreamResponse:
+    async def _answer(self, face: Face, http: web.Request) -> web.StreamResponse:
         arrived_s = asyncio.get_running_loop().time()
         principal = http.get(PRINCIPAL, ANYBODY)
         reading = self._reading
@@ -155,7 +152,7 @@ class Answering:
         return headers_of(call, exchange, lambda: reports_of(self._table.reports_by_model(), call.model))
 
     async def _respond(self, asked: Asked, calls: Sequence[Call], exchanges: Sequence[Exchange]) -> web.Response:
-        answers = await _all_of(calls, exchanges)
+        answers = [await _whole(calls[0], exchanges[0])] if len(calls) == 1 else await _all_of(calls, exchanges)
         receipt = _receipt(exchanges)
         origin = origin_of(calls[0], exchanges[0], exchanges[0].life.request.request_id)
         if len(answers) > 1 and asked.choices is not None:
@@ -237,8 +234,6 @@ def _last_events(last: Answer, receipt: Receipt) -> bytes:
 
 async def _all_of(calls: Sequence[Call], exchanges: Sequence[Exchange]) -> list[tuple[list[Part], str]]:
     """Waits for all answers; returns their parts and why each ended. Raises `ApiError` as soon as one has failed."""
-    if len(exchanges) == 1:
-        return [await _whole(calls[0], exchanges[0])]
     try:
         async with asyncio.TaskGroup() as tasks:
             waits = [tasks.create_task(_whole(*each)) for each in zip(calls, exchanges, strict=True)]

@@ -138,12 +138,14 @@ def headers_of(call: Call, exchange: Exchange, able: Callable[[], Sequence[Exper
     """
     reports = None
     life = exchange.life
+    leading = life.leading
     headers = {"x-moe2-overhead-ms": f"{1000 * (life.overhead_s or 0.0):.3f}"}
     # Before a token or the end, it is open whose answer it will be.
-    if life.leading and (life.first_token_s is not None or life.outcome is not None):
-        expert = life.leading.expert
+    if leading and (life.first_token_s is not None or life.outcome is not None):
+        expert = leading.expert
         reports = (expert.report,)
-        headers |= {"x-moe2-expert": expert.key, "x-moe2-agent": expert.agent_name}
+        headers["x-moe2-expert"] = expert.key
+        headers["x-moe2-agent"] = expert.agent_name
     ignored = call.ignored
     if call.variables:
         bounded = call.generation.thinking_budget_tokens is not None
