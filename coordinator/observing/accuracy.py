@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from statistics import median
 
 import msgspec
@@ -96,8 +95,7 @@ class CalibrationReport(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[HealthWarning, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
+class _Record(msgspec.Struct, frozen=True):
     """An answered request, with its expert's report as it was when the expert was chosen."""
 
     expert: Expert

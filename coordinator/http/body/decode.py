@@ -208,21 +208,23 @@ def idle_parameters(fields: dict[str, Any], kind: type[msgspec.Struct]) -> tuple
     return tuple(out)
 
 
-def _find_idle(value: Any, tree: _IdleTree, param: str, out: dict[str, None]) -> None:
-    """Adds the names of a value's fields that change nothing to `out`."""
+def _find_idle(value: dict[str, Any] | list[Any], tree: _IdleTree, param: str, out: dict[str, None]) -> None:
+    """Adds the names of a value's fields that change nothing to `out`. value: an object, or a list."""
     if isinstance(value, list):
         where = f"{param}[]"
         for each in value:
-            _find_idle(each, tree, where, out)
-    elif isinstance(value, dict):
-        for name, part in value.items():
-            found = tree.get(name)
-            if found is None or part is None:
-                continue
-            if isinstance(found, dict):
-                _find_idle(part, found, _joined(param, name), out)
-            elif part not in found:
+            if isinstance(each, dict | list):
+                _find_idle(each, tree, where, out)
+        return
+    for name, part in value.items():
+        found = tree.get(name)
+        if found is None or part is None:
+            continue
+        if not isinstance(found, dict):
+            if part not in found:
                 out[_joined(param, name)] = None
+        elif isinstance(part, dict | list):
+            _find_idle(part, found, _joined(param, name), out)
 
 
 @functools.cache

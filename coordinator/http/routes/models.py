@@ -111,7 +111,7 @@ def check_model(table: CapabilityTable, model: str, aliases: Mapping[str, str]) 
     """
     if model in ANY_MODEL:
         return
-    known = table.models()
+    known = table.largest_contexts()
     if model in known or table.knows_expert(model):
         return
     if table.remembers(model):
