@@ -298,5 +298,7 @@ class SelectionRequest(msgspec.Struct, frozen=True):
 
 def estimate_prompt_tokens(texts: list[str]) -> int:
     """The estimated tokens of a prompt that is given as its messages' texts."""
-    n_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    n_bytes = 0
+    for text in texts:
+        n_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
     return int(n_bytes / BYTES_PER_TOKEN) + CHAT_OVERHEAD_TOKENS * len(texts)

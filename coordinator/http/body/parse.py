@@ -137,13 +137,19 @@ class Call(msgspec.Struct, frozen=True):
             if self.prompt.tokens:
                 return len(self.prompt.tokens) + (estimate_prompt_tokens(ends) if ends else 0)
             return estimate_prompt_tokens([self.prompt.text, *ends])
-        tools = [f"{tool.name}{tool.description or ''}{tool.parameters}" for tool in self.prompt.tools]
-        calls = [f"{call.name}{call.arguments}" for message in self.prompt.messages for call in message.tool_calls]
-        said = [f"{message.reasoning_content or ''}{message.content}" for message in self.prompt.messages]
-        return estimate_prompt_tokens([*tools, *calls, *said, *([self.prefix] if self.prefix else [])])
+        texts = [f"{tool.name}{tool.description or ''}{tool.parameters}" for tool in self.prompt.tools]
+        if self.prefix:
+            texts.append(self.prefix)
+        for message in self.prompt.messages:
+            thought = message.reasoning_content
+            texts.append(message.content if thought is None else thought + message.content)
+            texts += [f"{call.name}{call.arguments}" for call in message.tool_calls]
+        return estimate_prompt_tokens(texts)
 
     def least_tokens(self) -> int:
         """Returns how many tokens the longest of the prompts has for certain, whatever the vocabulary is."""
+        if not self.texts and not self.more_prompts:
+            return _least_tokens(self.prompt)
         prompts: tuple[ChatPrompt | TextPrompt, ...] = self.texts or (self.prompt, *self.more_prompts)
         return max(map(_least_tokens, prompts))
 
@@ -168,8 +174,10 @@ def _least_tokens(prompt: ChatPrompt | TextPrompt) -> int:
     if isinstance(prompt, TextPrompt):
         n_before = len(prompt.tokens) or len(prompt.text) // MAX_CHARACTERS_PER_TOKEN
         return n_before + len(prompt.suffix) // MAX_CHARACTERS_PER_TOKEN
-    said = sum(len(message.content) + len(message.reasoning_content or "") for message in prompt.messages)
-    return said // MAX_CHARACTERS_PER_TOKEN
+    n_said = 0
+    for message in prompt.messages:
+        n_said += len(message.content) + len(message.reasoning_content or "")
+    return n_said // MAX_CHARACTERS_PER_TOKEN
 
 
 def parse_chat(body: bytes, headers: Mapping[str, str] = NO_HEADERS, reading: Reading = STRICT) -> Call:
