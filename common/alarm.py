@@ -74,10 +74,13 @@ class Alarms:
     def _rang(self) -> None:
         loop = asyncio.get_running_loop()
         now_s = loop.time()
-        while self._moments and self._moments[0][0] <= now_s:
-            at_s, name = heappop(self._moments)
+        while self._moments:
+            at_s, name = self._moments[0]
             if self._at_s.get(name) == at_s:
+                if at_s > now_s:
+                    self._first.set(at_s)
+                    return
                 del self._at_s[name]
                 # Each by itself: what is raised for one is none of the others' business.
                 loop.call_soon(self._ring, name)
-        self._first.set(self._moments[0][0] if self._moments else None)
+            heappop(self._moments)

@@ -108,10 +108,12 @@ class Retire(msgspec.Struct, frozen=True):
     """The request is forgotten, as everything it took is accounted."""
 
 
-ForExperts = SubmitJob | Tell | StopJob | Suspect | ReleaseExpert | ShareExpert
 Question = ChooseExperts | AskToHedge
-ForService = EnterQueue | LeaveQueue | ForExperts | Deliver | DeliverVectors | Remark | Retract | Conclude | Retire
-Effect = Question | ForService
+Seldom = (
+    AskToHedge | EnterQueue | LeaveQueue | Tell | StopJob | Suspect | ShareExpert | DeliverVectors | Remark | Retract
+)
+"""What an ordinary request wants none of."""
+Effect = ChooseExperts | SubmitJob | ReleaseExpert | Deliver | Conclude | Retire | Seldom
 
 
 class Completed(msgspec.Struct, frozen=True):

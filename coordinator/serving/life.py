@@ -74,20 +74,20 @@ class Lifecycle(Progress, kw_only=True, eq=False):
         match event:
             case events.TokensArrived(job_id=job_id, pieces=pieces):
                 return self._tokens(job_id, pieces, now_s)
-            case events.VectorsArrived(job_id=job_id, vectors=vectors):
-                run, attempt = self._heard(job_id, now_s)
-                return run.vectors(attempt, vectors, now_s) if run and attempt else []
+            case events.ExpertsChosen() | events.HedgeAnswered():
+                return self._answered(event, now_s)
+            case events.AttemptStarted() | events.WaitsBehindOthers():
+                return self._in_queue(event, now_s)
+            case events.AttemptDone(done=ended) | events.AttemptScored(scored=ended):
+                return self._ended(ended, now_s)
+            case events.Admitted() | events.RoomAppeared() | events.RoomRefused():
+                return self._admission(event, now_s)
             case events.NextTokensArrived(next_tokens=next_tokens):
                 run, attempt = self._heard(next_tokens.job_id, now_s)
                 return run.next_tokens(attempt, next_tokens, now_s) if run and attempt else []
-            case events.AttemptStarted() | events.WaitsBehindOthers():
-                return self._in_queue(event, now_s)
-            case events.ExpertsChosen() | events.HedgeAnswered():
-                return self._answered(event, now_s)
-            case events.Admitted() | events.RoomAppeared() | events.RoomRefused():
-                return self._admission(event, now_s)
-            case events.AttemptDone(done=ended) | events.AttemptScored(scored=ended):
-                return self._ended(ended, now_s)
+            case events.VectorsArrived(job_id=job_id, vectors=vectors):
+                run, attempt = self._heard(job_id, now_s)
+                return run.vectors(attempt, vectors, now_s) if run and attempt else []
             case events.AttemptFailed(failed=failed):
                 return self._failed(failed, now_s)
             case events.AgentLost(agent_id=agent_id):

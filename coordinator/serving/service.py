@@ -176,12 +176,12 @@ class Service:
                     self._job_goes_on(agent_id, job.job_id, events.TokensArrived(job.job_id, job.pieces))
             case JobStarted():
                 self._job_goes_on(agent_id, message.job_id, events.AttemptStarted(message))
-            case Vectors():
-                self._job_goes_on(agent_id, message.job_id, events.VectorsArrived(message.job_id, message.vectors))
-            case NextTokens():
-                self._job_goes_on(agent_id, message.job_id, events.NextTokensArrived(message))
             case JobDone():
                 self._job_ended(agent_id, message.job_id, events.AttemptDone(message))
+            case NextTokens():
+                self._job_goes_on(agent_id, message.job_id, events.NextTokensArrived(message))
+            case Vectors():
+                self._job_goes_on(agent_id, message.job_id, events.VectorsArrived(message.job_id, message.vectors))
             case JobFailed():
                 self._job_ended(agent_id, message.job_id, events.AttemptFailed(message))
             case JobScored():
@@ -269,11 +269,12 @@ class Service:
         """Perform what an event leads to. What happens meanwhile (an agent that cannot be reached) comes after it, as
         half of a panel's jobs may not be out yet.
         """
-        active.backlog.append(event)
         if active.is_handling:
+            active.backlog.append(event)
             return
         active.is_handling = True
         try:
+            self._take(active, event)
             while active.backlog:
                 self._take(active, active.backlog.popleft())
         finally:
@@ -363,13 +364,21 @@ class Service:
                 active.exchange.deliver(pieces)
             case effects.ChooseExperts(asked=asked):
                 self._take(active, events.ExpertsChosen(self._choose(active, asked, now_s)))
-            case effects.AskToHedge():
-                # Where others wait for room, a second expert for one request would be taken from them.
-                self._take(active, events.HedgeAnswered(not self._queue and self._hedges.has_one))
+            case effects.SubmitJob():
+                self._submit(active, effect, now_s)
+            case effects.ReleaseExpert(expert_key=key, job_id=job_id):
+                self._release(active, key, job_id, now_s)
             case effects.Conclude(outcome=outcome):
                 self._conclude(active, outcome)
             case effects.Retire():
                 self._retire(active, now_s)
+            case _:
+                self._perform_seldom(active, effect, now_s)
+
+    def _perform_seldom(self, active: _Active, effect: effects.Seldom, now_s: float) -> None:
+        match effect:
+            case effects.Tell(agent_id=agent_id, take=take):
+                self._send(agent_id, take)
             case effects.DeliverVectors(vectors=vectors):
                 active.exchange.vectors.extend(vectors)
             case effects.Remark(text=text):
@@ -380,18 +389,9 @@ class Service:
                 self._enter_queue(active)
             case effects.LeaveQueue(served=served):
                 self._queue.leave(active.life.request.request_id, served=served)
-            case _:
-                self._direct(active, effect, now_s)
-
-    def _direct(self, active: _Active, effect: effects.ForExperts, now_s: float) -> None:
-        """Perform what concerns an expert."""
-        match effect:
-            case effects.SubmitJob():
-                self._submit(active, effect, now_s)
-            case effects.ReleaseExpert(expert_key=key, job_id=job_id):
-                self._release(active, key, job_id, now_s)
-            case effects.Tell(agent_id=agent_id, take=take):
-                self._send(agent_id, take)
+            case effects.AskToHedge():
+                # Where others wait for room, a second expert for one request would be taken from them.
+                self._take(active, events.HedgeAnswered(not self._queue and self._hedges.has_one))
             case effects.StopJob(agent_id=agent_id, job_id=job_id):
                 self._send(agent_id, CancelJob(job_id=job_id))
             case effects.ShareExpert():

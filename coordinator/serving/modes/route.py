@@ -59,8 +59,8 @@ class Route(ModeRun):
         life = self.life
         if life.first_token_s is not None or life.hedge is not None or len(life.attempts) >= MAX_ATTEMPTS:
             return None
-        looks_s = [self._looks_s(attempt) for attempt in life.running]
-        return min([at_s for at_s in looks_s if at_s is not None], default=None)
+        running = life.running  # One at most, as there is no second one yet.
+        return self._looks_s(running[0]) if running else None
 
     def begin(self, selection: Selection, now_s: float) -> list[Effect]:
         return self.life.answer(selection.first, selection, now_s)
