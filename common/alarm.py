@@ -67,6 +67,12 @@ class Alarms:
         if self._first.at_s is None or at_s < self._first.at_s:
             self._first.set(at_s)
 
+    def hurry(self, name: str, at_s: float) -> None:
+        """Ring for `name` at `at_s` if it was to ring later; where it was not to ring at all it stays so."""
+        later_s = self._at_s.get(name)
+        if later_s is not None and at_s < later_s:
+            self.set(name, at_s)
+
     def end(self, name: str) -> None:
         """Ring for `name` no more."""
         self._at_s.pop(name, None)

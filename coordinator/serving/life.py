@@ -62,6 +62,11 @@ class Lifecycle(Progress, kw_only=True, eq=False):
                 next_s = min(next_s, hangs_at_s)
         return next_s
 
+    @property
+    def hurries(self) -> bool:
+        """Whether `next_deadline_s` may have come nearer although no job was submitted."""
+        return self.wait is not None or (self.run is not None and self.run.hurries)
+
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """Take in one event; returns what the service is to do, in order. A question to the service comes last."""
         todo = self._take(event, now_s)

@@ -10,6 +10,7 @@ that a consensus has counted, shortened.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import msgspec
 
@@ -76,6 +77,9 @@ class Collaboration(msgspec.Struct, frozen=True, kw_only=True):
 
 class ModeRun(ABC):
     """How experts answer one request in one mode. Every method that takes in news returns what the service is to do."""
+
+    hurries: ClassVar[bool] = False
+    """Whether `next_deadline_s` may come nearer by what an expert says, and not only as another one is set to work."""
 
     @property
     def leading(self) -> Attempt | None:

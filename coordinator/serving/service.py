@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import structlog
@@ -305,21 +306,15 @@ class Service:
         """What an event leads to, with the request's alarm set to when it has to be looked at next."""
         life = active.life
         todo = life.handle(event, now_s)
-        # A panel waits for its members only so long, each time anew. An alarm that rings early changes nothing.
-        request_id = life.request.request_id
-        if life.outcome is None and (at_s := self._alarms.at_s(request_id)) is not None:
-            sooner_s = life.next_deadline_s
-            if sooner_s < at_s:
-                self._alarms.set(request_id, sooner_s)
+        # An alarm that rings early changes nothing.
+        if life.outcome is None and life.hurries:
+            self._alarms.hurry(life.request.request_id, life.next_deadline_s)
         return todo
 
     def _choose(self, active: _Active, asked: SelectionRequest, now_s: float) -> Selection | NoExpert:
         """The choice of experts for a request in progress, as things stand now. It changes nothing."""
-        life, affinity = active.life, active.affinity
-
-        def choose(within: SelectionRequest) -> Selection | NoExpert:
-            return self._chooser.choose(within, now_s, affinity=affinity, life=life)
-
+        life = active.life
+        choose = partial(self._chooser.choose, now_s=now_s, affinity=active.affinity, life=life)
         return self._bookkeeper.choose(life, asked, choose)
 
     def _break(self, active: _Active, at: events.Event | effects.Effect) -> None:

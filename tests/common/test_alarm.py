@@ -79,3 +79,16 @@ async def test_those_that_end_early_leave_nothing_behind() -> None:
         alarms.set(str(n), 3600.0 + n)
         alarms.end(str(n))
     assert len(alarms._moments) <= MAX_VOID + 2
+
+
+@on_virtual_clock
+async def test_who_hurries_is_rung_for_no_later_than_before() -> None:
+    """A nearer moment counts, one further away does not, and who was not to be rung for is not."""
+    bell = Bell()
+    bell.alarms.set("nearer", 5.0)
+    bell.alarms.hurry("nearer", 1.0)
+    bell.alarms.set("further", 2.0)
+    bell.alarms.hurry("further", 4.0)
+    bell.alarms.hurry("unset", 3.0)
+    await asyncio.sleep(10.0)
+    assert bell.rung == [("nearer", 1.0), ("further", 2.0)]

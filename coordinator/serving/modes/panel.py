@@ -38,6 +38,9 @@ def patience_s(p95_s: float | None) -> float:
 class PanelRun(ModeRun):
     """A panel at work, in rounds. active: attempts of the members that are still in, in the order of their weights."""
 
+    hurries = True
+    """Who is late depends on whether somebody else is there; each round has deadlines of its own."""
+
     def __init__(self, life: Lifecycle) -> None:
         # The life holds its run. Held by it in turn, a request that has ended would stay in memory, with all figures
         # of its choice, until the garbage collector comes by.

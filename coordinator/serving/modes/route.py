@@ -77,8 +77,7 @@ class Route(ModeRun):
         return [*self._win(attempt, now_s), *life.deliver(pieces, now_s)]
 
     def vectors(self, attempt: Attempt, vectors: tuple[bytes, ...], now_s: float) -> list[Effect]:
-        won = [] if attempt in self.life.authors else self._win(attempt, now_s)
-        return [*won, *self.life.deliver_vectors(vectors, now_s)]
+        return [*self._win(attempt, now_s), *self.life.deliver_vectors(vectors, now_s)]
 
     def ended(self, attempt: Attempt, ended: JobDone | JobScored, now_s: float) -> list[Effect]:
         reason, stop = (ended.reason, ended.stop) if isinstance(ended, JobDone) else ("stop", None)
@@ -215,10 +214,11 @@ class Route(ModeRun):
         return self.life.choose(go_on, now_s, excluded=older)
 
     def _win(self, attempt: Attempt, now_s: float) -> list[Effect]:
-        """Give the answer to this expert, and stop the other one that tries."""
+        """Give the answer to this expert, if it has not won it already, and stop the other one that tries."""
         life = self.life
-        if attempt not in life.authors:
-            life.authors.append(attempt)
+        if attempt in life.authors:
+            return []
+        life.authors.append(attempt)
         todo: list[Effect] = []
         for loser in life.running:
             if loser is attempt:

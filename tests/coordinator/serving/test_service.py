@@ -23,6 +23,7 @@ from moe2.common.link.messages import (
 )
 from moe2.common.link.reports import ExpertState
 from moe2.coordinator.choosing.request import Wish
+from moe2.coordinator.choosing.result import NoExpert
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.keys.keys import Principal
 from moe2.coordinator.ledger.accounts import Accounts
@@ -363,6 +364,23 @@ async def test_a_tight_budget_waits_no_longer_than_it_makes_sense() -> None:
     assert exchange.retry_after_s == 2.0
     assert (bench.service.n_active, bench.service.status().waiting) == (2, 0)
     assert bench.receipts[-1].experts == ()
+
+
+@on_virtual_clock
+async def test_who_waits_learns_that_it_waits_for_less() -> None:
+    """With room that turns out to be none for it comes a nearer end of its wait."""
+    bench = ServiceBench("agent-1")
+    bench.ask("first")
+    exchange = bench.ask("waiting")
+    await asyncio.sleep(1.0)
+    refusal = NoExpert(ErrorCode.INFEASIBLE_NOW, "Its load is the cause.", waits_s=2.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.service._chooser, "choose", lambda *_, **__: refusal)
+        bench.join("agent-2")
+        _, outcome = await exchange.receive_all()
+    assert asyncio.get_running_loop().time() == pytest.approx(3.0)
+    assert isinstance(outcome, Failed)
+    assert outcome.code == ErrorCode.INFEASIBLE_NOW
 
 
 @on_virtual_clock

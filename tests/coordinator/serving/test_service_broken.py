@@ -94,7 +94,7 @@ def breaks(*_: Any, **__: Any) -> Any:
     raise BrokenError
 
 
-@pytest.mark.parametrize("name", ["handle", "next_deadline_s"])
+@pytest.mark.parametrize("name", ["handle", "hurries"])
 @on_virtual_clock
 async def test_a_lifecycle_that_raises_costs_its_own_request_only(name: str) -> None:
     """Its client gets an internal error and it leaves every table; the request beside it is answered."""
@@ -102,7 +102,7 @@ async def test_a_lifecycle_that_raises_costs_its_own_request_only(name: str) -> 
     doomed, other = bench.ask("doomed"), bench.ask("other")
     job, other_job = bench.jobs
     with pytest.MonkeyPatch.context() as patch, capture_logs() as logs:
-        broken = type("BrokenLife", (Lifecycle,), {name: property(breaks) if name == "next_deadline_s" else breaks})
+        broken = type("BrokenLife", (Lifecycle,), {name: property(breaks) if name == "hurries" else breaks})
         patch.setattr(doomed.life, "__class__", broken)
         bench.token(job.job_id)
         bench.service.agent_lost(bench.agent_of(job.job_id))

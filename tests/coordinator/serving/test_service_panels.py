@@ -8,16 +8,18 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from moe2.common.link.messages import JobPieces, ScoreJob, ToAgent, TokenPiece, Tokens
+from moe2.common.link.messages import ContinuationScore, JobPieces, JobScored, ScoreJob, ToAgent, TokenPiece, Tokens
 from moe2.coordinator.choosing.forecast import Prediction
 from moe2.coordinator.choosing.request import Demand, Mode, Wish
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
-from moe2.coordinator.serving.effects import Failed
+from moe2.coordinator.serving.effects import Completed, Failed
+from moe2.coordinator.serving.modes.panel import patience_s
 from moe2.coordinator.serving.receipt import Receipt
 from moe2.coordinator.serving.service import Service
 from moe2.coordinator.serving.settings import DispatchSection
 from tests.coordinator.experts import expert_report, hello, report, request, selector, speed
+from tests.coordinator.lives import USAGE
 from tests.coordinator.panels import ALL_MODES, ballot
 from tests.virtualclock import on_virtual_clock
 
@@ -124,3 +126,19 @@ async def test_a_panel_goes_on_without_an_agent_that_is_gone() -> None:
     jobs = [(agent_id, message) for agent_id, message in bench.sent if isinstance(message, ScoreJob)]
     assert [agent_id for agent_id, _ in jobs] == ["agent-1", "agent-2"]
     assert bench.service.n_active == 1
+
+
+@on_virtual_clock
+async def test_a_silent_member_is_waited_for_until_it_is_late() -> None:
+    """From when the other one is there, and not until it could be taken to hang."""
+    bench = Bench()
+    for agent_id in ("agent-1", "agent-2"):
+        bench.join(agent_id, "m")
+    asked = bench.vote()
+    predicted_s = asked.life.attempts[1].prediction.total_s
+    scores = (ContinuationScore(-1.0, 1, 1), ContinuationScore(-2.0, 1, 1))
+    bench.service.agent_said("agent-1", JobScored(job_id="req-1.0", scores=scores, usage=USAGE))
+    _, outcome = await asked.receive_all()
+    assert isinstance(outcome, Completed)
+    assert asyncio.get_running_loop().time() == pytest.approx(patience_s(predicted_s.p95 if predicted_s else None))
+    assert asked.life.run.collaboration.dropped[0].expert == "agent-2/m"
