@@ -103,6 +103,11 @@ class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     found_busy_s: float = 0.0
 
     @property
+    def tells_newcomers(self) -> bool:
+        """True where the law knows of others' prompts and of newcomers."""
+        return self.newcomer_s is not None
+
+    @property
     def prefill_law(self) -> tuple[float, ...]:
         """What `prefill_features` is multiplied by."""
         return (*self.prefill, self.found_idle_s, self.found_busy_s)

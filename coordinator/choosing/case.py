@@ -75,13 +75,14 @@ class Case:
 
         A request that waits in a queue begins when those have ended.
         """
-        roster, busy = self.roster, self.load.busy[places]
-        shared = (busy > 0) & (busy < roster.slots[places]) & roster.tells_newcomers[places]
-        left = {
-            place: work
-            for place, n in zip(places[shared].tolist(), busy[shared].tolist(), strict=True)
-            if (work := self.work_left(roster.keys[place], n)) is not None
-        }
+        left: dict[int, WorkLeft] = {}
+        for place, n in zip(places.tolist(), self.load.busy[places].tolist(), strict=True):
+            expert = self.roster.experts[place]
+            latency = expert.report.latency
+            if 0 < n < expert.report.slots and latency is not None and latency.tells_newcomers:
+                work = self.work_left(expert.key, n)
+                if work is not None:
+                    left[place] = work
         return replace(outlook, forecast=outlook.forecast.beside(left)) if left else outlook
 
     def first_in_time(self, outlook: Outlook, candidates: IntArray) -> tuple[Outlook, IntArray, IntArray]:
@@ -91,18 +92,21 @@ class Case:
         A few candidates are asked at a time, and ever more where all so far would be late; all of a large fleet would
         take longer than all else. Nobody is in time where all that were asked would be late.
         """
-        known, is_late = outlook, np.zeros(len(self.roster), dtype=np.bool_)
+        known, nobody = outlook, candidates[:0]
+        late, left = nobody, candidates
         for most in LOOKED_AT:
-            left = candidates[~is_late[candidates]]
-            if left.size == 0:
+            if not left.size:
                 break
             nearest = best_experts(outlook, left, self.affinity, most)
             former, known = known, self.beside_work(known, nearest)
-            if known is not former:
-                is_late[known.late(nearest)] = True
-            if not is_late[nearest].all():
-                return known, nearest[~is_late[nearest]], np.flatnonzero(is_late)
-        return known, candidates[:0], np.flatnonzero(is_late)
+            too_late = nobody if known is former else known.late(nearest)
+            if not too_late.size:
+                return known, nearest, late
+            late = np.union1d(late, too_late)
+            if too_late.size < nearest.size:
+                return known, nearest[~np.isin(nearest, too_late)], late
+            left = np.setdiff1d(candidates, late)
+        return known, nobody, late
 
     def in_time_at_best(self, outlook: Outlook) -> IntArray:
         """Places of the experts that keep the limits on seconds where those at work read no more, and stay."""

@@ -52,6 +52,8 @@ def best_expert(outlook: Outlook, candidates: IntArray, affinity: Affinity | Non
 
 def best_experts(outlook: Outlook, candidates: IntArray, affinity: Affinity | None, most: int) -> IntArray:
     """The places of the candidates that are as good as the best one but for their end and load, the best first."""
+    if len(candidates) == 1:
+        return candidates
     forecast, net = outlook.forecast, outlook.net_scores
     worth = net[candidates]
     equals: IntArray = candidates[worth >= worth.max() - SAME_SCORE]

@@ -219,6 +219,8 @@ class Roster:
         reports = [expert.report for expert in self.experts]
         self.context_tokens: IntArray = np.array([report.context_tokens for report in reports])
         """(N,) the longest prompt with its answer that each expert takes."""
+        self.largest_context_tokens = int(self.context_tokens.max())
+        """The longest prompt with its answer that any expert takes."""
         self.room: IntArray = np.array([report.slots + report.max_queue for report in reports])
         """(N,) requests that each expert takes at a time, queued ones included."""
         self.bare: BoolArray = np.array([report.has_chat_template is False for report in reports])
@@ -246,10 +248,6 @@ class Roster:
         self._prefill = np.array([found.prefill_law if found else (np.nan,) * 6 for found in latency]).T
         self._decode = np.array([found.inter_token_law if found else (np.nan,) * 5 for found in latency]).T
         self._energy = np.array([found.coefficients if found else (np.nan,) * 4 for found in energy]).T
-        self.tells_newcomers: BoolArray = np.array(
-            [found is not None and found.newcomer_s is not None for found in latency]
-        )
-        """(N,) True where the expert's law knows of others' prompts and of newcomers."""
         self._turn_s = np.array([found.service_s / found.slots if found else np.nan for found in latency])
         """(N,) mean seconds between two moments at which a slot falls free."""
         with np.errstate(divide="ignore"):
@@ -307,6 +305,7 @@ class Roster:
                 changed = figures.copy()
                 changed[..., places] = getattr(fresh, name)
                 setattr(roster, name, changed)
+        roster.largest_context_tokens = int(roster.context_tokens.max())
         return roster
 
     def only(self, places: IntArray) -> Roster:

@@ -25,7 +25,7 @@ def ruled_out_by(request: SelectionRequest, roster: Roster, busy: IntArray) -> d
     busy: (N,) requests in progress on each.
     """
     needed = max(request.demand.context_tokens, request.least_context_tokens)
-    largest = int(roster.context_tokens.max())
+    largest = roster.largest_context_tokens
     # The prompt's length is an estimate. Where it rules out everybody, the largest context still gets a try: the
     # expert's own tokenizer has the last word.
     if largest > request.least_context_tokens:
@@ -48,7 +48,7 @@ def ruled_out_by(request: SelectionRequest, roster: Roster, busy: IntArray) -> d
     if request.reserved:
         out |= np.array([key in request.reserved for key in roster.keys])
     reasons: dict[str, str] = {}
-    for place in np.flatnonzero(out).tolist():
+    for place in out.nonzero()[0].tolist():
         reasons[roster.keys[place]] = _reason(request, roster, place, needed)
     return reasons
 

@@ -147,7 +147,8 @@ class Selector:
         prices = request.prices_in(category)
         budgets = whole.after(request.elapsed_s, request.spent_j)
         prompt_tokens = self.lengths.prompt_tokens(roster, request.demand)
-        cached_tokens, affinity = np.zeros_like(prompt_tokens), request.affinity
+        cached_tokens: IntArray | int = 0
+        affinity = request.affinity
         holder = None if affinity is None else roster.place.get(affinity.expert_key)
         if affinity is None or holder is None or not affinity.holds_on(roster.experts[holder]):
             affinity = None
@@ -254,13 +255,11 @@ class Selector:
             late = nearest[:0]
         if not plan.is_feasible:
             return self._infeasible(plan, known, epoch)
-        is_candidate = np.zeros(len(case.roster), dtype=np.bool_)
-        is_candidate[candidates], is_candidate[late] = True, False
         chosen = known.at(best_expert(known, nearest, case.affinity))
         return Selection(
             mode=Mode.ROUTE,
             members=(Member(chosen.expert, chosen.prediction, chosen.score),),
-            candidate_places=np.flatnonzero(is_candidate),
+            candidate_places=np.setdiff1d(candidates, late) if late.size else candidates,
             category=case.category,
             outlook=known,
             plan=plan,
@@ -357,7 +356,7 @@ class Selector:
     def largest_context(self, model: str, experts: Sequence[Expert]) -> int | None:
         """The largest context in tokens among the `experts` that can serve `model`; None where there are none."""
         roster = self._roster(model, experts)
-        return None if roster is None else int(roster.context_tokens.max())
+        return None if roster is None else roster.largest_context_tokens
 
     def _roster(self, model: str, experts: Sequence[Expert]) -> Roster | None:
         """The experts that can serve `model`, the same object until the fleet changes; None where there are none."""

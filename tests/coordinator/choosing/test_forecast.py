@@ -79,6 +79,7 @@ def test_a_roster_changed_in_places_is_one_made_anew(seed: int, places: set[int]
         anew = Roster(experts, longest_queue_s=20.0)
         assert (changed.keys, changed.experts) == (anew.keys, anew.experts)
         assert changed.different_models == anew.different_models
+        assert changed.largest_context_tokens == anew.largest_context_tokens
         for name, figures in vars(anew).items():
             if isinstance(figures, np.ndarray):
                 np.testing.assert_array_equal(getattr(changed, name), figures, err_msg=name)
