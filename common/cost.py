@@ -30,7 +30,8 @@ shares (reading the weights, idle power).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import mul
 
 import msgspec
 
@@ -220,4 +221,5 @@ def _smaller(one: float, other: float) -> float:
 
 
 def _dot(coefficients: Sequence[float], features: Sequence[float]) -> float:
-    return sum(a * b for a, b in zip(coefficients, features, strict=True))
+    products: Iterable[float] = map(mul, coefficients, features)
+    return sum(products)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
 from operator import is_not
 from typing import NamedTuple, cast
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -28,12 +29,15 @@ from moe2.common.cost import (
 )
 from moe2.common.energy import Quality
 from moe2.common.link.reports import ExpertReport, ExpertState
+from moe2.coordinator.choosing.asked import Asked
 from moe2.coordinator.fleet.table import Expert
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
+FEW = 8
+"""Experts up to which each is forecast for itself: an operation on arrays takes as long as many on numbers."""
 _UNKNOWN = Spread(p50=np.nan, p95=np.nan)
 
 
@@ -91,17 +95,10 @@ class Prediction:
     """The length that 95 of 100 answers without a limit keep below; None where the length is given."""
 
 
-@dataclass(frozen=True, eq=False)
-class Forecast:
+class Forecast(Asked, frozen=True, eq=False, kw_only=True, dict=True):
     """What one request takes on each expert of a roster, in the roster's order."""
 
     roster: Roster
-    prompt_tokens: IntArray
-    """(N,) tokens of the prompt that each expert has to read."""
-    answer_tokens: int | IntArray
-    """Length of the answer, the same for all or (N,)."""
-    busy: IntArray
-    """(N,) requests that each expert has already."""
     ttft_s: Range
     """Seconds until the first token."""
     per_token_s: Range
@@ -110,14 +107,6 @@ class Forecast:
     """Seconds until the last token."""
     energy_j: Range
     """Joules of the request."""
-    cached_tokens: IntArray | int = 0
-    """(N,) tokens of the prompt that each expert has in its cache, before those that it has to read."""
-    longest_tokens: IntArray | None = None
-    """(N,) the length that 95 of 100 answers keep below; None where `answer_tokens` is given and not learned."""
-    unread_tokens: FloatArray | None = None
-    """(N,) tokens that are unread of the prompts at work on each expert; None where nobody was asked."""
-    to_write_tokens: FloatArray | None = None
-    """(N,) tokens that those at work have still to write, NaN where unknown; None where nobody was asked."""
 
     @cached_property
     def added_w(self) -> FloatArray:
@@ -162,7 +151,7 @@ class Forecast:
             unread_tokens[places],
             to_write_tokens[places],
         )
-        return replace(
+        return msgspec.structs.replace(
             self,
             ttft_s=self.ttft_s.with_those(places, there.ttft_s),
             per_token_s=self.per_token_s.with_those(places, there.per_token_s),
@@ -174,17 +163,9 @@ class Forecast:
 
     def prediction(self, place: int) -> Prediction:
         """What the request takes on the expert at `place`."""
-        report, busy, decoded = self.roster.experts[place].report, int(self.busy[place]), self.answer_tokens
+        report = self.roster.experts[place].report
         return Prediction(
-            shape=RequestShape(
-                prompt_tokens=int(self.prompt_tokens[place]),
-                decoded_tokens=decoded if isinstance(decoded, int) else int(decoded[place]),
-                cached_tokens=_at(self.cached_tokens, place),
-                occupancy=min(busy + 1, report.slots),
-                queued_ahead=busy - report.slots if busy >= report.slots else None,
-                unread_tokens=None if self.unread_tokens is None else float(self.unread_tokens[place]),
-                to_write_tokens=None if self.to_write_tokens is None else _if_known(self.to_write_tokens[place]),
-            ),
+            shape=self.shape_on(place, report.slots),
             ttft_s=self.ttft_s.at(place),
             per_token_s=self.per_token_s.at(place),
             total_s=self.total_s.at(place),
@@ -258,10 +239,18 @@ class Roster:
         # Without a learned pace, a request is expected to live in what it finds.
         self._occupancy = np.array([found.occupancy if found else (0.0, 1.0) for found in latency]).T
         self._fullest = np.array([max(1.0, float(found.slots)) if found else np.inf for found in latency])
-        self._ttft = _factors([found.ttft if found else _UNKNOWN for found in latency])
-        self._inter_token = _factors([found.inter_token if found else _UNKNOWN for found in latency])
-        self._total = _factors([found.total if found else _UNKNOWN for found in latency])
-        self._joules = _factors([found.spread if found else _UNKNOWN for found in energy])
+        self._factors: FloatArray = np.array(
+            [
+                _factors([found.ttft if found else _UNKNOWN for found in latency]),
+                _factors([found.inter_token if found else _UNKNOWN for found in latency]),
+                _factors([found.total if found else _UNKNOWN for found in latency]),
+                _factors([found.spread if found else _UNKNOWN for found in energy]),
+            ]
+        )
+        """(4, 2, N) what turns means, in the order of `_means`, into their p50 and their p95."""
+        start_s, nothing = self.transmit_s + self.load_s, np.zeros(len(reports))
+        self._besides: FloatArray = np.array([[start_s], [nothing], [start_s], [nothing]])
+        """(4, 1, N) what is added to these: seconds of the round trip and of loading the model."""
 
     def __len__(self) -> int:
         return len(self.experts)
@@ -309,8 +298,9 @@ class Roster:
         return roster
 
     def only(self, places: IntArray) -> Roster:
-        """The arrays of the experts at these places, for a forecast; everything else is the whole roster's."""
+        """The experts at these places with their arrays, for a forecast; everything else is the whole roster's."""
         roster = copy(self)
+        roster.experts = tuple(self.experts[place] for place in places.tolist())
         for name, figures in vars(self).items():
             if isinstance(figures, np.ndarray):
                 setattr(roster, name, figures[..., places])
@@ -339,7 +329,7 @@ class Roster:
         if not running.any():
             return self.idle_w
         at_once = np.minimum(running, self.slots)
-        shape = _shape(prompt_tokens, answer_tokens, np.maximum(at_once, 1))
+        shape = Asked(prompt_tokens, answer_tokens, running).shapes(np.maximum(at_once, 1))
         step_s = _dot(self._decode, inter_token_features(shape))
         seconds = _dot(self._prefill, prefill_features(shape, 0.0)) + np.maximum(0, answer_tokens - 1) * step_s
         joules = at_once * _dot(self._energy, energy_features(shape))
@@ -365,41 +355,70 @@ class Roster:
         given, what 95 of 100 answers keep below; half of them keep below `answer_tokens`. unread_tokens,
         to_write_tokens: (N,) what those at work have left, the latter NaN where unknown; both None where nobody asked.
         """
+        asked = Asked(prompt_tokens, answer_tokens, busy, cached_tokens, longest_tokens, unread_tokens, to_write_tokens)
+        means, of_longest = self._means_of_each(asked) if len(self) <= FEW else self._means(asked)
+        factors = self._factors
+        if of_longest is not None:
+            factors = factors.copy()
+            for row in (2, 3):  # all seconds, and joules
+                factors[row] = _wider(factors[row], means[row], of_longest[row])
+        ttft_s, per_token_s, total_s, energy_j = means[:, None] * factors + self._besides
+        return Forecast(
+            prompt_tokens,
+            answer_tokens,
+            busy,
+            cached_tokens,
+            longest_tokens,
+            unread_tokens,
+            to_write_tokens,
+            roster=self,
+            ttft_s=Range(*ttft_s),
+            per_token_s=Range(*per_token_s),
+            total_s=Range(*total_s),
+            energy_j=Range(*energy_j),
+        )
+
+    def _means(self, asked: Asked) -> tuple[FloatArray, FloatArray | None]:
+        """The means (4, N) of seconds until the first token, for each later one, and in all, and of joules.
+
+        The second are those of the longest answers, None where the length is given.
+        """
+        busy, to_write_tokens = asked.busy, asked.to_write_tokens
         arriving = np.minimum(busy + 1, self.slots)
-        work = (unread_tokens, to_write_tokens)
-        shape = _shape(prompt_tokens, answer_tokens, arriving, cached_tokens, *work)
+        shape = asked.shapes(arriving)
         m0, m1 = self._occupancy
         company = np.minimum(np.maximum(1.0, m0 + m1 * arriving), self._fullest)
         staying = m1 * (arriving - 1)
         if to_write_tokens is not None:
             staying = np.where(np.isnan(to_write_tokens), staying, staying_on(shape))
         newcomers = np.maximum(0.0, company - 1 - staying)
-        lived = _shape(prompt_tokens, answer_tokens, company, cached_tokens, *work, newcomers)
         queue_s = np.where(busy >= self.slots, (busy - self.slots + 1) * self._turn_s, 0.0)
         first_s = queue_s + _dot(self._prefill, prefill_features(shape, cast(float, busy == 0)))
+        usual = self._means_after(first_s, asked.shapes(company, newcomers))
+        if asked.longest_tokens is None:
+            return usual, None
+        return usual, self._means_after(first_s, asked.shapes(company, newcomers, asked.longest_tokens))
+
+    def _means_after(self, first_s: FloatArray, lived: RequestShape) -> FloatArray:
+        """The means where requests live in these shapes once their first token is there."""
         step_s = _dot(self._decode, inter_token_features(lived))
-        total_s = first_s + np.maximum(0, answer_tokens - 1) * step_s
-        joules = _dot(self._energy, energy_features(lived))
-        longest_s, most_j = total_s, joules
-        if longest_tokens is not None:
-            longest = _shape(prompt_tokens, longest_tokens, company, cached_tokens, *work, newcomers)
-            longest_step_s = _dot(self._decode, inter_token_features(longest))
-            longest_s = first_s + np.maximum(0, longest_tokens - 1) * longest_step_s
-            most_j = _dot(self._energy, energy_features(longest))
-        return Forecast(
-            roster=self,
-            prompt_tokens=prompt_tokens,
-            answer_tokens=answer_tokens,
-            busy=busy,
-            cached_tokens=cached_tokens,
-            ttft_s=_around(first_s, self._ttft, self.transmit_s + self.load_s),
-            per_token_s=_around(step_s, self._inter_token),
-            total_s=_around(total_s, _wider(self._total, total_s, longest_s), self.transmit_s + self.load_s),
-            energy_j=_around(joules, _wider(self._joules, joules, most_j)),
-            longest_tokens=longest_tokens,
-            unread_tokens=unread_tokens,
-            to_write_tokens=to_write_tokens,
-        )
+        total_s = first_s + np.maximum(0, lived.decoded_tokens - 1) * step_s
+        return np.array([first_s, step_s, total_s, _dot(self._energy, energy_features(lived))])
+
+    def _means_of_each(self, asked: Asked) -> tuple[FloatArray, FloatArray | None]:
+        """The same as `_means`, of one expert after the other."""
+        usual, of_longest = [], []
+        for place, expert in enumerate(self.experts):
+            report = expert.report
+            latency = report.latency
+            shape = asked.shape_on(place, report.slots)
+            lived = latency.lived(shape) if latency else shape
+            first_s = latency.queue_s(shape) + latency.prefill_s(shape) if latency else np.nan
+            usual.append(_means_on(report, first_s, lived))
+            if asked.longest_tokens is not None:
+                longest = msgspec.structs.replace(lived, decoded_tokens=int(asked.longest_tokens[place]))
+                of_longest.append(_means_on(report, first_s, longest))
+        return np.array(usual).T, np.array(of_longest).T if of_longest else None
 
 
 def _writes(report: ExpertReport) -> bool:
@@ -425,37 +444,15 @@ def _load_s(report: ExpertReport) -> float:
     return np.nan if report.load_s is None else report.load_s
 
 
-def _if_known(figure: float) -> float | None:
-    return None if np.isnan(figure) else float(figure)
-
-
 def _those(values: IntArray | int, places: IntArray) -> IntArray | int:
     return values if isinstance(values, int) else values[places]
 
 
-def _at(values: IntArray | int, place: int) -> int:
-    return values if isinstance(values, int) else int(values[place])
-
-
-def _shape(
-    prompt_tokens: IntArray,
-    answer_tokens: int | IntArray,
-    occupancy: IntArray | FloatArray,
-    cached_tokens: IntArray | int = 0,
-    unread_tokens: FloatArray | None = None,
-    to_write_tokens: FloatArray | None = None,
-    newcomers: FloatArray | float = 0.0,
-) -> RequestShape:
-    """A request's shape on all experts at once: the formulas of `moe2.common.cost` take arrays as well as numbers."""
-    return RequestShape(
-        prompt_tokens=cast(int, prompt_tokens),
-        decoded_tokens=cast(int, answer_tokens),
-        cached_tokens=cast(int, cached_tokens),
-        occupancy=cast(float, occupancy),
-        unread_tokens=cast(float | None, unread_tokens),
-        to_write_tokens=cast(float | None, to_write_tokens),
-        newcomers=cast(float, newcomers),
-    )
+def _means_on(report: ExpertReport, first_s: float, lived: RequestShape) -> tuple[float, float, float, float]:
+    """The means of a request that lives in this shape on an expert once its first token is there; NaN where unknown."""
+    step_s = report.latency.inter_token_s(lived) if report.latency else np.nan
+    joules = report.energy.mean_j(lived) if report.energy else np.nan
+    return first_s, step_s, first_s + max(0, lived.decoded_tokens - 1) * step_s, joules
 
 
 def _factors(spreads: Sequence[Spread]) -> FloatArray:
@@ -476,14 +473,7 @@ def _wider(factors: FloatArray, mean: FloatArray, longest: FloatArray) -> FloatA
     How long an answer becomes and how far a prediction is off are independent and about lognormal, so that the
     deviations of both logarithms add up like the sides of a right-angled triangle.
     """
-    if longest is mean:
-        return factors
     with np.errstate(divide="ignore", invalid="ignore"):
         by_length = np.log(np.where(mean > 0.0, longest / mean, 1.0))
         by_error = np.log(factors[1] / factors[0])
     return np.array([factors[0], factors[0] * np.exp(np.hypot(by_length, by_error))])
-
-
-def _around(mean: FloatArray, factors: FloatArray, later_s: FloatArray | float = 0.0) -> Range:
-    """The quantiles of a cost with the given mean (N,), `later_s` later; factors: (2, N)."""
-    return Range(*(mean * factors + later_s))

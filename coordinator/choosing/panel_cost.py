@@ -18,9 +18,10 @@ is at most the difference between the slowest and the fastest scoring, or readin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import replace
 
 from moe2.common.cost import Quantiles
 from moe2.common.energy import worst_quality

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import msgspec
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from moe2.common.cost import EnergyProfile, LatencyProfile, Quantiles, RequestShape, Spread
 from moe2.common.energy import Quality
 from moe2.common.link.reports import ExpertState
-from moe2.coordinator.choosing.forecast import Prediction, Roster, WorkLeft
+from moe2.coordinator.choosing.forecast import FloatArray, Forecast, Prediction, Roster, WorkLeft
 from moe2.coordinator.choosing.request import ASSUMED_ANSWER_TOKENS, Demand, estimate_prompt_tokens
 from moe2.coordinator.fleet.table import Expert
 from tests.common.predictions import expected_occupancy, predicted_energy, predicted_latency
@@ -206,6 +207,34 @@ def test_answers_of_several_lengths_are_forecast_at_once(fleet: list[Drawn], len
         alone = roster.forecast(prompt_tokens, length, busy)
         assert together.prediction(place) == alone.prediction(place)
         assert together.added_w[place] == pytest.approx(alone.added_w[place], nan_ok=True)
+
+
+@given(
+    FLEETS,
+    st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), min_size=4, max_size=4),
+    st.none() | st.lists(st.tuples(st.floats(0, 900), st.just(math.nan) | st.floats(0, 200)), min_size=4, max_size=4),
+    st.booleans(),
+)
+def test_few_experts_are_forecast_as_many_are(
+    fleet: list[Drawn], lengths: list[tuple[int, int]], left: list[tuple[float, float]] | None, is_given: bool
+) -> None:
+    """Each expert for itself costs what all at once do, whatever is known of lengths and of those at work."""
+    roster, n = Roster(_experts(fleet)), len(fleet)
+    prompt_tokens, busy = (np.array([drawn[column] for drawn in fleet]) for column in (4, 5))
+    usual, longest = np.array(lengths[:n]).T
+    unread, to_write = (None, None) if left is None else np.array(left[:n]).T
+    most = None if is_given else np.maximum(usual, longest)
+    asked = (prompt_tokens, usual, busy, np.arange(n), most, unread, to_write)
+    few = roster.forecast(*asked)
+    with mock.patch("moe2.coordinator.choosing.forecast.FEW", 0):
+        many = roster.forecast(*asked)
+    for one, other in zip(_ranges(few), _ranges(many), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+def _ranges(found: Forecast) -> list[FloatArray]:
+    costs = (found.ttft_s, found.per_token_s, found.total_s, found.energy_j)
+    return [quantile for figures in costs for quantile in (figures.p50, figures.p95)]
 
 
 def _written_out(one: Expert, demand: Demand, busy: int, cached_tokens: int) -> Prediction:
