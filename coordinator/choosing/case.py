@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import cached_property
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from moe2.coordinator.choosing.candidates import problem_of
 from moe2.coordinator.choosing.fine_level import best_experts
@@ -39,8 +40,7 @@ def nobody_knows(key: str, busy: int) -> WorkLeft | None:
     return None
 
 
-@dataclass(frozen=True, eq=False)
-class Case:
+class Case(msgspec.Struct, frozen=True, eq=False, dict=True):
     """One request with what it rests on, before the mode is known in which it is served."""
 
     roster: Roster

@@ -11,10 +11,11 @@ what votes reach, a client that asks for a vote gets one: a second member is ask
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from moe2.common.cost import Quantiles
 from moe2.coordinator.choosing.forecast import FloatArray, IntArray, Prediction

@@ -264,11 +264,11 @@ def _rows(outlook: Outlook, plan: Plan, selection: Selection | None, explain: Ex
     is_candidate = np.zeros(len(keys), dtype=np.bool_)
     is_candidate[selection.candidate_places if selection else []] = True
     weights = {member.expert.key: member.weight for member in selection.members} if selection else {}
+    chosen_places = selection.places if selection else ()
     places: Sequence[int] = range(len(keys))
     if explain is Explain.NEAREST and len(keys) > MAX_WHOLE_FLEET:
-        places = _nearest(outlook, is_candidate, selection.places if selection else ())
+        places = _nearest(outlook, is_candidate, chosen_places)
     is_panel = selection is not None and selection.mode.is_panel
-    chosen_place = selection.places[0] if selection else 0
     late = frozenset(selection.late_places.tolist()) if selection else frozenset()
     rows = []
     for place in places:
@@ -280,7 +280,7 @@ def _rows(outlook: Outlook, plan: Plan, selection: Selection | None, explain: Ex
         if place in late:
             reason = "beside what is at work there it would be late"
         if reason is None and not chosen and selection is not None:
-            why = "scores lower" if is_panel else why_not(outlook, place, chosen_place)
+            why = "scores lower" if is_panel else why_not(outlook, place, chosen_places[0])
             reason = f"it keeps the budgets, but {why}"
         rows.append(
             ExpertRow(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
 from operator import is_not
@@ -54,8 +53,7 @@ NOTHING_UNREAD = WorkLeft(0.0, 1e12)
 """What leaves a request the most of an expert: nobody reads any more, and nobody comes in the place of one who ends."""
 
 
-@dataclass(frozen=True, eq=False)
-class Range:
+class Range(msgspec.Struct, frozen=True, eq=False):
     """The two quantiles of one cost on each expert, (N,) each; NaN where it was never measured."""
 
     p50: FloatArray
@@ -73,8 +71,7 @@ class Range:
         return None if p50 != p50 else Quantiles(p50, float(self.p95[place]))
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(msgspec.Struct, frozen=True):
     """What one request takes on one expert, or on a panel. None is not measured."""
 
     shape: RequestShape

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from msgspec.structs import replace
 
@@ -39,8 +40,7 @@ MIN_PROTOCOL = 2
 _NO_TIME = Quantiles(0.0, 0.0)
 
 
-@dataclass(frozen=True, eq=False)
-class Load:
+class Load(msgspec.Struct, frozen=True, eq=False):
     """What the request asks of each expert of a roster, and what the experts are busy with."""
 
     prompt_tokens: IntArray

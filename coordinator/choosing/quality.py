@@ -6,19 +6,21 @@ The gate knows models; the fleet has experts, several of which may serve one mod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
 from operator import is_not
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from moe2.common.health import HealthWarning, Severity
 from moe2.coordinator.choosing.forecast import Roster
 from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.gate.feedback import Tally
-from moe2.coordinator.gate.fleet_gate import FleetGate, GateMismatchError
+from moe2.coordinator.gate.fleet_gate import FleetGate, FleetPrediction, GateMismatchError
 from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.gate.prior import ExpertFacts, facts_from_name
 from moe2.coordinator.gate.votes import VoteReplay
@@ -81,8 +83,7 @@ class RosterVotes:
         return found
 
 
-@dataclass(frozen=True)
-class PromptScores:
+class PromptScores(msgspec.Struct, frozen=True, eq=False):
     """The gate's view of the experts for one prompt, in the roster's order."""
 
     scores: FloatArray
@@ -93,7 +94,7 @@ class PromptScores:
     """(N,) False where a prior stands in for training data."""
     kind: str | None
     """The kind of prompt that the gate takes this one for; None without a trained gate."""
-    kind_shares: FloatArray = field(default_factory=lambda: np.ones(1))
+    kind_shares: FloatArray
     """(K,) the probability of each kind of prompt; even shares where the gate cannot tell."""
     by_scoring: PromptScores | None = None
     """The same where experts score given options instead of writing; None where the gate knows no more of that."""
@@ -185,10 +186,14 @@ class Scorer:
 
         category: the one that the request names. Where it is one of the gate's kinds, the gate need not find the kind.
         """
-        columns = self._view(roster).columns
+        view = self._view(roster)
         known = self._kinds.index(category) if category in self._kinds else None
         predicted = self._fitted.predict(prompt, known)
         self._failure = predicted.warning
+        return view.by_priors if predicted is self._fitted.by_priors else self._scores(predicted, view.columns)
+
+    def _scores(self, predicted: FleetPrediction, columns: npt.NDArray[np.intp]) -> PromptScores:
+        """A prediction for the models of the fleet, as one for the experts that serve them."""
         kind, shares = None, predicted.kinds
         if shares is None:
             count = self._fitted.n_kinds
@@ -266,7 +271,8 @@ class Scorer:
         if view is None:
             places = {identity: place for place, identity in enumerate(self._identities)}
             columns = np.array([places[identity] for identity in roster.identities])
-            view = _View(columns, SetWorth(self._fitted.by_kind()[:, columns]))
+            worth = SetWorth(self._fitted.by_kind()[:, columns])
+            view = _View(columns, worth, self._scores(self._fitted.by_priors, columns))
             if len(self._views) == MAX_VIEWS:
                 self._views.clear()
             self._views[roster.identities] = view
@@ -303,3 +309,5 @@ class _View:
     columns: npt.NDArray[np.intp]
     """(N,) places of the experts' models in the fitted gate."""
     worth: SetWorth
+    by_priors: PromptScores
+    """What is said of any prompt where there is no gate."""

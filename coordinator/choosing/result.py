@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from moe2.common.error_codes import ErrorCode
 from moe2.coordinator.choosing.forecast import FloatArray, Forecast, IntArray, Prediction
@@ -18,6 +20,8 @@ from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.planning.problem import Quantile
 from moe2.coordinator.planning.proof import Plan
 
+_NOBODY: IntArray = np.zeros(0, dtype=np.intp)
+
 
 def still_down(restarts_seen: Mapping[str, int], experts: Iterable[Expert]) -> frozenset[str]:
     """Keys of the experts whose engine has not restarted since it died.
@@ -27,8 +31,7 @@ def still_down(restarts_seen: Mapping[str, int], experts: Iterable[Expert]) -> f
     return frozenset(expert.key for expert in experts if restarts_seen.get(expert.key) == expert.report.restarts)
 
 
-@dataclass(frozen=True)
-class Considered:
+class Considered(msgspec.Struct, frozen=True):
     """One expert of the fleet with the figures that the choice saw."""
 
     expert: Expert
@@ -40,8 +43,7 @@ class Considered:
     """False where its score is a prior."""
 
 
-@dataclass(frozen=True, eq=False)
-class Outlook:
+class Outlook(msgspec.Struct, frozen=True, eq=False, dict=True):
     """All experts that could serve a request, with the figures that the choice rests on."""
 
     forecast: Forecast
@@ -125,8 +127,7 @@ class Outlook:
         return tuple(self.at(place) for place in range(len(self.forecast.roster)))
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(msgspec.Struct, frozen=True):
     """One expert of the panel that answers."""
 
     expert: Expert
@@ -144,8 +145,7 @@ class Member:
         return replace(self, prediction=self.parts[number], parts=()) if self.parts else self
 
 
-@dataclass(frozen=True)
-class VoteRule:
+class VoteRule(msgspec.Struct, frozen=True):
     """How the final answers of a panel's members are counted, in the order of the members."""
 
     weights: tuple[float, ...]
@@ -164,14 +164,13 @@ class VoteRule:
     """Why one member suffices although a vote was asked for; None where several may be asked or nobody asked."""
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(msgspec.Struct, frozen=True, eq=False, dict=True):
     """The chosen panel, and what it was chosen by."""
 
     mode: Mode
     members: tuple[Member, ...]
     """The experts that answer, the heaviest weight first; where they are asked in turn, in that order."""
-    candidate_places: IntArray = field(compare=False)
+    candidate_places: IntArray
     """Places in the roster, ascending, of the experts that the coarse level left to the fine one."""
     category: str
     """The category whose default budgets applied."""
@@ -181,7 +180,7 @@ class Selection:
     """What all members take together."""
     vote: VoteRule | None = None
     """How final answers are counted; None where none are."""
-    late_places: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.intp), compare=False)
+    late_places: IntArray = _NOBODY
     """Places of experts that keep the limits by the plan, but not beside what is at work there."""
 
     @cached_property

@@ -7,13 +7,13 @@ expert, or a panel that works together (`moe2.coordinator.choosing.panel_cost`).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
-import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from moe2.common.error_codes import ErrorCode
 from moe2.coordinator.choosing.candidates import best_first, solve
@@ -223,7 +223,8 @@ class Selector:
             return NoExpert(ErrorCode.OVERLOADED, f"No expert can take the request now: {out}.")
         [outlook] = outlooks
         electorate = Electorate(stated_problem(outlook), outlook, self.scorer.votes(case.roster))
-        outlook = replace(outlook, worth=electorate.worth(size), ruled_out={**electorate.others, **outlook.ruled_out})
+        ruled_out = {**electorate.others, **outlook.ruled_out}
+        outlook = replace(outlook, worth=electorate.worth(size), ruled_out=ruled_out)
         problem = stated_problem(outlook)
         plan = solve(problem, outlook.worth, clock=self._clock)
         if not plan.is_feasible:
@@ -452,10 +453,10 @@ def _or_infeasible_now(
 
     for budgets in (case.budgets, whole) if request.elapsed_s else (whole,):
         is_late = budgets is not case.budgets and request.elapsed_s > 0.0
-        lenient = msgspec.structs.replace(request, barred={}, reserved={})
+        lenient = replace(request, barred={}, reserved={})
         for asked in (request, lenient) if request.barred or request.reserved else (request,):
             if (found := less_load(asked, budgets)) is not None:
-                return replace(
+                return dataclasses.replace(
                     refused,
                     code=ErrorCode.INFEASIBLE_NOW,
                     message=less_load_message(refused.message, found, request, is_late=is_late),

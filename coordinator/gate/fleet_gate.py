@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -29,8 +29,7 @@ class GateMismatchError(Moe2Error):
     """The gate was trained for none of the fleet's experts."""
 
 
-@dataclass(frozen=True)
-class FleetPrediction:
+class FleetPrediction(msgspec.Struct, frozen=True, eq=False):
     """The gate's answer for one prompt, over the fleet's N experts in their order."""
 
     probabilities: FloatArray
@@ -74,6 +73,7 @@ class FleetGate:
                 f"The gate was trained for {', '.join(trained)}; the fleet has {', '.join(self.experts)}.",
                 remedy="Train a gate with the fleet's experts, or remove the checkpoint to start from priors.",
             )
+        self._is_trained = np.array([column is not None for column in self._column])
         # Without a trained gate nothing depends on the prompt.
         blind = (prior_for(facts, ()) for facts in fleet)
         self._blind = np.array([prior.probability(np.empty(0)) for prior in blind])
@@ -82,6 +82,9 @@ class FleetGate:
             for facts, column in zip(fleet, self._column, strict=True)
         )
         self.tau = gate.tau if gate else PRIOR_TAU
+        unknown = np.zeros(len(fleet), dtype=np.bool_)
+        self.by_priors: Final = FleetPrediction(self._blind, self._blind / self.tau, unknown)
+        """The prediction for any prompt where every expert has its prior."""
         known = gate.votes if gate else None
         self.votes = VoteRecord.empty(len(fleet)) if known is None else known.of_fleet(self._column)
         """What is known of the fleet's votes, in the order of `experts`."""
@@ -98,26 +101,24 @@ class FleetGate:
         kind: place of the prompt's kind among the gate's kinds; None lets the gate find it.
         """
         if self._gate is None:
-            return self._from_priors(None)
+            return self.by_priors
         try:
             answer = self._gate.predict(prompt, kind)
             trained = answer.probabilities
             if not np.isfinite(trained).all():
                 raise FloatingPointError("the gate's answer is not finite")
         except Exception as error:
-            return self._from_priors(
-                HealthWarning(
-                    code="gate_failed",
-                    severity=Severity.DEGRADED,
-                    message=f"The trained gate failed ({type(error).__name__}: {error}); priors are used instead.",
-                    remedy="Train the gate again, or remove its checkpoint from the configuration.",
-                )
+            warning = HealthWarning(
+                code="gate_failed",
+                severity=Severity.DEGRADED,
+                message=f"The trained gate failed ({type(error).__name__}: {error}); priors are used instead.",
+                remedy="Train the gate again, or remove its checkpoint from the configuration.",
             )
+            return msgspec.structs.replace(self.by_priors, warning=warning)
         p = self._from_trained(trained)
-        known = np.array([column is not None for column in self._column])
         by_scoring = None if answer.by_scoring is None else self._from_trained(answer.by_scoring)
         lengths = None if answer.answer_tokens is None else self._lengths(answer.answer_tokens)
-        return FleetPrediction(p, p / self.tau, known, None, answer.kinds, by_scoring, lengths)
+        return FleetPrediction(p, p / self.tau, self._is_trained, None, answer.kinds, by_scoring, lengths)
 
     def by_kind(self) -> FloatArray:
         """(K, N) the probability of each expert on each kind of prompt that the gate was trained on.
@@ -125,7 +126,7 @@ class FleetGate:
         Without a trained gate it is (1, N), of priors.
         """
         if self._gate is None:
-            return self._from_priors(None).probabilities[None, :]
+            return self._blind[None, :]
         rows = np.asarray(self._gate.parameters.profile, dtype=np.float64)
         return np.array([self._from_trained(row) for row in rows])
 
@@ -141,11 +142,6 @@ class FleetGate:
     def _lengths(self, trained: FloatArray) -> FloatArray:
         """(N,) the fleet's lengths of answers, from those of the trained experts; NaN for experts with priors."""
         return np.array([np.nan if column is None else trained[column] for column in self._column])
-
-    def _from_priors(self, warning: HealthWarning | None) -> FleetPrediction:
-        """The prediction where every expert has its prior."""
-        p = self._blind
-        return FleetPrediction(p, p / self.tau, np.zeros(p.size, dtype=bool), warning)
 
     def _notices(self, fleet: Sequence[ExpertFacts]) -> tuple[HealthWarning, ...]:
         """Notices for the operator about how names were matched and which experts have a prior only."""

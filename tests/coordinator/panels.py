@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
-import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from moe2.common.link.messages import (
     Candidate,
@@ -60,7 +59,7 @@ class PanelBench(LifeBench):
         self.chosen_for.append(asked)
         excluded = asked.excluded | still_down(asked.restarts_seen, self.experts)
         left = [found for found in self.experts if found.key not in excluded]
-        decided = selector().select(msgspec.structs.replace(asked, model="moe2", excluded=frozenset()), left, {}, 0)
+        decided = selector().select(replace(asked, model="moe2", excluded=frozenset()), left, {}, 0)
         if isinstance(decided, Selection) and decided.vote:
             return self._asked_in_turn(decided)
         if isinstance(decided, Selection) and self._weights:

@@ -55,7 +55,7 @@ def known_both(life: LifeBench) -> Attempt:
     attempt = life.life.attempts[0]
     among_both = selector().select(msgspec.structs.replace(life.chosen_for[0], model="moe2"), [COLD, READY], {}, 0)
     assert isinstance(among_both, Selection)
-    attempt.selection = replace(attempt.selection, outlook=among_both.outlook)
+    attempt.selection = msgspec.structs.replace(attempt.selection, outlook=among_both.outlook)
     life.experts.append(READY)
     return attempt
 
