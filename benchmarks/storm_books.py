@@ -13,7 +13,7 @@ from math import isclose
 from typing import Any
 
 from benchmarks.storm_clients import GRACE_S, Ended
-from moe2.coordinator.serving.life import WIND_DOWN_S
+from moe2.coordinator.serving.progress import WIND_DOWN_S
 
 SETTLES_S = 2.0
 """A message may take so long from the proxy into the coordinator's books; a link that ends sooner may have lost it."""

@@ -37,10 +37,6 @@ class AttemptStarted(msgspec.Struct, frozen=True):
 
     started: JobStarted
 
-    @property
-    def job_id(self) -> str:
-        return self.started.job_id
-
 
 class TokensArrived(msgspec.Struct, frozen=True):
     """An expert has written a part of its answer."""
@@ -108,17 +104,12 @@ class TimePassed(msgspec.Struct, frozen=True):
     """The moment `next_deadline_s` of the request has been reached."""
 
 
-Event = (
-    Admitted
-    | ExpertsChosen
-    | HedgeAnswered
+Seldom = (
+    HedgeAnswered
     | RoomAppeared
     | RoomRefused
-    | AttemptStarted
-    | TokensArrived
     | VectorsArrived
     | NextTokensArrived
-    | AttemptDone
     | AttemptScored
     | AttemptFailed
     | WaitsBehindOthers
@@ -128,3 +119,5 @@ Event = (
     | HandlingFailed
     | TimePassed
 )
+"""What does not happen to an ordinary request."""
+Event = Admitted | ExpertsChosen | AttemptStarted | TokensArrived | AttemptDone | Seldom

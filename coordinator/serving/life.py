@@ -15,7 +15,7 @@ import msgspec
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import EmbedJob, Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
+from moe2.common.link.messages import EmbedJob, Job, JobDone, JobFailed, JobScored, JobStarted, Submit, TokenPiece
 from moe2.coordinator.choosing.request import Mode, SelectionRequest
 from moe2.coordinator.choosing.result import Member, NoExpert, Selection
 from moe2.coordinator.ledger.entry import AttemptState
@@ -29,8 +29,6 @@ from moe2.coordinator.serving.request import embedding_of, writing_of
 from moe2.coordinator.serving.suspicion import is_custom, isolated_until, restarts_seen, verdict
 
 MAX_ATTEMPTS = 4
-WIND_DOWN_S = 10.0
-"""Seconds that a concluded request waits for the usage of attempts that were told to stop."""
 
 OnHedge = Callable[[bool, float], list[Effect]]
 """What to do with the answer whether a request may hedge, at a moment in monotonic seconds."""
@@ -48,25 +46,6 @@ class Lifecycle(Progress, kw_only=True, eq=False):
     on_hedge: OnHedge | None = None
     """How the request goes on once it knows whether it may hedge; None while it has not asked."""
 
-    @property
-    def next_deadline_s(self) -> float:
-        if self.concluded_s is not None:
-            return self.concluded_s + WIND_DOWN_S
-        next_s = self.expires_s
-        if self.wait is not None:
-            next_s = min(next_s, self.wait.until_s)
-        if self.run is not None and (look_s := self.run.next_deadline_s) is not None:
-            next_s = min(next_s, look_s)
-        for attempt in self.attempts:
-            if (hangs_at_s := attempt.hangs_at_s) is not None:
-                next_s = min(next_s, hangs_at_s)
-        return next_s
-
-    @property
-    def hurries(self) -> bool:
-        """Whether `next_deadline_s` may have come nearer although no job was submitted."""
-        return self.wait is not None or (self.run is not None and self.run.hurries)
-
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """Take in one event; returns what the service is to do, in order. A question to the service comes last."""
         todo = self._take(event, now_s)
@@ -79,28 +58,46 @@ class Lifecycle(Progress, kw_only=True, eq=False):
         match event:
             case events.TokensArrived(job_id=job_id, pieces=pieces):
                 return self._tokens(job_id, pieces, now_s)
-            case events.ExpertsChosen() | events.HedgeAnswered():
-                return self._answered(event, now_s)
-            case events.AttemptStarted() | events.WaitsBehindOthers():
-                return self._in_queue(event, now_s)
-            case events.AttemptDone(done=ended) | events.AttemptScored(scored=ended):
-                return self._ended(ended, now_s)
-            case events.Admitted() | events.RoomAppeared() | events.RoomRefused():
-                return self._admission(event, now_s)
+            case events.AttemptStarted(started=started):
+                return self._started(started)
+            case events.ExpertsChosen(chosen=chosen):
+                # An answer to what was not asked, or is asked no longer, is ignored.
+                on_chosen, self.on_chosen = self.on_chosen, None
+                return on_chosen(chosen, now_s) if on_chosen else []
+            case events.AttemptDone(done=done):
+                return self._ended(done, now_s)
+            case events.Admitted():
+                return self.choose(partial(self._begin, may_wait=True), now_s)
+            case _:
+                return self._take_seldom(event, now_s)
+
+    def _take_seldom(self, event: events.Seldom, now_s: float) -> list[Effect]:
+        match event:
             case events.NextTokensArrived(next_tokens=next_tokens):
                 run, attempt = self._heard(next_tokens.job_id, now_s)
                 return run.next_tokens(attempt, next_tokens, now_s) if run and attempt else []
             case events.VectorsArrived(job_id=job_id, vectors=vectors):
                 run, attempt = self._heard(job_id, now_s)
                 return run.vectors(attempt, vectors, now_s) if run and attempt else []
+            case events.AttemptScored(scored=scored):
+                return self._ended(scored, now_s)
             case events.AttemptFailed(failed=failed):
                 return self._failed(failed, now_s)
+            case events.HedgeAnswered(is_allowed=is_allowed):
+                on_hedge, self.on_hedge = self.on_hedge, None
+                return on_hedge(is_allowed, now_s) if on_hedge else []
+            case events.RoomAppeared():
+                return self._room_appeared(now_s)
+            case events.RoomRefused():
+                return self._room_refused(now_s)
+            case events.WaitsBehindOthers(job_id=job_id):
+                return self._waits_behind_others(job_id, now_s)
             case events.AgentLost(agent_id=agent_id):
                 return self._lost(agent_id, now_s)
-            case events.ClientGone() | events.ServiceStopping() | events.HandlingFailed():
-                return self._cut_off(event, now_s)
             case events.TimePassed():
                 return self._time_passed(now_s)
+            case events.ClientGone() | events.ServiceStopping() | events.HandlingFailed():
+                return self._cut_off(event, now_s)
 
     def abandon(self, now_s: float) -> list[Attempt]:
         """End the request at once, as failed. Returns the attempts that still ran; what they consume stays unknown."""
@@ -293,27 +290,6 @@ class Lifecycle(Progress, kw_only=True, eq=False):
 
     # --- Events -------------------------------------------------------------------------------------------------------
 
-    def _answered(self, event: events.ExpertsChosen | events.HedgeAnswered, now_s: float) -> list[Effect]:
-        """Go on with the answer to the request's latest question; one that it did not ask, or no longer, is ignored."""
-        match event:
-            case events.ExpertsChosen(chosen=chosen):
-                on_chosen, self.on_chosen = self.on_chosen, None
-                return on_chosen(chosen, now_s) if on_chosen else []
-            case events.HedgeAnswered(is_allowed=is_allowed):
-                on_hedge, self.on_hedge = self.on_hedge, None
-                return on_hedge(is_allowed, now_s) if on_hedge else []
-
-    def _admission(
-        self, event: events.Admitted | events.RoomAppeared | events.RoomRefused, now_s: float
-    ) -> list[Effect]:
-        match event:
-            case events.Admitted():
-                return self.choose(partial(self._begin, may_wait=True), now_s)
-            case events.RoomAppeared():
-                return self._room_appeared(now_s)
-            case events.RoomRefused():
-                return self._room_refused(now_s)
-
     def _begin(self, chosen: Selection | NoExpert, now_s: float, *, may_wait: bool = False) -> list[Effect]:
         if isinstance(chosen, NoExpert):
             self.refused = chosen
@@ -473,16 +449,16 @@ class Lifecycle(Progress, kw_only=True, eq=False):
     def _retire_if_over(self) -> list[Effect]:
         return [effects.Retire()] if self.outcome and not self.unended else []
 
-    def _in_queue(self, event: events.AttemptStarted | events.WaitsBehindOthers, now_s: float) -> list[Effect]:
-        """Take in how long an expert's own queue is: a job has left it, or is in it for longer than was predicted."""
-        attempt = self.attempt_of(event.job_id)
-        if attempt is None:
+    def _started(self, started: JobStarted) -> list[Effect]:
+        if (attempt := self.attempt_of(started.job_id)) is not None:
+            attempt.prompt_tokens = started.prompt_tokens
+        return []
+
+    def _waits_behind_others(self, job_id: str, now_s: float) -> list[Effect]:
+        attempt = self.attempt_of(job_id)
+        if attempt is None or attempt.state is not AttemptState.RUNNING or self.outcome:
             return []
-        if isinstance(event, events.AttemptStarted):
-            attempt.prompt_tokens = event.started.prompt_tokens
-            return []
-        is_open = attempt.state is AttemptState.RUNNING and self.outcome is None
-        return self.run.waits_behind_others(attempt, now_s) if self.run and is_open else []
+        return self.run.waits_behind_others(attempt, now_s) if self.run else []
 
     def _tokens(self, job_id: str, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
         run, attempt = self._heard(job_id, now_s)

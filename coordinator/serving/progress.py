@@ -21,6 +21,9 @@ from moe2.coordinator.serving.mode import ModeRun
 from moe2.coordinator.serving.request import Request, has_gap, uses_tools
 from moe2.coordinator.serving.suspicion import is_suspect, restarts_seen
 
+WIND_DOWN_S = 10.0
+"""Seconds that a concluded request waits for the usage of attempts that were told to stop."""
+
 OnChosen = Callable[[Selection | NoExpert, float], list[Effect]]
 """What to do with a choice of experts, or with the reason why there is none, at a moment in monotonic seconds."""
 
@@ -166,6 +169,26 @@ class Progress(msgspec.Struct, eq=False, weakref=True):
         """When the request is over unless its first token comes, or, where its budget is strict, its end."""
         expires_s = self.limits.expires_s(begun=self.first_token_s is not None, strict=self.request.wish.strict)
         return self.request.deadline_s if expires_s is None else min(expires_s, self.request.deadline_s)
+
+    @property
+    def next_deadline_s(self) -> float:
+        """When something is due if nothing happens before."""
+        if self.concluded_s is not None:
+            return self.concluded_s + WIND_DOWN_S
+        next_s = self.expires_s
+        if self.wait is not None:
+            next_s = min(next_s, self.wait.until_s)
+        if self.run is not None and (look_s := self.run.next_deadline_s) is not None:
+            next_s = min(next_s, look_s)
+        for attempt in self.attempts:
+            if (hangs_at_s := attempt.hangs_at_s) is not None:
+                next_s = min(next_s, hangs_at_s)
+        return next_s
+
+    @property
+    def hurries(self) -> bool:
+        """Whether `next_deadline_s` may have come nearer although no job was submitted."""
+        return self.wait is not None or (self.run is not None and self.run.hurries)
 
     def elapsed_s(self, now_s: float) -> float:
         """The time that counts against the budgets.

@@ -284,9 +284,12 @@ class Service:
     def _take(self, active: _Active, event: events.Event) -> None:
         """Handle one event. Whatever is raised meanwhile ends this request and nothing else; what the other effects
         were to do (a place in the queue, a job to stop) is done all the same."""
-        now_s = asyncio.get_running_loop().time()
+        life, now_s = active.life, asyncio.get_running_loop().time()
         try:
-            todo = self._decide(active, event, now_s)
+            todo = life.handle(event, now_s)
+            if life.outcome is None and life.hurries:
+                # An alarm that rings early changes nothing.
+                self._alarms.hurry(life.request.request_id, life.next_deadline_s)
         except Exception:
             self._break(active, event)
             return
@@ -301,15 +304,6 @@ class Service:
             except Exception:
                 broke = True
                 self._break(active, effect)
-
-    def _decide(self, active: _Active, event: events.Event, now_s: float) -> list[effects.Effect]:
-        """What an event leads to, with the request's alarm set to when it has to be looked at next."""
-        life = active.life
-        todo = life.handle(event, now_s)
-        # An alarm that rings early changes nothing.
-        if life.outcome is None and life.hurries:
-            self._alarms.hurry(life.request.request_id, life.next_deadline_s)
-        return todo
 
     def _choose(self, active: _Active, asked: SelectionRequest, now_s: float) -> Selection | NoExpert:
         """The choice of experts for a request in progress, as things stand now. It changes nothing."""

@@ -12,7 +12,8 @@ from moe2.coordinator.choosing.result import NoExpert
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import effects, events
 from moe2.coordinator.serving.effects import Cancelled, Completed, Deliver, Failed, ReleaseExpert, Retire, SubmitJob
-from moe2.coordinator.serving.life import MAX_ATTEMPTS, WIND_DOWN_S
+from moe2.coordinator.serving.life import MAX_ATTEMPTS
+from moe2.coordinator.serving.progress import WIND_DOWN_S
 from tests.coordinator.experts import expert, text_request
 from tests.coordinator.lives import EXPERTS, USAGE, LifeBench, outcomes, retires, stopped, submitted
 

@@ -8,7 +8,7 @@ from moe2.agent.jobs.expert import Phase as JobPhase
 from moe2.common.energy import Quality
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.effects import Completed, Failed
-from moe2.coordinator.serving.life import WIND_DOWN_S
+from moe2.coordinator.serving.progress import WIND_DOWN_S
 from tests.scenarios.simulation.cluster import Cluster
 from tests.scenarios.simulation.coordinator import SimCoordinator
 
