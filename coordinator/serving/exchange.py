@@ -29,7 +29,7 @@ class Exchange:
         self.retry_after_s: float | None = None
         """When a request that failed should be sent again; None where nobody can say."""
         self._news = news
-        self._has_ended = asyncio.Event()
+        self._waits_for_end: asyncio.Future[None] | None = None
         self.recorded: Recorded | None = None
         """Done once the request's latest entry in the ledger would survive a crash; None before the first entry."""
 
@@ -67,7 +67,8 @@ class Exchange:
     def conclude(self, outcome: Outcome, *, retry_after_s: float | None = None) -> None:
         """Tell the handler the outcome. retry_after_s: when a request that failed should be sent again."""
         self._outcome, self.retry_after_s = outcome, retry_after_s
-        self._has_ended.set()
+        if self._waits_for_end is not None and not self._waits_for_end.done():
+            self._waits_for_end.set_result(None)
         if self._news is not None:
             self._news.set()
 
@@ -91,5 +92,6 @@ class Exchange:
     async def receive_all(self) -> tuple[list[TokenPiece], Outcome]:
         """Wait for the end. Returns the whole answer and the outcome."""
         while self._outcome is None:
-            await self._has_ended.wait()
+            self._waits_for_end = asyncio.get_running_loop().create_future()
+            await self._waits_for_end
         return self._pieces, self._outcome

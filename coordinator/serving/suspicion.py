@@ -36,8 +36,7 @@ def has_downed_an_engine(attempts: Sequence[Attempt]) -> bool:
 
     One that was only late is none: it may have waited for its turn.
     """
-    unconfirmed = (attempt for attempt in attempts if attempt.hangs and attempt.state is AttemptState.LOST)
-    return any(attempt.died_with for attempt in attempts) or any(unconfirmed)
+    return any(attempt.died_with or (attempt.hangs and attempt.state is AttemptState.LOST) for attempt in attempts)
 
 
 def isolated_until(attempts: Sequence[Attempt]) -> int | None:
