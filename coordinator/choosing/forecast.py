@@ -28,7 +28,7 @@ from moe2.common.cost import (
 )
 from moe2.common.energy import Quality
 from moe2.common.link.reports import ExpertReport, ExpertState
-from moe2.coordinator.choosing.asked import Asked
+from moe2.coordinator.choosing.workload import Workload
 from moe2.coordinator.fleet.table import Expert
 
 FloatArray = npt.NDArray[np.float64]
@@ -92,7 +92,7 @@ class Prediction(msgspec.Struct, frozen=True):
     """The length that 95 of 100 answers without a limit keep below; None where the length is given."""
 
 
-class Forecast(Asked, frozen=True, eq=False, kw_only=True, dict=True):
+class Forecast(Workload, frozen=True, eq=False, kw_only=True, dict=True):
     """What one request takes on each expert of a roster, in the roster's order."""
 
     roster: Roster
@@ -236,18 +236,17 @@ class Roster:
         # Without a learned pace, a request is expected to live in what it finds.
         self._occupancy = np.array([found.occupancy if found else (0.0, 1.0) for found in latency]).T
         self._fullest = np.array([max(1.0, float(found.slots)) if found else np.inf for found in latency])
-        self._factors: FloatArray = np.array(
-            [
-                _factors([found.ttft if found else _UNKNOWN for found in latency]),
-                _factors([found.inter_token if found else _UNKNOWN for found in latency]),
-                _factors([found.total if found else _UNKNOWN for found in latency]),
-                _factors([found.spread if found else _UNKNOWN for found in energy]),
-            ]
+        spreads = (
+            [found.ttft if found else _UNKNOWN for found in latency],
+            [found.inter_token if found else _UNKNOWN for found in latency],
+            [found.total if found else _UNKNOWN for found in latency],
+            [found.spread if found else _UNKNOWN for found in energy],
         )
-        """(4, 2, N) what turns means, in the order of `_means`, into their p50 and their p95."""
+        # What makes quantiles of means, (4, N) each in the order of `_means`.
+        self._to_p50 = np.array([[math.exp(spread.p50) for spread in row] for row in spreads])
+        self._to_p95 = np.array([[math.exp(spread.p95) for spread in row] for row in spreads])
         start_s, nothing = self.transmit_s + self.load_s, np.zeros(len(reports))
-        self._besides: FloatArray = np.array([[start_s], [nothing], [start_s], [nothing]])
-        """(4, 1, N) what is added to these: seconds of the round trip and of loading the model."""
+        self._besides: FloatArray = np.array([start_s, nothing, start_s, nothing])
 
     def __len__(self) -> int:
         return len(self.experts)
@@ -326,7 +325,7 @@ class Roster:
         if not running.any():
             return self.idle_w
         at_once = np.minimum(running, self.slots)
-        shape = Asked(prompt_tokens, answer_tokens, running).shapes(np.maximum(at_once, 1))
+        shape = Workload(prompt_tokens, answer_tokens, running).shapes(np.maximum(at_once, 1))
         step_s = _dot(self._decode, inter_token_features(shape))
         seconds = _dot(self._prefill, prefill_features(shape, 0.0)) + np.maximum(0, answer_tokens - 1) * step_s
         joules = at_once * _dot(self._energy, energy_features(shape))
@@ -352,14 +351,16 @@ class Roster:
         given, what 95 of 100 answers keep below; half of them keep below `answer_tokens`. unread_tokens,
         to_write_tokens: (N,) what those at work have left, the latter NaN where unknown; both None where nobody asked.
         """
-        asked = Asked(prompt_tokens, answer_tokens, busy, cached_tokens, longest_tokens, unread_tokens, to_write_tokens)
+        asked = Workload(
+            prompt_tokens, answer_tokens, busy, cached_tokens, longest_tokens, unread_tokens, to_write_tokens
+        )
         means, of_longest = self._means_of_each(asked) if len(self) <= FEW else self._means(asked)
-        factors = self._factors
+        to_p95 = self._to_p95
         if of_longest is not None:
-            factors = factors.copy()
-            for row in (2, 3):  # all seconds, and joules
-                factors[row] = _wider(factors[row], means[row], of_longest[row])
-        ttft_s, per_token_s, total_s, energy_j = means[:, None] * factors + self._besides
+            to_p95 = to_p95.copy()
+            # All seconds, and joules.
+            to_p95[2:] = _wider(self._to_p50[2:], to_p95[2:], means[2:], of_longest[2:])
+        p50, p95 = means * self._to_p50 + self._besides, means * to_p95 + self._besides
         return Forecast(
             prompt_tokens,
             answer_tokens,
@@ -369,13 +370,13 @@ class Roster:
             unread_tokens,
             to_write_tokens,
             roster=self,
-            ttft_s=Range(*ttft_s),
-            per_token_s=Range(*per_token_s),
-            total_s=Range(*total_s),
-            energy_j=Range(*energy_j),
+            ttft_s=Range(p50[0], p95[0]),
+            per_token_s=Range(p50[1], p95[1]),
+            total_s=Range(p50[2], p95[2]),
+            energy_j=Range(p50[3], p95[3]),
         )
 
-    def _means(self, asked: Asked) -> tuple[FloatArray, FloatArray | None]:
+    def _means(self, asked: Workload) -> tuple[FloatArray, FloatArray | None]:
         """The means (4, N) of seconds until the first token, for each later one, and in all, and of joules.
 
         The second are those of the longest answers, None where the length is given.
@@ -402,7 +403,7 @@ class Roster:
         total_s = first_s + np.maximum(0, lived.decoded_tokens - 1) * step_s
         return np.array([first_s, step_s, total_s, _dot(self._energy, energy_features(lived))])
 
-    def _means_of_each(self, asked: Asked) -> tuple[FloatArray, FloatArray | None]:
+    def _means_of_each(self, asked: Workload) -> tuple[FloatArray, FloatArray | None]:
         """The same as `_means`, of one expert after the other."""
         usual, of_longest = [], []
         for place, expert in enumerate(self.experts):
@@ -452,25 +453,19 @@ def _means_on(report: ExpertReport, first_s: float, lived: RequestShape) -> tupl
     return first_s, step_s, first_s + max(0, lived.decoded_tokens - 1) * step_s, joules
 
 
-def _factors(spreads: Sequence[Spread]) -> FloatArray:
-    """(2, N) the factors that turn a mean into its p50 and its p95."""
-    p50 = [math.exp(spread.p50) for spread in spreads]
-    return np.array([p50, [math.exp(spread.p95) for spread in spreads]])
-
-
 def _dot(coefficients: FloatArray, features: Sequence[float]) -> FloatArray:
     """(N,) the sum of coefficients times features. coefficients: one row (N,) each. features: numbers, or (N,) each."""
     first, *others = (row * feature for row, feature in zip(coefficients, features, strict=True))
     return np.asarray(sum(others, first))
 
 
-def _wider(factors: FloatArray, mean: FloatArray, longest: FloatArray) -> FloatArray:
-    """(2, N) the factors of a cost whose mean (N,) is that of a usual answer, and `longest` (N,) that of a long one.
+def _wider(to_p50: FloatArray, to_p95: FloatArray, mean: FloatArray, longest: FloatArray) -> FloatArray:
+    """What makes the p95 of costs whose mean is that of usual answers, and `longest` that of long ones; same shapes.
 
     How long an answer becomes and how far a prediction is off are independent and about lognormal, so that the
     deviations of both logarithms add up like the sides of a right-angled triangle.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         by_length = np.log(np.where(mean > 0.0, longest / mean, 1.0))
-        by_error = np.log(factors[1] / factors[0])
-    return np.array([factors[0], factors[0] * np.exp(np.hypot(by_length, by_error))])
+        by_error = np.log(to_p95 / to_p50)
+    return np.asarray(to_p50 * np.exp(np.hypot(by_length, by_error)))

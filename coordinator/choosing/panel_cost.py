@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 from msgspec.structs import replace
 
@@ -29,6 +28,7 @@ from moe2.common.energy import worst_quality
 from moe2.coordinator.choosing.forecast import BoolArray, FloatArray, Forecast, IntArray, Prediction, Range, Roster
 from moe2.coordinator.choosing.mixture import gate_weights
 from moe2.coordinator.choosing.request import Mode
+from moe2.coordinator.choosing.workload import Workload
 
 DEFAULT_PANEL = 3
 """Largest size of a panel where nobody sets `max_experts`."""
@@ -40,23 +40,13 @@ MIN_PROTOCOL = 2
 _NO_TIME = Quantiles(0.0, 0.0)
 
 
-class Load(msgspec.Struct, frozen=True, eq=False):
-    """What the request asks of each expert of a roster, and what the experts are busy with."""
+class Load(Workload, frozen=True, eq=False, kw_only=True):
+    """What a request asks of each expert of a roster, in whatever mode."""
 
-    prompt_tokens: IntArray
-    """(N,) tokens of the prompt that each expert has to read."""
-    answer_tokens: int | IntArray
-    """Longest answer that the client allows; (N,) the usual length on each expert where it sets no limit."""
     choice_tokens: int
     """Length of all given choices together; 0 without choices."""
-    busy: IntArray
-    """(N,) requests that each expert has already."""
-    cached_tokens: IntArray | int = 0
-    """(N,) tokens of the prompt that each expert has in its cache."""
     max_tokens: int | None = None
     """Longest answer that the client allows; None where it sets no limit."""
-    longest_tokens: IntArray | None = None
-    """(N,) the length that 95 of 100 answers keep below where the client sets no limit; None where it does."""
 
     def writing(self, roster: Roster) -> Forecast:
         """What it takes each expert of the roster to write a whole answer."""

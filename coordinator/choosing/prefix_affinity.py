@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -31,8 +31,7 @@ Prefix = bytes
 """Hash of the first messages of a conversation."""
 
 
-@dataclass(frozen=True)
-class Affinity:
+class Affinity(msgspec.Struct, frozen=True):
     """The expert that is expected to hold the beginning of a prompt in its prefix cache."""
 
     expert_key: str
@@ -117,7 +116,10 @@ class Affinities:
             self._known.popitem(last=False)
 
     def _longest(self, chain: tuple[Prefix, ...]) -> Affinity | None:
-        return next((known for prefix in reversed(chain) if (known := self._known.get(prefix))), None)
+        for prefix in reversed(chain):
+            if known := self._known.get(prefix):
+                return known
+        return None
 
     def forget(self, agent_id: str) -> None:
         """Forget everything about the experts of an agent that is gone, because their caches are gone too."""

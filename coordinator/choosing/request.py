@@ -6,7 +6,6 @@ What the choice found is in `result`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated
 
@@ -175,8 +174,7 @@ def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets], ke
     return wish.over(fallback)
 
 
-@dataclass(frozen=True)
-class Demand:
+class Demand(msgspec.Struct, frozen=True):
     """The length of a request's prompt and answer."""
 
     prompt_tokens: int
@@ -203,11 +201,10 @@ class Demand:
         if self.longest_text_tokens is not None:
             # Of several texts nothing is written; their number is no reason to plan for an answer.
             return self
-        return replace(self, max_tokens=None)
+        return msgspec.structs.replace(self, max_tokens=None)
 
 
-@dataclass(frozen=True)
-class ScopePrice:
+class ScopePrice(msgspec.Struct, frozen=True):
     """The price that one average budget puts on a joule."""
 
     scope: str
@@ -218,8 +215,7 @@ class ScopePrice:
     """Score, 0..1, that one joule has to bring so that the average is kept."""
 
 
-@dataclass(frozen=True)
-class Ballot:
+class Ballot(msgspec.Struct, frozen=True):
     """The choices that a panel votes on."""
 
     choices: tuple[str, ...]

@@ -60,8 +60,7 @@ class Tally:
         return Tally(self.total + score, self.count + 1)
 
 
-@dataclass
-class _Answered:
+class _Answered(msgspec.Struct):
     """An answered request that can be scored."""
 
     expert: str

@@ -159,6 +159,8 @@ class PriceBook:
 
         left_j: what is left of the key's daily limit in joules; None where there is none.
         """
+        if not self.concerns(principal):
+            return asked
         fleet, keys = self._fleet(), self._of_key(principal, left_j, now_unix_s)
         by_category = {name: self._priced(scope) for name, scope in self._by_category().items()}
         scopes = tuple(self._priced(scope) for scope in (*fleet, *keys))

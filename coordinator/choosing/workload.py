@@ -1,4 +1,4 @@
-"""What a request asks of each expert of a fleet: tokens to read and to write, beside those that are there. PURE."""
+"""What a request asks of each expert of a fleet: tokens to read and to write, beside those at work there. PURE."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from moe2.common.cost import RequestShape
 from moe2.coordinator.planning.values import FloatArray, IntArray
 
 
-class Asked(msgspec.Struct, frozen=True, eq=False):
-    """What one request asks of each of N experts."""
+class Workload(msgspec.Struct, frozen=True, eq=False):
+    """What one request asks of each of N experts, and who else is there."""
 
     prompt_tokens: IntArray
     """(N,) tokens of the prompt that each expert has to read."""
