@@ -93,7 +93,8 @@ class Ledger:
 
     def record(self, entry: Entry) -> Recorded:
         """Hands over an entry and returns at once. Outside of `running()` the entry is lost, and counted as such."""
-        recorded: Recorded = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        recorded: Recorded = loop.create_future()
         if self._writer is None or self.n_waiting >= MAX_KEPT:
             self._n_turned_away += 1
             recorded.set_result(False)
@@ -101,7 +102,7 @@ class Ledger:
         self._n_put += 1
         if not self._gathered:
             # What else this turn of the loop brings goes with it: waking the writer costs more than a row.
-            asyncio.get_running_loop().call_soon(self._hand_over)
+            loop.call_soon(self._hand_over)
         self._gathered.append(entry)
         if self.is_failing:
             recorded.set_result(False)

@@ -94,15 +94,16 @@ class Bookkeeper:
         reserved = reservation_of(life) if is_limited(life.request.principal) else None
         receipt = receipt_of(life)
         charged = charge(reserved, used(life, receipt), known_j=known_j(life))
-        return self._record(life, receipt, charged, self._arrived_unix_s(life))
+        at_unix_s = self._arrived_unix_s(life)
+        return self._record(life, receipt, charged, at_unix_s, day_of(at_unix_s))
 
     def retired(self, life: Lifecycle, receipt: Receipt) -> Recorded:
         """Charge and enter a request of which everything is known."""
         principal, at_unix_s, measured_j = life.request.principal, self._arrived_unix_s(life), known_j(life)
-        is_answer = isinstance(life.outcome, Completed)
+        day, is_answer = day_of(at_unix_s), isinstance(life.outcome, Completed)
         charged = self.accounts.settle(
             principal,
-            day_of(at_unix_s),
+            day,
             life.request.request_id,
             used(life, receipt),
             known_j=measured_j,
@@ -125,7 +126,7 @@ class Bookkeeper:
             now_unix_s = self._clock()
             left_j = self._left_j(principal, now_unix_s)
             self.prices.settle(principal, spending, left_j=left_j, now_unix_s=now_unix_s)
-        return self._record(life, receipt, charged, at_unix_s)
+        return self._record(life, receipt, charged, at_unix_s, day)
 
     def _priced(self, principal: Principal, asked: SelectionRequest) -> SelectionRequest:
         """The request with the prices of the average budgets that it stands under."""
@@ -180,11 +181,9 @@ class Bookkeeper:
         used = self.accounts.used(principal, today, besides=besides)
         return self._lender.covers(principal, today, used, need) or chosen
 
-    def _record(self, life: Lifecycle, receipt: Receipt, charged: Amount, at_unix_s: float) -> Recorded:
+    def _record(self, life: Lifecycle, receipt: Receipt, charged: Amount, at_unix_s: float, day: str) -> Recorded:
         was_reserved = bool(life.attempts) and is_limited(life.request.principal)
-        entry = request_entry(
-            life, receipt, charged, at_unix_s=at_unix_s, day=day_of(at_unix_s), was_reserved=was_reserved
-        )
+        entry = request_entry(life, receipt, charged, at_unix_s=at_unix_s, day=day, was_reserved=was_reserved)
         return self._ledger.record(entry)
 
     def _arrived_unix_s(self, life: Lifecycle) -> float:
