@@ -6,9 +6,10 @@ The library's own take a lock for each number of a series, and a request moves t
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from math import inf, isfinite
+from math import inf
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -23,11 +24,11 @@ class Counter(Collector):
         self._name = name
         self._documentation = documentation
         self._labels = labels
-        self._counted: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
+        self._counted = defaultdict[tuple[str, ...], float](float, {} if labels else {(): 0.0})
 
     def add(self, amount: float, *values: str) -> None:
         """Adds an amount, which is never below 0. values: those of the labels, in their order."""
-        self._counted[values] = self._counted.get(values, 0.0) + amount
+        self._counted[values] += amount
 
     def collect(self) -> Iterator[Metric]:
         """Yields the counter with all its series."""
@@ -49,7 +50,7 @@ class Histogram(Collector):
 
     def observe(self, value: float | None) -> None:
         """Adds an observation if it is known and finite: an infinite one has no place in a sum."""
-        if value is None or not isfinite(value):
+        if value is None or not -inf < value < inf:
             return
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value

@@ -164,7 +164,9 @@ class BodyReader:
         return Body(content, holding.client, self._parsing, holding.end)
 
     async def _content(self, request: web.Request, holding: _Holding) -> bytes:
-        encoding = encoding_of(request.headers.getall("Content-Encoding", ()))
+        encoding = None
+        if "Content-Encoding" in request.headers:
+            encoding = encoding_of(request.headers.getall("Content-Encoding"))
         n_bytes = request.content_length
         if n_bytes is not None and n_bytes > self._max_bytes:
             raise too_large()
@@ -228,8 +230,9 @@ class _Holding:
 
     def end(self) -> None:
         """Releases all of the body's bytes."""
-        self._memory.give_back(self.client, self._n_bytes)
-        self._n_bytes = 0
+        if self._n_bytes:
+            self._memory.give_back(self.client, self._n_bytes)
+            self._n_bytes = 0
 
 
 async def _say_nothing_yet(_: web.Request) -> None:

@@ -22,6 +22,8 @@ _IdleTree: TypeAlias = "dict[str, tuple[Any, ...] | _IdleTree]"
 """Fields that are accepted and change nothing, by name, with the values of which that need not be said; or the fields
 that have some inside."""
 
+_NESTED = (dict, list)
+"""The types of what JSON has parts in."""
 MAX_FIELDS = 32_768
 """The most objects, lists and fields in a body: a hundred thousand tiny ones would hold everybody up for seconds."""
 MAX_TEXTS = 65_536
@@ -213,17 +215,17 @@ def _find_idle(value: dict[str, Any] | list[Any], tree: _IdleTree, param: str, o
     if isinstance(value, list):
         where = f"{param}[]"
         for each in value:
-            if isinstance(each, dict | list):
+            if type(each) in _NESTED:
                 _find_idle(each, tree, where, out)
         return
-    for name, part in value.items():
-        found = tree.get(name)
-        if found is None or part is None:
+    for name in value:
+        if name not in tree or value[name] is None:
             continue
+        found, part = tree[name], value[name]
         if not isinstance(found, dict):
             if part not in found:
                 out[_joined(param, name)] = None
-        elif isinstance(part, dict | list):
+        elif type(part) in _NESTED:
             _find_idle(part, found, _joined(param, name), out)
 
 

@@ -351,7 +351,8 @@ def _sampling(body: CommonRequest) -> Sampling:
 def wish_of(body: Mapping[str, Any], headers: Mapping[str, str]) -> Wish:
     """Returns the budgets from the body's `moe2` object, else from headers such as `x-moe2-energy-budget-j`."""
     wish = {name: headers[header] for header, name in _WISH_HEADERS.items() if header in headers}
-    wish |= {name: value for name, value in body.items() if value is not None}
+    if body:
+        wish |= {name: value for name, value in body.items() if value is not None}
     if not wish:
         return NO_WISH
     for name, value in wish.items():

@@ -23,6 +23,7 @@ from moe2.coordinator.http.body.requests import (
     Effort,
     FunctionMessage,
     Message,
+    Spoken,
     SystemMessage,
     ToolMessage,
     UserMessage,
@@ -112,6 +113,9 @@ def call_id_for_templates(call_id: str) -> str:
 
 
 def _message(message: Message, index: int) -> ChatMessage:
+    if isinstance(message, Spoken) and isinstance(message.content, str):
+        # What most messages are.
+        return ChatMessage(role=_ROLES[type(message)], content=message.content, name=message.name)
     texts = _texts(message)
     call_id, reasoning = None, None
     calls: tuple[ToolCall, ...] = ()

@@ -73,6 +73,8 @@ class Offered(msgspec.Struct, frozen=True):
 def offered_by(body: ChatRequest) -> Offered:
     """Returns the tools that a body offers. Raises `ApiError` (400), which names the parameter."""
     listed, choice, is_legacy = _listed(body)
+    if not listed and choice is None:
+        return Offered(structure=structure_of(body))
     allowed, choice = _allowed(listed, choice)
     tools, grammars = _tools(allowed, "functions" if is_legacy else "tools")
     custom = frozenset(each.custom.name for each in allowed if not isinstance(each, OfferedTool))

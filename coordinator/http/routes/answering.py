@@ -253,8 +253,9 @@ async def _whole(call: Call, exchange: Exchange) -> tuple[list[Part], str]:
 
 
 def _receipt(exchanges: Sequence[Exchange]) -> Receipt:
-    receipts = [exchange.receipt for exchange in exchanges]
-    return receipts[0] if len(receipts) == 1 else joint_receipt([exchange.life for exchange in exchanges], receipts)
+    if len(exchanges) == 1:
+        return exchanges[0].receipt
+    return joint_receipt([exchange.life for exchange in exchanges], [exchange.receipt for exchange in exchanges])
 
 
 async def _until_recorded(exchanges: Sequence[Exchange]) -> None:
