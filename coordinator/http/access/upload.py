@@ -107,6 +107,8 @@ class BodyMemory:
 
     def take(self, client: str, n_bytes: int) -> bool:
         """Holds so many more bytes for a client. Returns False, and holds nothing, where they exceed its share."""
+        if not n_bytes:
+            return True
         held_bytes = self._held_bytes.get(client, 0) + n_bytes
         n_clients = len(self._held_bytes.keys() | {client})
         if self._total_bytes + n_bytes > self._max_bytes and held_bytes > self._max_bytes / n_clients:

@@ -25,6 +25,14 @@ def test_who_came_first_keeps_nobody_out() -> None:
     assert not memory.take("honest", 1)
 
 
+def test_who_sends_nothing_takes_nobodys_share() -> None:
+    """Only who holds bytes counts among those who share the memory."""
+    memory = BodyMemory(100)
+    assert memory.take("greedy", 100)
+    assert memory.take("empty", 0)
+    assert memory.take("honest", 50)
+
+
 def test_what_is_given_back_can_be_had_again() -> None:
     """Released memory can be used again, by the same client too."""
     memory = BodyMemory(100)
