@@ -5,7 +5,6 @@ What is learned of a request that has ended are the lengths of its prompt and it
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from functools import partial
 
 from msgspec.structs import replace
@@ -42,21 +41,24 @@ class InFlight:
     """The attempts in progress on each expert; the service keeps it."""
 
     def __init__(self) -> None:
-        self.count: Counter[str] = Counter()
+        self.count: dict[str, int] = {}
         """By expert key; experts without any are left out."""
-        self._attempts: defaultdict[str, dict[str, Attempt]] = defaultdict(dict)
+        self._attempts: dict[str, dict[str, Attempt]] = {}
 
     def begun(self, attempt: Attempt) -> None:
         """Take in that an expert was given a job."""
         key = attempt.expert.key
-        self._attempts[key][attempt.job_id] = attempt
-        self.count[key] += 1
+        attempts = self._attempts.setdefault(key, {})
+        attempts[attempt.job_id] = attempt
+        self.count[key] = len(attempts)
 
     def over(self, key: str, job_id: str) -> None:
         """Take in that an expert has nothing more to do for a job that it was given."""
-        del self._attempts[key][job_id]
-        self.count[key] -= 1
-        if not self.count[key]:
+        attempts = self._attempts[key]
+        del attempts[job_id]
+        if attempts:
+            self.count[key] = len(attempts)
+        else:
             del self.count[key], self._attempts[key]
 
     def work_left(self, now_s: float, key: str, busy: int) -> WorkLeft | None:
