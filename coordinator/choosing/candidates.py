@@ -113,7 +113,7 @@ def _uncoupled(problem: Problem, clock: Callable[[], float]) -> Plan:
     candidates = Candidates.of(problem)
     if candidates.count == 0:
         return infeasible_plan(problem, "uncoupled", clock() - started_s)
-    value = candidates.value_of(list(range(candidates.count)))
+    value = problem.value.of(candidates.index)
     return proven_plan(
         problem,
         candidates.index.tolist(),

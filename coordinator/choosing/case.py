@@ -64,7 +64,7 @@ class Case(msgspec.Struct, frozen=True, eq=False, dict=True):
         """The worth of sets of experts for this prompt alone: that of their best."""
         return SetWorth(self.prompt_scores.scores[None, :])
 
-    @cached_property
+    @property
     def _usual_tokens(self) -> FloatArray | None:
         """(N,) lengths of answers to expect, none longer than the client allows; None where none is known."""
         usual, most = self.prompt_scores.answer_tokens, self.load.max_tokens

@@ -173,7 +173,7 @@ class Selector:
             category=category,
             affinity=affinity,
             draw=self._draw(request.demand, experts, in_flight, hosts),
-            price_per_j=request.price_per_j + sum(price.price_per_j for price in prices),
+            price_per_j=request.price_per_j + sum([price.price_per_j for price in prices]),
             prices=prices,
             modes=request.modes,
             asks_final_answer=request.asks_final_answer,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import isfinite
 
 import numpy as np
 
@@ -19,7 +20,7 @@ TIE = 1e-9
 
 def tie_width(value: float) -> float:
     """How much two values near `value` may differ and still count as equal."""
-    return TIE * max(1.0, abs(value)) if np.isfinite(value) else 0.0
+    return TIE * max(1.0, abs(value)) if isfinite(value) else 0.0
 
 
 @lru_cache(maxsize=64)
@@ -87,8 +88,11 @@ class Candidates:
         ceilings = np.array([limit.limit + ROUNDING * abs(limit.limit) - limit.by_size for limit in limits]).reshape(
             len(limits), experts + 1
         )
-        fit = (largest >= 1) & (sums <= ceilings[:, 1:2]).all(axis=0)
-        fit &= ~problem.is_ruled_out
+        fit = largest >= 1
+        if limits:
+            fit &= (sums <= ceilings[:, 1:2]).all(axis=0)
+        if problem.ruled_out:
+            fit &= ~problem.is_ruled_out
         index = order[fit[order]]
         return cls(
             problem=problem,

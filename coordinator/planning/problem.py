@@ -60,13 +60,28 @@ def _costs(name: str, figures: Sequence[float] | FloatArray) -> FloatArray:
     return array
 
 
+def _sound_table(vectors: Sequence[Sequence[float] | FloatArray]) -> FloatArray | None:
+    """Vectors of costs as rows of one read-only table; None where they differ in length or `_costs` finds a fault."""
+    try:
+        table = np.array(vectors, dtype=np.float64)
+    except ValueError:
+        return None
+    # Both comparisons are false for NaN.
+    if table.ndim != 2 or (table.size and not (table.min() >= 0.0 and table.max() < np.inf)):
+        return None
+    table.flags.writeable = False
+    return table
+
+
 class _Vectors:
     """Base of frozen dataclasses whose fields are vectors of costs: it checks them and makes them read-only."""
 
     def __post_init__(self) -> None:
-        for name, figures in list(vars(self).items()):
-            if figures is not None:
-                object.__setattr__(self, name, _costs(name, figures))
+        given = {name: figures for name, figures in vars(self).items() if figures is not None}
+        # All at once, as a request has several; one by one it is found which of them is at fault.
+        rows = _sound_table(list(given.values()))
+        for place, (name, figures) in enumerate(given.items()):
+            object.__setattr__(self, name, _costs(name, figures) if rows is None else rows[place])
 
 
 @dataclass(frozen=True, eq=False)
