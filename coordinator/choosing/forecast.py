@@ -294,12 +294,11 @@ class Roster:
         return roster
 
     def only(self, places: IntArray) -> Roster:
-        """The experts at these places with their arrays, for a forecast; everything else is the whole roster's."""
+        """The experts at these places with what forecasts rest on; everything else is the whole roster's."""
         roster = copy(self)
         roster.experts = tuple(self.experts[place] for place in places.tolist())
-        for name, figures in vars(self).items():
-            if isinstance(figures, np.ndarray):
-                setattr(roster, name, figures[..., places])
+        for name in _FORECAST_BY:
+            setattr(roster, name, getattr(self, name)[..., places])
         return roster
 
     def less_busy(self, busy: IntArray, *, bounds_joules: bool) -> Iterator[IntArray]:
@@ -417,6 +416,13 @@ class Roster:
                 longest = msgspec.structs.replace(lived, decoded_tokens=int(asked.longest_tokens[place]))
                 of_longest.append(_means_on(report, first_s, longest))
         return np.array(usual).T, np.array(of_longest).T if of_longest else None
+
+
+_FORECAST_BY = (
+    *("slots", "_turn_s", "_occupancy", "_fullest", "_prefill", "_decode", "_energy"),
+    *("_to_p50", "_to_p95", "_besides"),
+)
+"""The arrays of a roster that `Roster.forecast` looks at."""
 
 
 def _writes(report: ExpertReport) -> bool:

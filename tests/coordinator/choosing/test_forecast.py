@@ -302,23 +302,24 @@ def test_what_those_at_work_have_left_is_part_of_a_prediction() -> None:
     assert busy_for_long.total_s.p50[2] < known.total_s.p50[2]
 
 
+@pytest.mark.parametrize("few", [0, 8])
 @given(st.lists(st.tuples(st.floats(0, 900), st.floats(0, 200)), min_size=1, max_size=5), st.booleans())
 def test_who_is_asked_one_after_the_other_is_forecast_as_if_all_had_been_at_once(
-    left: list[tuple[float, float]], one_by_one: bool
+    few: int, left: list[tuple[float, float]], one_by_one: bool
 ) -> None:
     """What a few have left changes their figures as it would in a forecast of the whole fleet, and nobody else's."""
     law = msgspec.structs.replace(speed(900.0, 60.0, slots=4), newcomer_s=0.01, occupancy=(0.5, 0.7))
     roster = Roster([expert(f"agent-{n}", latency=law, energy=cost(0.1 + n)) for n in range(len(left) + 2)])
     busy = np.arange(len(roster)) % 3
-    alone = roster.forecast(np.full(len(roster), 300), 40, busy)
     asked = {n + 1: WorkLeft(*each) for n, each in enumerate(left)}
-    found = alone
-    for some in [{place: work} for place, work in asked.items()] if one_by_one else [asked]:
-        found = found.beside(some)
     unread, to_write = np.zeros(len(roster)), np.full(len(roster), np.nan)
     for place, work in asked.items():
         unread[place], to_write[place] = work
-    whole = roster.forecast(alone.prompt_tokens, 40, busy, unread_tokens=unread, to_write_tokens=to_write)
+    with mock.patch("moe2.coordinator.choosing.forecast.FEW", few):
+        found = alone = roster.forecast(np.full(len(roster), 300), 40, busy)
+        for some in [{place: work} for place, work in asked.items()] if one_by_one else [asked]:
+            found = found.beside(some)
+        whole = roster.forecast(alone.prompt_tokens, 40, busy, unread_tokens=unread, to_write_tokens=to_write)
     for place in range(len(roster)):
         assert found.prediction(place) == whole.prediction(place) or place not in asked
         assert _figures(found.prediction(place)) == _figures((whole if place in asked else alone).prediction(place))
