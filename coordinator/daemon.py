@@ -457,16 +457,18 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         return None
 
     def _request_retired(self, life: Lifecycle, receipt: Receipt) -> None:
+        now_unix_s = time()
         self._metrics.request_ended(receipt, life.outcome)
-        self._past.request_ended(life, receipt, time())
+        self._past.request_ended(life, receipt, now_unix_s)
         self._calibration.request_retired(life)
-        if isinstance(life.outcome, Completed):
-            self._keeper.request_ended(asked_of(life, receipt, time()), first_token_s=receipt.seconds.ttft)
         if self._traces:
             self._traces.request_ended(life, receipt, unix_offset_s=time() - asyncio.get_running_loop().time())
-        if isinstance(life.outcome, Completed) and life.leading:
+        if not isinstance(life.outcome, Completed):
+            return
+        self._keeper.request_ended(asked_of(life, receipt, now_unix_s), first_token_s=receipt.seconds.ttft)
+        if answered := life.leading:
             # So that the answer can be scored later.
-            expert, request = life.leading.expert, life.request
+            expert, request = answered.expert, life.request
             self._feedback.answered(
                 request.request_id,
                 expert=expert.key,

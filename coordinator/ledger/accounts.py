@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 
 import msgspec
 
@@ -249,7 +250,13 @@ def charge(reserved: Amount | None, used: Amount, *, known_j: float = 0.0) -> Am
 
 def day_of(at_unix_s: float) -> str:
     """Returns the UTC day of a moment, such as 2026-01-31."""
-    return datetime.fromtimestamp(at_unix_s, UTC).date().isoformat()
+    return _day(int(at_unix_s // 86_400))
+
+
+@lru_cache(maxsize=16)
+def _day(n_days: int) -> str:
+    """The day that is so many days after 1970-01-01. Every request asks for the same one."""
+    return (date(1970, 1, 1) + timedelta(n_days)).isoformat()
 
 
 def day_after(day: str) -> datetime:
