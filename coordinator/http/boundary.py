@@ -81,8 +81,8 @@ class Boundary:
         # aiohttp has a task for each request, with which ends what is bound here.
         request_id = request[REQUEST_ID] = new_request_id()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        if (client_id := client_request_id(request.headers)) is not None:
-            request[CLIENT_REQUEST_ID] = client_id
+        client_id = request[CLIENT_REQUEST_ID] = client_request_id(request.headers)
+        if client_id is not None:
             structlog.contextvars.bind_contextvars(client_request_id=client_id)
         body: Body | None = None
         try:
@@ -112,10 +112,11 @@ class Boundary:
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = "moe2"
-        if request_id := request.get(REQUEST_ID):
-            response.headers["x-request-id"] = request_id
-        if client_id := request.get(CLIENT_REQUEST_ID):
-            response.headers[CLIENT_ID_HEADERS[0]] = client_id
+        # What the HTTP library answers before the middleware has none.
+        if REQUEST_ID in request:
+            response.headers["x-request-id"] = request[REQUEST_ID]
+            if (client_id := request[CLIENT_REQUEST_ID]) is not None:
+                response.headers[CLIENT_ID_HEADERS[0]] = client_id
         if self._browsers is not None:
             self._browsers.add_headers(request, response)
 

@@ -41,7 +41,8 @@ from moe2.coordinator.serving.service import Service
 from moe2.coordinator.serving.waiting_room import whole_seconds
 
 REQUEST_ID = web.RequestKey("request_id", str)
-CLIENT_REQUEST_ID = web.RequestKey("client_request_id", str)
+CLIENT_REQUEST_ID: web.RequestKey[str | None] = web.RequestKey("client_request_id")
+"""The client's own id of its request; None where it sent none."""
 
 
 class Answering:
@@ -118,7 +119,7 @@ class Answering:
             texts=call.texts,
             vector_size=call.vector_size,
             traceparent=http.headers.get("traceparent"),
-            client_request_id=http.get(CLIENT_REQUEST_ID),
+            client_request_id=http[CLIENT_REQUEST_ID],
             principal=principal,
             is_streamed=call.stream,
         )
