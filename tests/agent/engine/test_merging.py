@@ -1,8 +1,19 @@
 """Events of the engine that share a frame."""
 
-from moe2.agent.engine.merging import TOKENS_EVERY_S, Merging
-from moe2.agent.engine.protocol import Event, Finished, Started
+import pytest
+
+from moe2.agent.engine.merging import BESIDE_THREADS_EVERY_S, TOKENS_EVERY_S, Merging
+from moe2.agent.engine.protocol import Event, Finished, Loaded, ModelFacts, Started
 from moe2.common.link.messages import JobPieces, TokenPiece, Tokens
+from moe2.common.placement import DeviceShare
+
+FACTS = ModelFacts(
+    architecture="qwen2",
+    file_bytes=1,
+    vocabulary_size=2,
+    vocabulary_sha256="0",
+    has_chat_template=True,
+)
 
 
 def tokens(*texts: str, job_id: str = "a") -> Tokens:
@@ -26,6 +37,23 @@ def test_tokens_of_slow_steps_go_out_at_once() -> None:
     merging = Merging()
     sent = [merging.put(tokens(text), TOKENS_EVERY_S * step) for step, text in enumerate("abc")]
     assert [text_of(list(each)) for each in sent] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("placement", "every_s"),
+    [
+        ((DeviceShare(device="CPU", layers=25),), BESIDE_THREADS_EVERY_S),
+        ((DeviceShare(device="CPU", layers=5), DeviceShare(device="CUDA0", is_gpu=True, layers=20)), TOKENS_EVERY_S),
+        ((), TOKENS_EVERY_S),
+    ],
+)
+def test_frames_are_rarer_where_the_processor_decodes(placement: tuple[DeviceShare, ...], every_s: float) -> None:
+    """What takes them takes time from the engine there; where nobody knows, as often as where a GPU decodes."""
+    merging = Merging()
+    merging.put(Loaded(facts=FACTS, load_s=1.0, context_tokens=64, slots=4, placement=placement), 0.0)
+    merging.put(tokens("a"), 0.0)
+    assert not merging.put(tokens("b"), 0.9 * every_s)
+    assert text_of(list(merging.put(tokens("c"), every_s))) == "bc"
 
 
 def test_what_is_held_back_of_several_jobs_stays_apart() -> None:
