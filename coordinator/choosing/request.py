@@ -49,7 +49,10 @@ class Mode(StrEnum):
     @property
     def is_panel(self) -> bool:
         """True where all members of the panel work for each request."""
-        return self in (Mode.VOTE, Mode.RANK, Mode.CONSENSUS, Mode.MIX)
+        return self in _PANELS
+
+
+_PANELS = frozenset({Mode.VOTE, Mode.RANK, Mode.CONSENSUS, Mode.MIX})
 
 
 class Explain(StrEnum):
@@ -171,7 +174,7 @@ def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets], ke
     fallback = categories[category].over(default) if category in categories else default
     if key is not NO_BUDGETS:
         fallback = key.over(fallback)
-    return wish.over(fallback)
+    return fallback if wish is NO_WISH else wish.over(fallback)
 
 
 class Demand(msgspec.Struct, frozen=True):

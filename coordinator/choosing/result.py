@@ -192,7 +192,8 @@ class Selection(msgspec.Struct, frozen=True, eq=False, dict=True):
     @property
     def places(self) -> tuple[int, ...]:
         """Places of the members in the roster."""
-        return tuple(self.outlook.forecast.roster.place[member.expert.key] for member in self.members)
+        place = self.outlook.forecast.roster.place
+        return tuple([place[member.expert.key] for member in self.members])
 
     @property
     def first(self) -> Member:
