@@ -1,4 +1,4 @@
-"""Bytes to messages and back, on the link between the daemons and on the pipe to an engine: all that speaks msgpack.
+"""Bytes to messages and back, on the link between the daemons and on the pipe to an engine. The only user of msgpack.
 
 A frame is one msgpack map with an `op`, on the link also with its `number`. Decoding is strict about size, nesting and
 types, and lenient about fields it does not know: those are ignored, so that a newer peer can add some. Nothing is built
@@ -16,6 +16,7 @@ from functools import cache, reduce
 from operator import or_
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 
+import msgpack
 import msgspec
 import msgspec.inspect
 
@@ -137,7 +138,7 @@ class Codec(Generic[T]):
     ) -> None:
         """max_bytes_by_kind: limits below `max_frame_bytes`, for what is received."""
         self._union = union
-        self._encoder = msgspec.msgpack.Encoder()
+        self._packer = msgpack.Packer(use_bin_type=True)
         self._decoder = msgspec.msgpack.Decoder(union)
         self._numbers = msgspec.msgpack.Decoder(_Numbered)
         self._envelopes = msgspec.msgpack.Decoder(_Envelope)
@@ -156,11 +157,11 @@ class Codec(Generic[T]):
     def encode(self, message: T, *, number: int | None = None) -> bytes:
         """Returns the frame of a message. number: its place among those of its sender."""
         content = msgspec.to_builtins(message)
-        if type(message) is Tokens:
+        if isinstance(message, Tokens):
             content["jobs"] = [(job_id, [_as_sent(piece) for piece in pieces]) for job_id, pieces in content["jobs"]]
         if number is not None:
             content[NUMBER] = number
-        frame = self._encoder.encode(content)
+        frame = bytes(self._packer.pack(content))
         if len(frame) > self.max_frame_bytes:
             raise FrameTooLargeError(len(frame), self.max_frame_bytes)
         return frame
