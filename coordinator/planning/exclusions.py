@@ -148,7 +148,7 @@ class Exclusions(Sequence[Exclusion]):
         self.chosen: IntArray = np.array(chosen, dtype=np.intp)
         outside = np.ones(len(problem.names), dtype=np.bool_)
         outside[self.chosen] = False
-        self._outside: IntArray = np.flatnonzero(outside)
+        self._outside: IntArray = outside.nonzero()[0]
 
     def __len__(self) -> int:
         return len(self._outside)

@@ -102,7 +102,7 @@ class Plan:
         """Places, ascending, of the members and of the experts that would keep the limits with them but add nothing."""
         is_within = self.exclusions.are_outside_for(Cause.NO_GAIN)
         is_within[self.exclusions.chosen] = True
-        found = np.flatnonzero(is_within)
+        found = is_within.nonzero()[0]
         found.flags.writeable = False
         return found
 
@@ -157,7 +157,7 @@ def proven_plan(
 ) -> Plan:
     """The plan for a non-empty feasible panel; its proof is OPTIMAL where the bound is within a tie of its value."""
     chosen = np.array(members, dtype=np.intp)
-    chosen = chosen[np.argsort(by_name(problem.names)[chosen])]
+    chosen = chosen[by_name(problem.names)[chosen].argsort()]
     size, costs, aggregation = len(chosen), problem.costs, problem.aggregation
     spent = costs.energy_j[chosen]
     energy_j = spent.max() if problem.budgets.one_runs else spent.sum()

@@ -231,7 +231,7 @@ class BestOf(SetValue):
         self._keep(calibrated("probabilities", probabilities, 1.0).T, 0.0, np.maximum, more_is_better=True)
 
     def average(self, state: FloatArray) -> FloatArray:
-        return np.asarray(state.mean(axis=-1))
+        return np.asarray(np.add.reduce(state, axis=-1) / self.prompts)
 
 
 class Listed(SetValue):
