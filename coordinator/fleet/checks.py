@@ -182,9 +182,10 @@ class AgentChecks:
         return Checked((message,)) if fault is None else Checked((), (fault,), suspends=True)
 
     def _tokens(self, message: Tokens) -> Checked:
-        unknown = sum(job.job_id not in self._given for job in message.jobs)
-        if unknown > MAX_UNKNOWN_JOBS:
-            return Checked((), (f"tokens of {unknown} jobs that it was never given",), suspends=True)
+        if len(message.jobs) > MAX_UNKNOWN_JOBS:
+            unknown = sum(job.job_id not in self._given for job in message.jobs)
+            if unknown > MAX_UNKNOWN_JOBS:
+                return Checked((), (f"tokens of {unknown} jobs that it was never given",), suspends=True)
         faults: dict[str, str] = {}
         for job in message.jobs:
             if fault := self._pieces_fault(job):
