@@ -1,6 +1,8 @@
 """The thread that writes the ledger: each commit takes all entries that have gathered, and failed ones are kept.
 
-A second thread makes the checkpoints: they wait for the disk, and no commit has to wait for them.
+A second thread makes the checkpoints: they wait for the disk, and no commit has to wait for them. SQLite begins the log
+anew when all of it has been taken over, which never is so where commits follow one another: beyond a size the writing
+thread takes over itself what has come since the last checkpoint.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from moe2.coordinator.ledger.entry import (
 from moe2.coordinator.ledger.schema import is_full
 
 CHECKPOINT_EVERY_S = 5.0
+MAX_LOG_PAGES = 4096
+"""Pages of the log, mostly of 4 kB, beyond which it is to begin anew: a few seconds' worth of 500 requests a second."""
 RETRY_S = 1.0
 MAX_PER_COMMIT = 256
 MAX_KEPT = 10_000
@@ -128,6 +132,7 @@ class LedgerWriter:
         self._stopping = False
         self._stopped = threading.Event()
         self._written = threading.Event()
+        self._log_is_long = False
         # Daemon threads: a disk that hangs must not keep the coordinator from ending.
         self._threads = (
             threading.Thread(target=self._run, name="ledger-writer", daemon=True),
@@ -158,6 +163,9 @@ class LedgerWriter:
     def _run(self) -> None:
         while not self._stopping:
             self._write(self._gather())
+            if self._log_is_long:
+                self._log_is_long = False
+                self._checkpoint(self._connection)
         try:
             # The last connection that closes writes everything into the database and removes the log beside it.
             self._connection.close()
@@ -317,12 +325,21 @@ class LedgerWriter:
         while not self._stopped.is_set():
             self._written.wait()
             self._written.clear()
-            try:
-                self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            except sqlite3.Error as error:
-                log.warning("ledger_checkpoint_failed", error=str(error))
+            self._log_is_long = self._checkpoint(self._checkpointer) > MAX_LOG_PAGES
             self._stopped.wait(CHECKPOINT_EVERY_S)
         self._checkpointer.close()
+
+    # --- Of both threads ----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _checkpoint(connection: sqlite3.Connection) -> int:
+        """Takes over from the log what no reader holds up. Returns the pages of the log; 0 where that failed."""
+        try:
+            _, n_pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as error:
+            log.warning("ledger_checkpoint_failed", error=str(error))
+            return 0
+        return int(n_pages)
 
 
 class _Transaction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import deque
 from contextlib import closing
 from pathlib import Path
 
@@ -414,6 +415,21 @@ async def test_what_is_written_reaches_the_database_file_while_the_ledger_runs(t
     async with running(path) as ledger:
         await ledger.record(request_entry("req-of-the-checkpoint"))
         await until(lambda: b"req-of-the-checkpoint" in path.read_bytes())
+
+
+async def test_the_log_begins_anew_while_entries_never_cease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint beside the writing never reaches a log's end that moves: it grew for as long as there was load."""
+    monkeypatch.setattr(writer_module, "CHECKPOINT_EVERY_S", 0.01)
+    monkeypatch.setattr(writer_module, "MAX_LOG_PAGES", 50)
+    path = tmp_path / "ledger.sqlite"
+    log = path.with_name("ledger.sqlite-wal")
+    async with running(path) as ledger:
+        waiting = deque(ledger.record(request_entry(f"req-{number}")) for number in range(4))
+        for number in range(4, 4000):
+            await waiting.popleft()
+            waiting.append(ledger.record(request_entry(f"req-{number}")))
+        assert log.stat().st_size < 10e6
+    assert len(kept(path)) == 4000
 
 
 async def test_a_client_that_leaves_breaks_nothing(tmp_path: Path) -> None:
