@@ -242,14 +242,6 @@ class _Connection(RequestHandler):
             self._open_ones.give_back(self._counted_as)
             self._counted_as = None
 
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        """Goes on reading and parsing where that was paused.
-
-        The library asks for it with every body that is read, and would parse nothing anew each time.
-        """
-        if self._reading_paused:
-            super().resume_reading(resume_parser)
-
     def handle_error(
         self,
         request: web.BaseRequest,
