@@ -320,11 +320,10 @@ def _is_measured(fleet: Fleet, members: Sequence[ExpertFigures]) -> bool:
 
 def _spare(slow: SlowProblem, fleet: Fleet) -> frozenset[str]:
     """The hosts without which the experts in memory elsewhere meet every need."""
-    ready = [(n, expert.host) for n, expert in enumerate(fleet.experts) if expert.readiness is Readiness.READY]
+    problem = slow.problem
+    ready = problem.mask(n for n, expert in enumerate(fleet.experts) if expert.readiness is Readiness.READY)
     return frozenset(
-        host.key
-        for host in fleet.hosts
-        if not slow.problem.unmet(slow.problem.mask(n for n, on in ready if on != host.key))
+        host.key for place, host in enumerate(fleet.hosts) if not problem.unmet(ready & (problem.host != place))
     )
 
 

@@ -125,6 +125,7 @@ def transitions(
     wanted_again_s: the seconds after which an expert that is not wanted is predicted to be wanted again. Whoever comes
     is seen before anybody goes: hosts go to sleep only when all wanted experts are in memory, as far as they can be.
     """
+    wanted = frozenset(wanted)
     coming: list[Transition] = []
     going: list[Transition] = []
     for host in fleet.hosts:
@@ -148,7 +149,7 @@ def transitions(
     here = {one.key for one in fleet.experts if one.readiness is Readiness.READY}
     reachable = {one.key for one in fleet.experts if one.host not in rules.unreachable}
     # Where none of the wanted ones is there, as after a wake that failed, whoever is awake is needed.
-    if set(wanted) & reachable <= here and (not wanted or set(wanted) & here):
+    if wanted & reachable <= here and (not wanted or wanted & here):
         return (*coming, *going)
     return (*coming, *(one for one in going if one.host in rules.keep_asleep))
 
