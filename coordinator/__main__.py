@@ -35,7 +35,7 @@ from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.shared_trust import SharedRegister
 from moe2.coordinator.fleet.register_file import RegisterFile, RegisterStore
 from moe2.coordinator.gate.checkpoint import load_checkpoint
-from moe2.coordinator.runtime import EventLoop, allow_open_files, collect_seldom, share_processor
+from moe2.coordinator.runtime import EventLoop, allow_open_files, collect_seldom, give_back_memory, share_processor
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
 
 
@@ -189,6 +189,7 @@ def _run(arguments: argparse.Namespace) -> int:
     configure_logging(settings.log.level)
     allow_open_files()
     share_processor()
+    give_back_memory()
 
     async def serve() -> None:
         daemon = CoordinatorDaemon(settings, load=lambda: settings_of(arguments.config))

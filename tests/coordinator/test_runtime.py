@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import platform
 import resource
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,33 @@ from moe2.common.health import Severity
 from moe2.coordinator.runtime import EventLoop, ListenerTls, allow_open_files, collect_seldom, share_processor
 from moe2.coordinator.settings import CoordinatorSettings
 from tests.fakes.certificates import Authority
+
+FREED = """
+import resource
+from moe2.coordinator.runtime import give_back_memory
+
+def resident_bytes():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+give_back_memory()
+largest = bytearray(16 << 20)
+del largest
+blocks, between = [], []
+for _ in range(40):
+    blocks.append(bytearray(256 << 10))
+    between.append(bytearray(2000))
+before = resident_bytes()
+blocks.clear()
+print(before - resident_bytes())
+"""
+
+
+def test_large_blocks_leave_the_process_when_they_are_freed() -> None:
+    """Also where larger ones were freed before, and smaller ones lie between them: by itself glibc keeps all then."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("Only glibc has bounds for what it keeps.")
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, check=True, text=True)
+    assert int(done.stdout) > 9 << 20
 
 
 def test_its_clock_moves_within_one_turn() -> None:
