@@ -21,6 +21,7 @@ import msgspec
 import msgspec.inspect
 
 from moe2.common.errors import LinkCode, ProtocolError
+from moe2.common.leaves import leaves
 from moe2.common.link.messages import (
     CancelJob,
     CommandAnswer,
@@ -347,25 +348,7 @@ def _as_spelled(kind: Any) -> Any:
 @cache
 def _is_spelled(kind: type[Any]) -> bool:
     """True if messages of this kind can have bytes in them, which are written as base64."""
-    return _has_bytes(msgspec.inspect.type_info(kind))
-
-
-def _has_bytes(info: msgspec.inspect.Type) -> bool:
-    """True if a value of the type can have bytes in it."""
-    kinds = msgspec.inspect
-    match info:
-        case kinds.BytesType():
-            return True
-        case kinds.StructType():
-            return any(_has_bytes(field.type) for field in info.fields)
-        case kinds.VarTupleType():
-            return _has_bytes(info.item_type)
-        case kinds.TupleType():
-            return any(map(_has_bytes, info.item_types))
-        case kinds.UnionType():
-            return any(map(_has_bytes, info.types))
-        case _:
-            return False
+    return any(isinstance(leaf, msgspec.inspect.BytesType) for leaf in leaves(msgspec.inspect.type_info(kind)))
 
 
 def _union(kinds: Iterable[Any]) -> Any:

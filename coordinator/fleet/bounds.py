@@ -9,6 +9,8 @@ from typing import TypeVar
 import msgspec
 import msgspec.inspect
 
+from moe2.common.leaves import leaves
+
 T = TypeVar("T")
 
 MAX_FIGURE = 1e15
@@ -68,30 +70,19 @@ def _worded(kind: type[msgspec.Struct]) -> tuple[str, ...]:
 
 def _has_text(info: msgspec.inspect.Type) -> bool:
     """Whether a value of the type can hold a text that is no word of an enumeration."""
-    kinds = msgspec.inspect
-    match info:
-        case kinds.StructType():
-            return any(_has_text(field.type) for field in info.fields)
-        case kinds.VarTupleType():
-            return _has_text(info.item_type)
-        case kinds.TupleType():
-            return any(map(_has_text, info.item_types))
-        case kinds.UnionType():
-            return any(map(_has_text, info.types))
-        case _:
-            return not isinstance(info, _FIGURES)
+    return not all(isinstance(leaf, _FIGURES) for leaf in leaves(info))
 
 
 def range_fault(name: str, value: float | None, most: float) -> str | None:
     """Returns what is wrong with a figure that has to be unknown or from 0 to `most`; None if nothing is."""
-    return None if value is None or 0 <= value <= most else f"{name} is {value}"
+    return first_range_fault((name, value, most))
 
 
 def first_range_fault(*figures: tuple[str, float | None, float]) -> str | None:
     """Returns the first fault of several figures, each with the arguments of `range_fault`; None if there is none."""
     for name, value, most in figures:
         if value is not None and not 0 <= value <= most:
-            return range_fault(name, value, most)
+            return f"{name} is {value}"
     return None
 
 
