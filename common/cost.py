@@ -30,8 +30,7 @@ shares (reading the weights, idle power).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from operator import mul
+from collections.abc import Sequence
 
 import msgspec
 
@@ -221,5 +220,4 @@ def _smaller(one: float, other: float) -> float:
 
 
 def _dot(coefficients: Sequence[float], features: Sequence[float]) -> float:
-    products: Iterable[float] = map(mul, coefficients, features)
-    return sum(products)
+    return sum([a * b for a, b in zip(coefficients, features, strict=True)])
