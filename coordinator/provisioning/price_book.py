@@ -164,8 +164,6 @@ class PriceBook:
         fleet, keys = self._fleet(), self._of_key(principal, left_j, now_unix_s)
         by_category = {name: self._priced(scope) for name, scope in self._by_category().items()}
         scopes = tuple(self._priced(scope) for scope in (*fleet, *keys))
-        if not scopes and not by_category:
-            return asked
         return msgspec.structs.replace(asked, scope_prices=scopes, category_prices=by_category)
 
     def concerns(self, principal: Principal) -> bool:
