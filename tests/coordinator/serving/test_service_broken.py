@@ -94,15 +94,22 @@ def breaks(*_: Any, **__: Any) -> Any:
     raise BrokenError
 
 
-@pytest.mark.parametrize("name", ["handle", "hurries"])
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"handle": breaks},
+        {"hurries": property(breaks)},
+        {"hurries": True, "next_deadline_s": property(breaks)},
+    ],
+)
 @on_virtual_clock
-async def test_a_lifecycle_that_raises_costs_its_own_request_only(name: str) -> None:
+async def test_a_lifecycle_that_raises_costs_its_own_request_only(members: dict[str, Any]) -> None:
     """Its client gets an internal error and it leaves every table; the request beside it is answered."""
     bench = ServiceBench("agent-1", "agent-2")
     doomed, other = bench.ask("doomed"), bench.ask("other")
     job, other_job = bench.jobs
     with pytest.MonkeyPatch.context() as patch, capture_logs() as logs:
-        broken = type("BrokenLife", (Lifecycle,), {name: property(breaks) if name == "hurries" else breaks})
+        broken = type("BrokenLife", (Lifecycle,), members)
         patch.setattr(doomed.life, "__class__", broken)
         bench.token(job.job_id)
         bench.service.agent_lost(bench.agent_of(job.job_id))
