@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from moe2.common.localsocket import RefusedError, fetch
 from moe2.common.status import PullRow
+from moe2.coordinator.cli.asking import ANSWER_S
 from moe2.coordinator.http.paths import PULLS_PATH
 from tests.fakes.disk import filled, small_disk
 from tests.fakes.fleet import Fleet, fleet
@@ -45,7 +46,7 @@ def digest(path: Path) -> str:
 async def pull(running: Fleet, source: str, *hosts: str) -> list[str]:
     """Tells hosts to pull; returns the orders' ids."""
     body = json.dumps({"source": source, "hosts": hosts}).encode()
-    answer = json.loads(await fetch(running.root / "coordinator.sock", PULLS_PATH, body=body))
+    answer = json.loads(await fetch(running.root / "coordinator.sock", PULLS_PATH, body=body, timeout_s=ANSWER_S))
     return [row["command_id"] for row in answer["pulls"]]
 
 

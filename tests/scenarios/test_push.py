@@ -16,6 +16,7 @@ import pytest
 from moe2.common.link.supply import FILES_PATH, TICKET_HEADER
 from moe2.common.localsocket import RefusedError, fetch
 from moe2.common.status import PushRow
+from moe2.coordinator.cli.models import HASHING_S
 from moe2.coordinator.http.paths import PUSHES_PATH
 from tests.fakes.fleet import Fleet, fleet
 from tests.gguf import write_gguf
@@ -29,7 +30,7 @@ OPEN = {"port": 0}
 async def push(running: Fleet, path: Path, *hosts: str, **fields: Any) -> list[str]:
     """Begins to send a file; returns the orders' ids."""
     body = json.dumps({"path": str(path), "hosts": hosts, **fields}).encode()
-    answer = json.loads(await fetch(running.root / "coordinator.sock", PUSHES_PATH, body=body))
+    answer = json.loads(await fetch(running.root / "coordinator.sock", PUSHES_PATH, body=body, timeout_s=HASHING_S))
     return [row["command_id"] for row in answer["pushes"]]
 
 
@@ -47,7 +48,7 @@ async def refusal(running: Fleet, path: object, *hosts: str, **fields: Any) -> s
     """Why a push does not begin."""
     body = json.dumps({"path": str(path), "hosts": hosts, **fields}).encode()
     with pytest.raises(RefusedError) as refused:
-        await fetch(running.root / "coordinator.sock", PUSHES_PATH, body=body)
+        await fetch(running.root / "coordinator.sock", PUSHES_PATH, body=body, timeout_s=HASHING_S)
     return refused.value.message
 
 
