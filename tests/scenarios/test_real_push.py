@@ -13,7 +13,7 @@ import pytest
 
 from moe2.agent.daemon import ENGINE_ARGV
 from tests.fakes.breakinglink import CANNOT_SHAPE
-from tests.fakes.disk import small_disk
+from tests.fakes.disk import filled, small_disk
 from tests.fakes.fleet import fleet
 from tests.gguf import write_gguf
 from tests.models import smollm2_path
@@ -59,20 +59,17 @@ async def test_a_push_goes_on_over_a_link_that_breaks(tmp_path: Path) -> None:
 async def test_a_disk_that_fills_meanwhile_ends_one_host_and_no_other(tmp_path: Path) -> None:
     """The reason is told, and once there is room the rest alone is fetched."""
     source = write_gguf(tmp_path / "big.gguf", body=os.urandom(4_000_000))
-    slow = {**OPEN, "max_bytes_per_s": 4_000_000}
+    slow = {**OPEN, "max_bytes_per_s": 2_000_000}
     async with small_disk(tmp_path / "disk", "262m") as disk:
         async with fleet(tmp_path, agents=("two",), push=slow, models_from=TAKES) as running:
             await running.start_agent("one", models_from={**TAKES, "folder": disk})
             await taking(running, "one", "two")
             ids = await push(running, source, "one", "two")
-            await running.until_status(lambda status: all(row.done_bytes > 500_000 for row in status.pushes))
-            filler = disk / "filler"
-            with filler.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free)
-            rows = {row.host: row for row in await ended(running, ids)}
+            await running.until_status(lambda status: all(row.done_bytes > 0 for row in status.pushes))
+            with filled(disk):
+                rows = {row.host: row for row in await ended(running, ids)}
             assert (rows["one"].state, rows["two"].state) == ("failed", "done")
             assert "cannot be written: No space left" in (rows["one"].message or "")
-            filler.unlink()
             [again] = await ended(running, await push(running, source, "one"))
             assert again.state == "done"
             assert (disk / "big.gguf").read_bytes() == source.read_bytes()
