@@ -8,11 +8,14 @@ the source that llama-cpp-python's sdist carries (vendor/llama.cpp), so that bot
     pip download --no-deps --no-binary :all: llama-cpp-python && tar xf llama_cpp_python-*.tar.gz
     cmake -S llama_cpp_python-*/vendor/llama.cpp -B build -DLLAMA_CURL=OFF && cmake --build build -t llama-server
 
-Like is compared with like: neither guesses tokens, or with `--guessing both` both do, ours as it does by itself and
-`llama-server` with the options of `benchmarks.speculation`.
+Neither guesses tokens; with `--guessing both` both do, ours as it does by itself and `llama-server` with the options of
+`benchmarks.speculation`; with `--guessing ours` both are as they are when nobody sets anything about it.
 
-The last line is one JSON object: `guessing`, `ratio_c1`, `ratio_c4`, `ratio_c8` (ours over theirs) and `ttft_ratio_c1`
-(ours over theirs: below 1 is sooner).
+`llama-server -np 8` gives each request an eighth of the context; with moe2 a request may fill all of it. With
+`--server-options=--kv-unified` it may there, too, and attention looks at the tokens of all requests, as in moe2.
+
+The last line is one JSON object: `guessing`, `server_options`, `ratio_c1`, `ratio_c4`, `ratio_c8` (ours over theirs)
+and `ttft_ratio_c1` (ours over theirs: below 1 is sooner).
 """
 
 from __future__ import annotations
@@ -179,8 +182,11 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
     async with AsyncExitStack() as stack:
         root = arguments.logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moe2-service-")))
         model, threads = arguments.model, arguments.threads
-        guesses = arguments.guessing == "both"
-        options = SERVER_OPTIONS.split() if guesses else []
+        guesses = arguments.guessing != "neither"
+        options = [
+            *arguments.server_options.split(),
+            *(SERVER_OPTIONS.split() if arguments.guessing == "both" else []),
+        ]
         ours = await stack.enter_async_context(service(model, threads, root, guesses=guesses))
         rival = llama_server(arguments.llama_server, model, threads, root, options=options)
         theirs = await stack.enter_async_context(rival)
@@ -202,7 +208,11 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
             figures[f"ratio_c{n_requests}"] = rates[ours] / rates[theirs]
             if n_requests == 1:
                 figures["ttft_ratio_c1"] = ttft[ours] / ttft[theirs]
-    return {"guessing": arguments.guessing, **{name: round(value, 3) for name, value in figures.items()}}
+    return {
+        "guessing": arguments.guessing,
+        "server_options": arguments.server_options,
+        **{name: round(value, 3) for name, value in figures.items()},
+    }
 
 
 def main() -> None:
@@ -211,7 +221,10 @@ def main() -> None:
     parser.add_argument("--llama-server", type=Path, required=True, metavar="BINARY", help="llama.cpp's own server")
     parser.add_argument("--threads", type=int, default=2, help="threads of each engine (%(default)s)")
     parser.add_argument(
-        "--guessing", choices=("neither", "both"), default="neither", help="who guesses tokens (%(default)s)"
+        "--guessing", choices=("neither", "ours", "both"), default="neither", help="who guesses tokens (%(default)s)"
+    )
+    parser.add_argument(
+        "--server-options", default="", metavar="TEXT", help="further ones, such as =--kv-unified (none)"
     )
     parser.add_argument("--at-once", type=int, nargs="+", default=AT_ONCE, help="requests at once (%(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="length of each answer (%(default)s)")
