@@ -19,7 +19,6 @@ from typing import Any
 
 import structlog
 
-from moe2.common.localsocket import fetch
 from moe2.coordinator.http.paths import PUSHES_PATH
 from tests.fakes.fleet import Fleet, fleet
 
@@ -44,8 +43,7 @@ async def run(root: Path, file: Path, content: bytes) -> dict[str, Any]:
         for host in HOSTS:
             await running.start_agent(host, models_from={"coordinator": True})
         await running.until_status(lambda status: sum(bool(_free(row)) for row in status.agents) == len(HOSTS))
-        body = json.dumps({"path": str(file), "hosts": HOSTS}).encode()
-        await fetch(root / "coordinator.sock", PUSHES_PATH, body=body, timeout_s=60.0)
+        await running.tell(PUSHES_PATH, path=str(file), hosts=HOSTS)
         breaks = 0
         for share in BREAK_AT:
             await running.until_status(lambda _, share=share: _gone_out(running) >= share * len(HOSTS) * len(content))  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +19,9 @@ from moe2.agent.energy.profiles import find_profile
 from moe2.agent.energy.wall import Plug
 from moe2.agent.settings import AgentSettings
 from moe2.agent.standby.sleeping import HostControl
+from moe2.common.localsocket import fetch
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.cli.models import HASHING_S
 from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.settings import CoordinatorSettings
 
@@ -139,6 +142,11 @@ class Fleet:
             return sum(expert.state == "ready" for expert in experts) == ready
 
         await self.until_status(ready_now)
+
+    async def tell(self, route: str, /, **word: Any) -> Any:
+        """An operator's word over the local socket; returns the answer to it, for which the commands wait as long."""
+        body = json.dumps(word).encode()
+        return json.loads(await fetch(self.root / "coordinator.sock", route, body=body, timeout_s=HASHING_S))
 
     async def chat(self, content: str, **fields: Any) -> aiohttp.ClientResponse:
         """POST one user message."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import socket
 from collections.abc import AsyncIterator
@@ -19,11 +18,10 @@ from moe2.agent.daemon import AgentDaemon
 from moe2.agent.standby.logind import Logind
 from moe2.common import magicpacket
 from moe2.common.link.messages import Suspend
-from moe2.common.localsocket import RefusedError, fetch
+from moe2.common.localsocket import RefusedError
 from moe2.common.magicpacket import send_magic_packet
 from moe2.common.standby import Standby, WakeAddress
 from moe2.common.status import AgentRow, CoordinatorStatus
-from moe2.coordinator.cli.asking import ANSWER_S
 from moe2.coordinator.cli.contradictions import contradictions
 from moe2.coordinator.cli.fleet import told
 from moe2.coordinator.http.paths import WISH_PATH
@@ -67,10 +65,7 @@ async def sleepy(
 
 async def wish(running: Fleet, verb: str, host: str = "one") -> str:
     """An operator's word, over the local socket as the command line says it."""
-    body = json.dumps({"verb": verb, "host": host}).encode()
-    return str(
-        json.loads(await fetch(running.root / "coordinator.sock", WISH_PATH, body=body, timeout_s=ANSWER_S))["done"]
-    )
+    return str((await running.tell(WISH_PATH, verb=verb, host=host))["done"])
 
 
 def row(status: CoordinatorStatus) -> AgentRow:

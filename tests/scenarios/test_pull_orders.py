@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,9 +15,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from msgspec.structs import replace
 
-from moe2.common.localsocket import RefusedError, fetch
+from moe2.common.localsocket import RefusedError
 from moe2.common.status import PullRow
-from moe2.coordinator.cli.asking import ANSWER_S
 from moe2.coordinator.http.paths import PULLS_PATH
 from tests.fakes.disk import filled, small_disk
 from tests.fakes.fleet import Fleet, fleet
@@ -45,8 +43,7 @@ def digest(path: Path) -> str:
 
 async def pull(running: Fleet, source: str, *hosts: str) -> list[str]:
     """Tells hosts to pull; returns the orders' ids."""
-    body = json.dumps({"source": source, "hosts": hosts}).encode()
-    answer = json.loads(await fetch(running.root / "coordinator.sock", PULLS_PATH, body=body, timeout_s=ANSWER_S))
+    answer = await running.tell(PULLS_PATH, source=source, hosts=hosts)
     return [row["command_id"] for row in answer["pulls"]]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -14,9 +13,8 @@ import aiohttp
 import pytest
 
 from moe2.common.link.supply import FILES_PATH, TICKET_HEADER
-from moe2.common.localsocket import RefusedError, fetch
+from moe2.common.localsocket import RefusedError
 from moe2.common.status import PushRow
-from moe2.coordinator.cli.models import HASHING_S
 from moe2.coordinator.http.paths import PUSHES_PATH
 from tests.fakes.fleet import Fleet, fleet
 from tests.gguf import write_gguf
@@ -29,8 +27,7 @@ OPEN = {"port": 0}
 
 async def push(running: Fleet, path: Path, *hosts: str, **fields: Any) -> list[str]:
     """Begins to send a file; returns the orders' ids."""
-    body = json.dumps({"path": str(path), "hosts": hosts, **fields}).encode()
-    answer = json.loads(await fetch(running.root / "coordinator.sock", PUSHES_PATH, body=body, timeout_s=HASHING_S))
+    answer = await running.tell(PUSHES_PATH, path=str(path), hosts=hosts, **fields)
     return [row["command_id"] for row in answer["pushes"]]
 
 
@@ -46,9 +43,8 @@ async def ended(running: Fleet, ids: list[str]) -> list[PushRow]:
 
 async def refusal(running: Fleet, path: object, *hosts: str, **fields: Any) -> str:
     """Why a push does not begin."""
-    body = json.dumps({"path": str(path), "hosts": hosts, **fields}).encode()
     with pytest.raises(RefusedError) as refused:
-        await fetch(running.root / "coordinator.sock", PUSHES_PATH, body=body, timeout_s=HASHING_S)
+        await running.tell(PUSHES_PATH, path=str(path), hosts=hosts, **fields)
     return refused.value.message
 
 

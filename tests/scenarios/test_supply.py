@@ -12,9 +12,8 @@ import pytest
 
 from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.library import Library, LibraryFile
-from moe2.common.localsocket import RefusedError, fetch
+from moe2.common.localsocket import RefusedError
 from moe2.common.status import AgentRow, ModelOrderRow
-from moe2.coordinator.cli.asking import ANSWER_S
 from moe2.coordinator.http.paths import ORDERS_PATH
 from tests.fakes.fleet import Fleet, fleet
 from tests.gguf import write_gguf
@@ -38,12 +37,8 @@ def stock(root: Path, agent: str, name: str, body: bytes = b"one", *, architectu
 
 async def order(running: Fleet, verb: str, name: str, *hosts: str, **fields: Any) -> list[ModelOrderRow]:
     """Gives an order over the local socket, and waits until every host has answered."""
-    body = json.dumps({"verb": verb, "name": name, "hosts": hosts, **fields}).encode()
-    socket = running.root / "coordinator.sock"
-    given = {
-        one["command_id"]
-        for one in json.loads(await fetch(socket, ORDERS_PATH, body=body, timeout_s=ANSWER_S))["orders"]
-    }
+    answer = await running.tell(ORDERS_PATH, verb=verb, name=name, hosts=hosts, **fields)
+    given = {one["command_id"] for one in answer["orders"]}
 
     def ended() -> list[ModelOrderRow]:
         rows = running.coordinator.status().model_orders
@@ -55,9 +50,8 @@ async def order(running: Fleet, verb: str, name: str, *hosts: str, **fields: Any
 
 async def refusal(running: Fleet, verb: str, name: str, *hosts: str, **fields: Any) -> str:
     """Why an order is not given."""
-    body = json.dumps({"verb": verb, "name": name, "hosts": hosts, **fields}).encode()
     with pytest.raises(RefusedError) as refused:
-        await fetch(running.root / "coordinator.sock", ORDERS_PATH, body=body, timeout_s=ANSWER_S)
+        await running.tell(ORDERS_PATH, verb=verb, name=name, hosts=hosts, **fields)
     return refused.value.message
 
 
@@ -143,8 +137,7 @@ async def test_an_agent_killed_while_it_swaps_comes_back_with_one_of_both(tmp_pa
     async with fleet(tmp_path, models_from=TAKES) as running:
         await stocked(running, "one", "new.gguf")
         await order(running, "add", "new", "one", slots=2)
-        body = json.dumps({"verb": "set", "name": "new", "hosts": ["one"], "slots": 3}).encode()
-        await fetch(running.root / "coordinator.sock", ORDERS_PATH, body=body, timeout_s=ANSWER_S)
+        await running.tell(ORDERS_PATH, verb="set", name="new", hosts=["one"], slots=3)
         agent = running.agents["one"]
         if step == "loading":
             await running.until_status(lambda _: any(name == "new@2" for name in agent.engine_pids()))
@@ -304,8 +297,7 @@ async def test_a_lost_host_is_no_done_order(tmp_path: Path) -> None:
     stock(tmp_path, "one", "new.gguf")
     async with fleet(tmp_path, models_from=TAKES) as running:
         await stocked(running, "one", "new.gguf")
-        body = json.dumps({"verb": "add", "name": "new", "hosts": ["one"]}).encode()
-        await fetch(running.root / "coordinator.sock", ORDERS_PATH, body=body, timeout_s=ANSWER_S)
+        await running.tell(ORDERS_PATH, verb="add", name="new", hosts=["one"])
         running.agent_tasks["one"].cancel()
         await asyncio.wait([running.agent_tasks["one"]])
         await running.until_status(lambda status: status.model_orders[0].state != "running")
