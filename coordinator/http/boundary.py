@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from time import time
 from typing import Any
@@ -32,8 +32,6 @@ MAX_PATIENCE_S = 60
 MAX_CLIENT_ID_CHARACTERS = 128
 CLIENT_ID_HEADERS = ("x-client-request-id", "x-request-id")
 """Headers with a client's own id of its request. The first one comes back beside moe2's own `x-request-id`."""
-_RANDOM_BYTES = 10
-_DRAWN_AT_ONCE = 64
 _NOT_PRINTABLE = re.compile(r"[^!-~]")
 ENVELOPES: Mapping[str, Callable[[ApiError], dict[str, Any]]] = {
     MESSAGES_PATH: messages.error_body,
@@ -42,27 +40,13 @@ ENVELOPES: Mapping[str, Callable[[ApiError], dict[str, Any]]] = {
 """What writes an error's body on paths that begin so; on all others it is in OpenAI's shape."""
 
 
-def _random_hex() -> Iterator[str]:
-    """Yields 80 random bits at a time, in hex, without an end.
-
-    They are drawn for many at once, as each call of the system lets another thread have the interpreter.
-    """
-    while True:
-        drawn = os.urandom(_RANDOM_BYTES * _DRAWN_AT_ONCE).hex()
-        for at in range(0, len(drawn), 2 * _RANDOM_BYTES):
-            yield drawn[at : at + 2 * _RANDOM_BYTES]
-
-
-_random = _random_hex()
-
-
 def new_request_id() -> str:
     """Returns a new id for a request, `req-…`: 48 bits of milliseconds since the epoch, then 80 random ones.
 
     The order is that of UUIDv7 (RFC 9562): databases that are asked by id enter new ones side by side, not each into
     another page.
     """
-    return f"req-{int(time() * 1000):012x}{next(_random)}"
+    return f"req-{int(time() * 1000):012x}{os.urandom(10).hex()}"
 
 
 def client_request_id(headers: Mapping[str, str]) -> str | None:
