@@ -224,7 +224,7 @@ def main() -> None:
         "--guessing", choices=("neither", "ours", "both"), default="neither", help="who guesses tokens (%(default)s)"
     )
     parser.add_argument(
-        "--server-options", default="", metavar="TEXT", help="further ones, such as =--kv-unified (none)"
+        "--server-options", default="", metavar="TEXT", help="more of its options, as in --server-options=--kv-unified"
     )
     parser.add_argument("--at-once", type=int, nargs="+", default=AT_ONCE, help="requests at once (%(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="length of each answer (%(default)s)")
