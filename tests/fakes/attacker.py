@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager, suppress
 
 N_CONNECTIONS = 60
 N_IDLE = 400
-PAUSE_S = 0.2
-"""Between two requests of one connection's place: the attack is what each costs, not how many there are."""
+PAUSE_S = 0.5
+"""Between two requests of one connection's place; the places are spread over it. The attack is what each request costs:
+so many ordinary ones at once would hold others up, too, where the machine is slow."""
 BOMB_BYTES = 200_000_000
 
 
@@ -89,7 +90,8 @@ IDLE = "idle"
 """Connections that send the beginning of a header, and no more."""
 
 
-async def _send_again_and_again(host: str, port: int, request: bytes) -> None:
+async def _send_again_and_again(host: str, port: int, request: bytes, delay_s: float) -> None:
+    await asyncio.sleep(delay_s)
     while True:
         with suppress(OSError):
             reader, writer = await asyncio.open_connection(host, port)
@@ -107,8 +109,8 @@ async def _attack(name: str, host: str, port: int, key: str) -> None:
     request = b"" if name == IDLE else (ATTACKS | LONG_BODIES)[name](key)
     n_connections = 0 if name == IDLE else 1 if name in LONG_BODIES else N_CONNECTIONS
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(n_connections):
-            tasks.create_task(_send_again_and_again(host, port, request))
+        for place in range(n_connections):
+            tasks.create_task(_send_again_and_again(host, port, request, PAUSE_S * place / n_connections))
         await asyncio.sleep(PAUSE_S)
         print("attacking", flush=True)
         await asyncio.Event().wait()

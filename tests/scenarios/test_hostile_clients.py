@@ -22,7 +22,10 @@ from tests.fakes.fleet import POLL_S, TOKEN
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
 MAX_ADDED_S = 0.050
-"""What an attack may add to the 99th percentile of anybody's latency."""
+"""What an attack may add to the 99th percentile of anybody's latency, at least."""
+MAX_ADDED_BY_QUIET = 4
+"""What it may add in parts of an honest request's quiet latency: where other work makes that 20 ms in place of 10, it
+makes everything take longer, the attack too. What holds the event loop adds 18 times and more."""
 N_SAMPLES = 150
 PACE_S = 0.01
 MAX_ROUNDS = 5
@@ -95,7 +98,7 @@ async def bystander(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[B
 
 
 async def assert_not_held_up(found: Bystander, name: str, url: str, key: str = "") -> None:
-    """Latencies under the attack are as without it, within `MAX_ADDED_S`, in one of a few rounds.
+    """Latencies under the attack are as without it, within what it may add, in one of a few rounds.
 
     Where that is known from earlier tests, one round more comes first, with the least of it: the strictest comparison.
     """
@@ -105,7 +108,8 @@ async def assert_not_held_up(found: Bystander, name: str, url: str, key: str = "
         quiet = known or await found.look_while_quiet()
         async with attack(name, address.hostname or "", address.port or 0, key):
             attacked = await found.latency()
-        if attacked.health_s <= quiet.health_s + MAX_ADDED_S and attacked.chat_s <= quiet.chat_s + MAX_ADDED_S:
+        added_s = max(MAX_ADDED_S, MAX_ADDED_BY_QUIET * quiet.chat_s)
+        if attacked.health_s <= quiet.health_s + added_s and attacked.chat_s <= quiet.chat_s + added_s:
             return
         rounds.append((quiet, attacked))
     pytest.fail(f"{name} holds others up: {rounds}")
