@@ -14,6 +14,8 @@ from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.energy.profiles import PROFILES, find_profile
 from moe2.agent.energy.sensor import FAMILIES, Family
 from moe2.agent.energy.wall import Plug, PlugKind
+from moe2.agent.engine.decoding.batch import job_cells
+from moe2.agent.engine.protocol import MAX_SEQUENCES
 from moe2.common.config import LIVE, Port, Seconds, Settings
 from moe2.common.generation import MAX_TOP_K
 from moe2.common.modelsource import checked_beginning
@@ -151,9 +153,13 @@ class ModelSection(Settings):
     path: Path
     """A GGUF file."""
     context_tokens: Annotated[int, Field(ge=64, le=16_777_216)] = 4096
-    """KV cache in tokens, shared by all slots."""
-    slots: Annotated[int, Field(ge=1, le=256)] = 4
+    """KV cache in tokens, of all slots together."""
+    slots: Annotated[int, Field(ge=1, le=MAX_SEQUENCES)] = 4
     """Requests decoded at once."""
+    kv_unified: bool = True
+    """Slots share the KV cache, and one request may fill all of it. With false each slot has an equal part to itself,
+    as `llama-server -np` gives it, which bounds a request; several requests at once are decoded faster by a small model
+    on a processor, but tokens are guessed only for a request that is alone."""
     max_queue: Annotated[int, Field(ge=0, le=100_000)] = 32
     """Requests that may wait for a slot; one more is refused."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -199,6 +205,12 @@ class ModelSection(Settings):
         return self
 
     @model_validator(mode="after")
+    def _a_divided_cache_has_a_lane_to_spare(self) -> ModelSection:
+        if not self.kv_unified and self.slots == MAX_SEQUENCES:
+            raise ValueError(f"kv_unified = false: llama.cpp has room for {MAX_SEQUENCES - 1} slots at most")
+        return self
+
+    @model_validator(mode="after")
     def _required_gpu_gets_layers(self) -> ModelSection:
         if self.require_gpu and self.gpu_layers == 0:
             raise ValueError("require_gpu: gpu_layers is 0, so nothing would be on the GPU; -1 is all layers")
@@ -211,6 +223,11 @@ class ModelSection(Settings):
         if self.draft is not None and not self.speculation:
             raise ValueError("draft: with speculation = false nothing is guessed; remove one of the two")
         return self
+
+    @property
+    def request_tokens(self) -> int:
+        """The most that the KV cache holds of one request."""
+        return job_cells(self.context_tokens, self.slots, divided=not self.kv_unified)
 
     @property
     def loads_on_demand(self) -> bool:

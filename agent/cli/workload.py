@@ -76,8 +76,9 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done, 0..1."""
 
 
-def workload(slots: int, context_tokens: int) -> tuple[Burst, ...]:
-    """The bursts for an expert of so many slots, whose context all of them share."""
+def workload(slots: int, context_tokens: int, *, kv_unified: bool = True) -> tuple[Burst, ...]:
+    """The bursts for an expert of so many slots, which share so much context, or without `kv_unified` have so much
+    each."""
     concurrencies = [1, 1]
     while concurrencies[-1] * 2 <= slots:
         concurrencies.append(concurrencies[-1] * 2)
@@ -87,7 +88,7 @@ def workload(slots: int, context_tokens: int) -> tuple[Burst, ...]:
         Burst(prompt_tokens, concurrency)
         for concurrency in concurrencies
         for prompt_tokens in PROMPT_TOKENS
-        if concurrency * (2 * prompt_tokens + DECODED_TOKENS) <= context_tokens
+        if (concurrency if kv_unified else 1) * (2 * prompt_tokens + DECODED_TOKENS) <= context_tokens
     )
 
 
@@ -127,7 +128,8 @@ class ExpertBench:
             self._raise_failure()
             if self._monitor.sampler.channels:
                 await self._idle(idle_s)
-            bursts = workload(self._section.slots, self._core.experts[self._section.name].context_tokens)
+            context_tokens = self._core.experts[self._section.name].context_tokens
+            bursts = workload(self._section.slots, context_tokens, kv_unified=self._section.kv_unified)
             results = []
             for number, burst in enumerate(bursts):
                 on_progress("serving", number / len(bursts))

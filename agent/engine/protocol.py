@@ -26,6 +26,9 @@ from moe2.common.link.messages import (
 )
 from moe2.common.placement import DeviceShare, GpuFault
 
+MAX_SEQUENCES = 256
+"""llama.cpp's own bound on sequences at once (LLAMA_MAX_SEQ)."""
+
 
 class LoraSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A LoRA adapter in a GGUF file, and how strongly it is applied."""
@@ -56,8 +59,9 @@ class DraftSpec(msgspec.Struct, frozen=True, kw_only=True):
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the child is to load.
 
-    context_tokens: tokens of KV cache shared by all slots.
+    context_tokens: tokens of KV cache, of all slots together.
     slots: sequences decoded at once.
+    kv_unified: slots share the cache; otherwise each has an equal part of it to itself.
     threads: None lets llama.cpp decide; 0 is refused by the configuration.
     gpu_layers: layers offloaded; -1 is all, 0 is none.
     flash_attention: None lets llama.cpp decide.
@@ -74,6 +78,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     context_tokens: int
     slots: int
+    kv_unified: bool = True
     threads: int | None = None
     gpu_layers: int = 0
     batch_tokens: int = 512

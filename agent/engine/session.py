@@ -43,7 +43,7 @@ from moe2.agent.engine.prompt.quotation import Quotation
 from moe2.agent.engine.prompt.request import RequestReader
 from moe2.agent.engine.prompt.template import ChatTemplate, TemplateError
 from moe2.agent.engine.prompt.thinking import Thinker, marks_of
-from moe2.agent.engine.protocol import Event, Loaded, ModelSpec
+from moe2.agent.engine.protocol import MAX_SEQUENCES, Event, Loaded, ModelSpec
 from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.agent.engine.structure.constraint import constraint_of
@@ -58,13 +58,11 @@ _SPARE_MATCHERS = 2
 """Grammars compiled ahead for jobs that wait for a slot."""
 _IDLE_PART = 64
 _IDLE_PART_ON_GPU = 8
-"""When no job runs, prefixes stay in the cache if they fill less than one part in this many; more goes on the shelf. A
-135M model on two x86-64 cores decodes by 13 to 15 % more slowly beside a cache full of them. On a GPU more stays, as
-what leaves has to cross the bus."""
+"""When no job runs, prefixes stay in a shared cache if they fill less than one part in this many; more goes on the
+shelf. A 135M model on two x86-64 cores decodes by 13 to 15 % more slowly beside a cache full of them. On a GPU more
+stays, as what leaves has to cross the bus."""
 _MIN_OUTPUTS = 64
 """Rows of logits in one batch: bounds the memory for them."""
-_MAX_SLOTS = 256
-"""llama.cpp's own bound on sequences (LLAMA_MAX_SEQ)."""
 _MAX_THREADS = 512
 """llama.cpp's own bound on threads (GGML_MAX_N_THREADS)."""
 _TEXTS_AT_ONCE = 32
@@ -121,7 +119,7 @@ def open_session(
         if model.embeds:
             yield _embedder(model, spec, stack, emit=emit, clock=clock, began_at_s=began_at_s)
             return
-        lanes = lanes_for(spec.slots)
+        lanes = lanes_for(spec.slots, divided=not spec.kv_unified)
         outputs = min(max(_MIN_OUTPUTS, spec.slots), spec.batch_tokens)
         context = Context(model, spec, lanes=lanes, outputs=outputs, threads=spec.threads or physical_cores())
         stack.callback(context.close)
@@ -133,9 +131,9 @@ def open_session(
             work_clock = clock
         with measured_alone(spec.measuring_lock, clock=clock, sleep=time.sleep):
             prefill_rate, decode_rate = warm_up(
-                cache, model, clock, most_tokens=min(context.batch_tokens, context.tokens - WARMUP_DECODE_TOKENS)
+                cache, model, clock, most_tokens=min(context.batch_tokens, context.lane_tokens - WARMUP_DECODE_TOKENS)
             )
-            room = min(outputs, context.batch_tokens, context.tokens)
+            room = min(outputs, context.batch_tokens, context.lane_tokens)
             measured_s = measured_batches(cache, model, work_clock, most_tokens=room) if spec.speculation else {}
         drafter = None
         if companion is not None and not context.gives_back_latest:
@@ -163,7 +161,7 @@ def open_session(
                     sampling=defaults,
                 ),
                 load_s=clock() - began_at_s,
-                context_tokens=context.tokens,
+                context_tokens=context.lane_tokens,
                 slots=spec.slots,
                 warmup_prefill_tokens_per_s=prefill_rate,
                 warmup_decode_tokens_per_s=decode_rate,
@@ -179,7 +177,7 @@ def open_session(
 
         def new_draw(request: Submit) -> _FreeDraw | MatchedDraw:
             constraint = constraint_of(request, templates.caller)
-            sampler = Sampler(model, completed(request.sampling, defaults), history_tokens=context.tokens)
+            sampler = Sampler(model, completed(request.sampling, defaults), history_tokens=context.lane_tokens)
             if constraint is None:
                 return _FreeDraw(sampler, context)
             selectors = constraint.calls.selectors if constraint.calls else {}
@@ -188,15 +186,19 @@ def open_session(
                 sampler, context, matcher, selectors, freely=partial(sampler.sample, context), spelling=model
             )
 
-        idle_part = _IDLE_PART_ON_GPU if gpu_layers(placement) else _IDLE_PART
-        run_lanes = Lanes(lanes=lanes, cells=context.tokens, cuts_anywhere=context.cuts_anywhere)
+        run_lanes = Lanes(
+            lanes=lanes, cells=context.tokens, cuts_anywhere=context.cuts_anywhere, divided=not spec.kv_unified
+        )
+        idle_tokens = context.tokens
+        if spec.kv_unified and spec.prefix_cache_mb:
+            idle_tokens //= _IDLE_PART_ON_GPU if gpu_layers(placement) else _IDLE_PART
         limits = Limits(
             slots=spec.slots,
             context_tokens=context.tokens,
-            job_tokens=min(context.tokens, model.trained_context_tokens or context.tokens),
+            job_tokens=min(context.lane_tokens, model.trained_context_tokens or context.lane_tokens),
             batch_tokens=context.batch_tokens,
             outputs=outputs,
-            idle_tokens=context.tokens // idle_part if spec.prefix_cache_mb else context.tokens,
+            idle_tokens=idle_tokens,
         )
         speculation = (
             Speculation(
@@ -260,7 +262,7 @@ def _embedder(
     """Set up an embedding model and emit `Loaded`. A batch has room for the longest text, as none can be split."""
     text_tokens = min(spec.context_tokens, model.trained_context_tokens or spec.context_tokens)
     batch_tokens = max(spec.batch_tokens, text_tokens)
-    whole = msgspec.structs.replace(spec, context_tokens=batch_tokens, batch_tokens=batch_tokens)
+    whole = msgspec.structs.replace(spec, context_tokens=batch_tokens, batch_tokens=batch_tokens, kv_unified=True)
     context = Context(
         model,
         whole,
@@ -302,7 +304,7 @@ def _embedder(
 def check_spec(spec: ModelSpec) -> None:
     """Raises `ModelError` for settings that cannot work with any model."""
     ranges = {
-        "slots": (spec.slots, 1, _MAX_SLOTS),
+        "slots": (spec.slots, 1, MAX_SEQUENCES if spec.kv_unified else MAX_SEQUENCES - 1),
         "context_tokens": (spec.context_tokens, 1, _MAX_CONTEXT_TOKENS),
         "batch_tokens": (spec.batch_tokens, _MIN_BATCH_TOKENS, _MAX_CONTEXT_TOKENS),
         "threads": (1 if spec.threads is None else spec.threads, 1, _MAX_THREADS),

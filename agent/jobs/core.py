@@ -78,7 +78,7 @@ class AgentCore:
         self._desk = JobDesk(stuck_s=stuck_s)
         self.jobs = self._desk.jobs
         self.experts = {
-            model.name: Expert(section=model, context_tokens=model.context_tokens, paced=paced, may_unload=allow_unload)
+            model.name: Expert(section=model, context_tokens=model.request_tokens, paced=paced, may_unload=allow_unload)
             for model in models
         }
         self.commands = CommandDesk(self.experts, allow_unload=allow_unload, allow_suspend=allow_suspend)
@@ -89,7 +89,7 @@ class AgentCore:
             lambda section, engine: Expert(
                 section=section,
                 engine=engine,
-                context_tokens=section.context_tokens,
+                context_tokens=section.request_tokens,
                 paced=paced,
                 may_unload=allow_unload,
             ),

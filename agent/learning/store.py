@@ -40,6 +40,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     batch_tokens: int
     flash_attention: bool | None
     cache_type: str = "f16"
+    kv_unified: bool = True
     lora: tuple[tuple[str, float], ...] = ()
 
 
@@ -71,6 +72,7 @@ def setup_of(section: ModelSection) -> Setup:
         batch_tokens=section.batch_tokens,
         flash_attention=section.flash_attention,
         cache_type=section.cache_type,
+        kv_unified=section.kv_unified,
         lora=tuple((str(lora.path), lora.scale) for lora in section.lora),
     )
 

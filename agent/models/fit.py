@@ -61,12 +61,19 @@ def memory_shortage(
     *,
     context_tokens: int,
     slots: int = 1,
+    kv_unified: bool = True,
     batch_tokens: int = 512,
     cache_type: str = "f16",
     gpu_layers: int = 0,
 ) -> Shortage | None:
     """What memory lacks for the model with so much context; None where there is enough, or nobody knows."""
-    cells = least_cells(header.text, context_tokens=context_tokens, slots=slots, batch_tokens=batch_tokens)
+    cells = least_cells(
+        header.text,
+        context_tokens=context_tokens,
+        slots=slots,
+        batch_tokens=batch_tokens,
+        divided=not kv_unified,
+    )
     need = Need(
         weights_bytes=file_bytes,
         cache_bytes=cache_bytes(header.text, cells, cache_type),

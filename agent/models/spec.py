@@ -27,6 +27,7 @@ def spec_of(
         path=str(section.path),
         context_tokens=section.context_tokens,
         slots=section.slots,
+        kv_unified=section.kv_unified,
         threads=section.threads,
         gpu_layers=section.gpu_layers,
         require_gpu=section.require_gpu,

@@ -443,6 +443,7 @@ def _shortage(header: GgufHeader, section: ModelSection, capacity: Capacity) -> 
         capacity,
         context_tokens=section.context_tokens,
         slots=section.slots,
+        kv_unified=section.kv_unified,
         batch_tokens=section.batch_tokens,
         cache_type=section.cache_type,
         gpu_layers=section.gpu_layers,
@@ -457,6 +458,7 @@ def _need(section: ModelSection, context_tokens: int | None = None) -> Need:
         context_tokens=context_tokens or section.context_tokens,
         slots=section.slots,
         batch_tokens=section.batch_tokens,
+        divided=not section.kv_unified,
     )
     return Need(
         weights_bytes=size_bytes(section.path),

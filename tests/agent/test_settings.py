@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from moe2.agent.engine.protocol import DraftSpec
+from moe2.agent.jobs.core import AgentCore
 from moe2.agent.models.spec import spec_of
 from moe2.agent.settings import ENVIRONMENT_PREFIX, AgentSettings
 from moe2.common.config import load_settings
@@ -215,3 +216,12 @@ def test_a_draft_model_is_one_that_is_served_too(tmp_path: Path) -> None:
     assert spec_of(served["d"], served=served).draft is None
     later = load(tmp_path, SMALLEST + 'draft = "d"\n[models_from]\ncoordinator = true\n')
     assert later.models[0].draft == "d"
+
+
+def test_a_request_has_a_slots_part_of_a_cache_that_is_not_shared(tmp_path: Path) -> None:
+    """Reported before the model is loaded, too, in llama.cpp's steps."""
+    (model,) = load(tmp_path, SMALLEST + "context_tokens = 4000\nslots = 3\nkv_unified = false\n").models
+    assert AgentCore((model,)).experts["m"].context_tokens == model.request_tokens == 1536
+    assert not spec_of(model).kv_unified
+    with pytest.raises(ConfigError, match="255 slots at most"):
+        load(tmp_path, SMALLEST + "slots = 256\nkv_unified = false\n")

@@ -9,6 +9,9 @@ longest prefix that any lane already holds.
 
 Admission counts tokens: the sum of what all runs have reserved never exceeds the cache. Cells that runs share are
 counted for each of them, which errs on the safe side.
+
+In a divided cache (llama.cpp's `kv_unified = false`) each lane has cells of its own, as many as every other: a token
+looks at no other lane's. Prefixes are copied then, and lanes are few.
 """
 
 from __future__ import annotations
@@ -27,11 +30,26 @@ _OLDEST_SHARE = 4
 _SPARE_LANES = 8
 """Lanes beyond the slots, for cached prefixes and for branches."""
 _MAX_LANES = 64
+_LANE_STEP = 256
+"""llama.cpp rounds the cells of a lane of its own up to whole steps of so many."""
+_COPIES_PER_TOKEN = 32
+"""A prefix comes by copying all that holds it: decoding one token anew takes longer than copying so many. Measured on
+two x86-64 cores with a 135M model: about 1000; less where a GPU decodes."""
 
 
-def lanes_for(slots: int) -> int:
-    """The lanes of a cache whose engine runs so many jobs at once."""
-    return min(2 * slots + _SPARE_LANES, max(_MAX_LANES, slots))
+def lanes_for(slots: int, *, divided: bool = False) -> int:
+    """The lanes of a cache whose engine runs so many jobs at once. A divided one has one to spare, for branches."""
+    return slots + 1 if divided else min(2 * slots + _SPARE_LANES, max(_MAX_LANES, slots))
+
+
+def job_cells(context_tokens: int, slots: int, *, divided: bool) -> int:
+    """Cells that one job can fill: of a divided cache its slot's part, rounded up."""
+    return -(-context_tokens // (slots * _LANE_STEP)) * _LANE_STEP if divided else context_tokens
+
+
+def is_worth_copying(gained: int, copied: int) -> bool:
+    """True if having so many tokens of a prompt saves more than copying what holds them takes."""
+    return gained * _COPIES_PER_TOKEN >= copied
 
 
 class DecodeOutcome(Enum):
@@ -66,11 +84,12 @@ class Chunk:
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where a run begins: on `lane`, emptied and then given the first `keep` tokens of `source`; where `source` is the
-    lane itself, it is cut back to them."""
+    lane itself, it is cut back to them. displaced: what `lane` held of others and is worth keeping elsewhere."""
 
     lane: int
     source: int
     keep: int
+    displaced: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -116,9 +135,10 @@ class _Lane:
 class Lanes:
     """The lanes of one cache, the runs on them, and their reservations."""
 
-    def __init__(self, *, lanes: int, cells: int, cuts_anywhere: bool) -> None:
-        """`cuts_anywhere`: the cache can be cut back to any earlier token (not so for recurrent models, whose lanes are
-        only ever continued)."""
+    def __init__(self, *, lanes: int, cells: int, cuts_anywhere: bool, divided: bool = False) -> None:
+        """cells: of all lanes together. cuts_anywhere: the cache can be cut back to any earlier token (not so for
+        recurrent models, whose lanes are only ever continued). divided: each lane has cells of its own."""
+        self.is_divided = divided
         self._lanes = [_Lane() for _ in range(lanes)]
         self._cells = cells
         self._cuts_anywhere = cuts_anywhere
@@ -226,6 +246,9 @@ class Lanes:
                 chunk = _chunk(run, count)
                 rows -= count - chunk.logits_from
                 chunks.append((run, chunk))
+        if self.is_divided:
+            # llama.cpp takes lanes of their own in one go where each is the next of the one before.
+            chunks.sort(key=lambda planned: planned[1].lane)
         return chunks
 
     def commit(self, chunks: Sequence[tuple[Run, Chunk]]) -> None:
@@ -241,13 +264,16 @@ class Lanes:
         self, lane: int, source: int, keep: int, tokens: list[int], *, reserve: int, logits_from: int
     ) -> tuple[Run, Placement]:
         run = Run(lane=lane, tokens=list(tokens), filled=keep, logits_from=logits_from, reserved=reserve)
+        held = self._lanes[lane].cached
+        # Where lanes share cells there are many, and what was used longest ago may go.
+        displaced = held if self.is_divided and len(held) > (keep if lane == source else 0) else []
         self._lanes[lane].run = run
         self._lanes[lane].cached = []
         if keep:
             self._lanes[source].used_at = self._tick()
         self.runs.append(run)
         self.reserved += reserve
-        return run, Placement(lane, source, keep)
+        return run, Placement(lane, source, keep, displaced)
 
     def _longest_prefix(self, tokens: list[int], *, limit: int) -> tuple[int, int]:
         """(lane, tokens shared) of the lane that holds most of the beginning of `tokens`, at most `limit`."""
@@ -258,21 +284,31 @@ class Lanes:
             if not self._cuts_anywhere and (lane.run is not None or usable > limit or tokens[:usable] != held):
                 continue
             shared = shared_beginning(tokens, held, min(limit, usable))
-            if shared > most:
+            if shared > most and (not self.is_divided or is_worth_copying(shared, usable)):
                 best, most = index, shared
         return best, most
 
     def _free_lane(self, source: int, keep: int) -> int | None:
         """The lane to start on: the source itself if nothing of value is lost, else an empty one, else the least
-        recently used; the source only where it is the last one free."""
+        recently used; the source only where it is the last one free. In a divided cache only those are looked at that
+        lie between running lanes, or else next to one."""
         free = [index for index, lane in enumerate(self._lanes) if lane.run is None]
+        if self.is_divided:
+            running = [self._neighbours_running(index) for index in free]
+            free = [index for index, count in zip(free, running, strict=True) if count == max(running)]
         if not free:
             return None
         held = self._lanes[source]
-        if keep and held.run is None and (keep == len(held.cached) or free == [source]):
+        if keep and source in free and (keep == len(held.cached) or free == [source]):
             return source
         others = [index for index in free if index != source or not keep]
         return min(others, key=lambda index: (bool(self._lanes[index].cached), self._lanes[index].used_at))
+
+    def _neighbours_running(self, index: int) -> int:
+        return sum(
+            lane.run is not None
+            for lane in (*self._lanes[max(0, index - 1) : index], *self._lanes[index + 1 : index + 2])
+        )
 
     def _tick(self) -> int:
         self._clock += 1

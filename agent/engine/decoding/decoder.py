@@ -237,6 +237,7 @@ class Decoder:
             unread = job.unread_before + sum(other.remaining for other in self._runs if not other.is_written)
             run.is_steady = job.reads_anew
             limit = 0 if job.reads_anew else most_reused(job.prompt, job.logits_from)
+            self._make_way(placement)
             if limit and (shelved := self._shelf.find(job.prompt, beyond=run.filled, limit=limit)):
                 self._bring_back(run, *shelved)
             else:
@@ -266,9 +267,15 @@ class Decoder:
                 if placed is None:
                     return
                 run, placement = placed
+                self._make_way(placement)
                 self._settle(run, placement)
                 self._runs[run] = job
                 job.branched(run)
+
+    def _make_way(self, placement: Placement) -> None:
+        """Put on the shelf what a placement takes from its lane."""
+        if placement.displaced:
+            self._shelve(placement.lane, placement.displaced)
 
     def _settle(self, run: Run, placement: Placement) -> None:
         """Make the cache agree with a placement."""

@@ -12,14 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe2.agent.engine.decoding.batch import shared_beginning
+from moe2.agent.engine.decoding.batch import is_worth_copying, shared_beginning
 
 State = npt.NDArray[np.uint8]
 """What the cache holds of one lane, as llama.cpp writes it."""
 
-_WORTH = 32
-"""Bringing a prefix back copies all of its tokens: decoding one token anew takes longer than copying so many. Measured
-on two x86-64 cores with a 135M model: about 1000; less where a GPU decodes."""
 _SPARED_BYTES = 512 * 2**20
 """Free memory that the shelf leaves to others."""
 
@@ -73,7 +70,7 @@ class Shelf:
             return None
         most, best = max((self._usable(held, tokens, limit=limit), at) for at, held in enumerate(self._held))
         held = self._held[best]
-        if (most - beyond) * _WORTH < len(held.tokens):
+        if not is_worth_copying(most - beyond, len(held.tokens)):
             return None
         self._held.append(self._held.pop(best))
         return held, most

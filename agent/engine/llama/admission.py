@@ -59,7 +59,11 @@ def _need_of(spec: ModelSpec) -> Need | None:
         if metadata is None:
             return None
         cells = least_cells(
-            metadata, context_tokens=spec.context_tokens, slots=spec.slots, batch_tokens=spec.batch_tokens
+            metadata,
+            context_tokens=spec.context_tokens,
+            slots=spec.slots,
+            batch_tokens=spec.batch_tokens,
+            divided=not spec.kv_unified,
         )
         return Need(
             weights_bytes=sum(size_bytes(Path(path)) for path in (spec.path, *(lora.path for lora in spec.lora))),

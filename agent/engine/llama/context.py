@@ -1,6 +1,7 @@
 """The key/value cache and the batch that goes through the model. A door to llama.cpp.
 
-A *lane* is one sequence of the cache. Lanes share one pool of cells, so copying a prefix to another lane costs nothing.
+A *lane* is one sequence of the cache. Lanes share one pool of cells, so copying a prefix to another lane costs nothing;
+where the cache is divided, each has cells of its own.
 """
 
 from __future__ import annotations
@@ -15,16 +16,14 @@ from llama_cpp import llama_cpp as llama
 
 from moe2.agent.engine.decoding.batch import Chunk, DecodeOutcome
 from moe2.agent.engine.decoding.shelf import State
-from moe2.agent.engine.llama.memory import windowed_tokens
+from moe2.agent.engine.llama.memory import all_cells, windowed_tokens
 from moe2.agent.engine.llama.model import Model, ModelError, recent_error
-from moe2.agent.engine.protocol import ModelSpec
+from moe2.agent.engine.protocol import MAX_SEQUENCES, ModelSpec
 
 Logits = npt.NDArray[np.float32]
 
 _CACHE_TYPES = {"f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0, "q4_0": llama.GGML_TYPE_Q4_0}
 _NO_CELLS = 1
-_MAX_SEQUENCES = 256
-"""llama.cpp's LLAMA_MAX_SEQ."""
 _ALLOCATION_FAILED = -2
 
 
@@ -34,21 +33,29 @@ class Context:
     def __init__(
         self, model: Model, spec: ModelSpec, *, lanes: int, outputs: int, threads: int, embeds: bool = False
     ) -> None:
-        """Allocate the cache. `outputs` bounds the rows of logits, or with `embeds` of vectors, of one batch.
+        """Allocate the cache. `outputs` bounds the rows of logits, or with `embeds` of vectors, of one batch. Where it
+        is divided, the lanes are those of `lanes_for`.
 
         Raises `ModelError`.
         """
+        self._is_divided = not spec.kv_unified
         parameters = llama.llama_context_default_params()
-        parameters.n_ctx = spec.context_tokens
+        parameters.n_ctx = all_cells(spec.context_tokens, spec.slots, divided=self._is_divided)
         parameters.n_batch = parameters.n_ubatch = spec.batch_tokens
-        # The last one holds nothing but what fills up a batch of one token.
-        self._filler_lane = lanes if model.keeps_every_position and lanes < _MAX_SEQUENCES else None
+        # The last one holds nothing but what fills up a batch of one token. Of its own lane a token alone sees nothing
+        # but its own cells anyway.
+        fills_up = model.keeps_every_position and lanes < MAX_SEQUENCES and not self._is_divided
+        self._filler_lane = lanes if fills_up else None
         parameters.n_seq_max = lanes + (self._filler_lane is not None)
         parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.kv_unified = True
+        parameters.kv_unified = spec.kv_unified
         window = llama.llama_model_n_swa(model.pointer) or None
         windowed = windowed_tokens(
-            window, context_tokens=spec.context_tokens, lanes=parameters.n_seq_max, batch_tokens=spec.batch_tokens
+            window,
+            cells=parameters.n_ctx,
+            lanes=parameters.n_seq_max,
+            batch_tokens=spec.batch_tokens,
+            divided=self._is_divided,
         )
         parameters.swa_full = windowed is None
         self.cuts_anywhere = model.keeps_every_position and windowed is None
@@ -75,6 +82,8 @@ class Context:
                 remedy="Lower context_tokens or batch_tokens, offload fewer layers, or use a smaller model.",
             )
         self.tokens: int = llama.llama_n_ctx(self.pointer)
+        self.lane_tokens = self.tokens // lanes if self._is_divided else self.tokens
+        """The most that one lane can hold."""
         self.batch_tokens: int = llama.llama_n_batch(self.pointer)
         self._memory = llama.llama_get_memory(self.pointer)
         self._vocabulary_size = model.vocabulary_size
@@ -150,7 +159,12 @@ class Context:
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Let `target` (empty) begin with the first `tokens` of `source`."""
-        llama.llama_memory_seq_cp(self._memory, source, target, -1, tokens)
+        if self._is_divided:
+            # llama.cpp copies all cells of a lane then, used or not, and only before the next batch.
+            self.restore(target, self.save(source))
+            self.trim(target, tokens)
+        else:
+            llama.llama_memory_seq_cp(self._memory, source, target, -1, tokens)
 
     def trim(self, lane: int, keep: int) -> bool:
         """Drop a lane's tokens after the first `keep`. False where the cache cannot do that."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from moe2.agent.engine.decoding.batch import lanes_for
+from moe2.agent.engine.decoding.batch import job_cells, lanes_for
 
 CACHE_TYPE_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 """Bytes per value: ggml's blocks of 32 carry a 16-bit scale."""
@@ -81,23 +81,37 @@ def window_of(metadata: Metadata) -> int | None:
     return _number(metadata(f"{metadata('general.architecture')}.attention.sliding_window")) or None
 
 
-def windowed_tokens(window: int | None, *, context_tokens: int, lanes: int, batch_tokens: int) -> int | None:
+def windowed_tokens(
+    window: int | None, *, cells: int, lanes: int, batch_tokens: int, divided: bool = False
+) -> int | None:
     """Cells that sliding layers take where they hold no more than they look at; None where they are to hold everything.
 
     With everything, a lane can be cut back to any earlier token, so that prompts share their beginnings. That is given
-    up only where it more than halves these layers' cache: with a long context and a short window.
+    up only where it more than halves these layers' cache: with a long context and a short window. cells: of the other
+    layers, of all lanes together. divided: each lane has its own, and room for a batch.
     """
     if window is None:
         return None
-    cells = window * lanes + batch_tokens
-    return cells if 2 * cells <= context_tokens else None
+    windowed = window * lanes + batch_tokens * (lanes if divided else 1)
+    return windowed if 2 * windowed <= cells else None
 
 
-def least_cells(metadata: Metadata, *, context_tokens: int, slots: int, batch_tokens: int) -> int:
+def all_cells(context_tokens: int, slots: int, *, divided: bool) -> int:
+    """Cells of all lanes together. A divided cache has a slot's part more than it was given, for the spare lane."""
+    each = job_cells(context_tokens, slots, divided=divided)
+    return each * lanes_for(slots, divided=True) if divided else each
+
+
+def least_cells(
+    metadata: Metadata, *, context_tokens: int, slots: int, batch_tokens: int, divided: bool = False
+) -> int:
     """Tokens that every layer's cache has room for, at least: files do not say which layers slide."""
-    window = window_of(metadata)
-    windowed = windowed_tokens(window, context_tokens=context_tokens, lanes=lanes_for(slots), batch_tokens=batch_tokens)
-    return context_tokens if windowed is None else windowed
+    cells = all_cells(context_tokens, slots, divided=divided)
+    lanes = lanes_for(slots, divided=divided)
+    windowed = windowed_tokens(
+        window_of(metadata), cells=cells, lanes=lanes, batch_tokens=batch_tokens, divided=divided
+    )
+    return cells if windowed is None else windowed
 
 
 def offloaded_part(metadata: Metadata, gpu_layers: int) -> float:

@@ -44,6 +44,7 @@ def draft_spec(spec: ModelSpec) -> ModelSpec | None:
         batch_tokens=max(spec.batch_tokens, _MIN_BATCH_TOKENS, spec.slots * MAX_BEHIND),
         draft=None,
         require_gpu=False,
+        kv_unified=True,
     )
     refuse_beyond_memory(companion, beside=spec)
     return companion

@@ -75,6 +75,13 @@ def test_workload_fits_the_context() -> None:
     assert all(burst.concurrency * (burst.prompt_tokens + burst.decoded_tokens) <= 600 for burst in bursts)
 
 
+def test_slots_with_a_context_each_are_all_used() -> None:
+    """Each request has so much, however many there are."""
+    bursts = workload(slots=4, context_tokens=300, kv_unified=False)
+    assert {burst.concurrency for burst in bursts} == {1, 2, 4}
+    assert all(2 * burst.prompt_tokens + burst.decoded_tokens <= 300 for burst in bursts)
+
+
 def test_measured_profile_is_stored(bench: Bench, tmp_path: Path) -> None:
     """The law of the expert, found in its requests, lies where the agent will look for it."""
     bench()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from moe2.agent.engine.decoding.batch import Chunk, DecodeOutcome, Lanes
+from moe2.agent.engine.decoding.batch import Chunk, DecodeOutcome, Lanes, lanes_for
 from moe2.agent.engine.decoding.decoder import Decoder
 from moe2.agent.engine.decoding.distribution import Logits
 from moe2.agent.engine.decoding.drafting import Drafter
@@ -68,13 +68,19 @@ def letters(tokens: Sequence[int]) -> str:
 
 
 class SimulatedCache:
-    """A unified cache of `cells` cells: lanes hold cells, copies share them."""
+    """A unified cache of `cells` cells: lanes hold cells, copies share them. In a divided one each lane has so many."""
 
     def __init__(
-        self, cells: int, *, says: Callable[[Sequence[int]], Logits] = logits_after, gives_back: bool = True
+        self,
+        cells: int,
+        *,
+        says: Callable[[Sequence[int]], Logits] = logits_after,
+        gives_back: bool = True,
+        divided: bool = False,
     ) -> None:
         """says: what the model says after some tokens. gives_back: a part of a lane can be dropped."""
         self._cells = cells
+        self._is_divided = divided
         self._says = says
         self._gives_back = gives_back
         self._lanes: dict[int, list[tuple[int, int]]] = {}
@@ -92,7 +98,13 @@ class SimulatedCache:
         if self.fails_with is not None:
             return self.fails_with
         new = sum(len(chunk.tokens) for chunk in chunks)
-        if self.used + new > self._cells:
+        if self._is_divided:
+            lanes_in_order = [chunk.lane for chunk in chunks]
+            if lanes_in_order != sorted(lanes_in_order):
+                raise AssertionError(f"llama.cpp would take lanes {lanes_in_order} one after another")
+            if any(chunk.start + len(chunk.tokens) > self._cells for chunk in chunks):
+                return DecodeOutcome.NO_CELLS
+        elif self.used + new > self._cells:
             return DecodeOutcome.NO_CELLS
         self._rows.clear()
         self.decoded_tokens += new
@@ -137,7 +149,7 @@ class SimulatedCache:
     def restore(self, lane: int, state: State) -> bool:
         if self._lanes.get(lane):
             raise AssertionError(f"lane {lane} is not empty")
-        if self.used + len(state) > self._cells:
+        if (0 if self._is_divided else self.used) + len(state) > self._cells:
             return False
         self._lanes[lane] = [(self._next_cell + at, token) for at, token in enumerate(state.tolist())]
         self._next_cell += len(state)
@@ -182,27 +194,30 @@ class Engine:
         draft_says: Callable[[Sequence[int]], Logits] | None = None,
         draft_seconds: Callable[[int], float] = lambda tokens: 0.0,
         draft_cells: int | None = None,
+        divided: bool = False,
     ) -> None:
         """`endless`: the end token is never drawn. idle_tokens: None is all of the cache. shelved_tokens: room on the
         shelf. new_draw: None draws the most likely token. says, gives_back: see `SimulatedCache`.
         seconds: what a step takes, by the tokens in its batch; None for a clock that is only looked at.
         held_up_s: how long other work of the host holds a step up besides.
         draft_says: what a draft model says; None for no draft model. draft_seconds, draft_cells: its steps and its
-        cache, which is as large as the other one by default."""
+        cache, which is as large as the other one by default. divided: each slot has `cells` to itself."""
         self._endless = endless
         self._own_draw = new_draw
-        self.cache = SimulatedCache(cells, says=says, gives_back=gives_back)
+        self.cache = SimulatedCache(cells, says=says, gives_back=gives_back, divided=divided)
         self.steps = 0
         if seconds is not None:
             self.cache.on_decode = lambda tokens: self._pass(seconds(tokens), held_up_s(tokens))
         self._tick_s = 0.001 if seconds is None else 0.0
         self.events: list[Event] = []
         self.now_s = self._held_up_s = 0.0
-        lanes = Lanes(lanes=2 * slots + 2, cells=cells, cuts_anywhere=True)
+        n_lanes = lanes_for(slots, divided=True) if divided else 2 * slots + 2
+        all_cells = cells * n_lanes if divided else cells
+        lanes = Lanes(lanes=n_lanes, cells=all_cells, cuts_anywhere=True, divided=divided)
         limits = Limits(
             slots=slots,
-            context_tokens=cells,
-            idle_tokens=cells if idle_tokens is None else idle_tokens,
+            context_tokens=all_cells,
+            idle_tokens=all_cells if idle_tokens is None else idle_tokens,
             job_tokens=cells,
             batch_tokens=batch_tokens,
             outputs=batch_tokens,

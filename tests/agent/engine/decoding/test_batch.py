@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from moe2.agent.engine.decoding.batch import Lanes, Run
+from moe2.agent.engine.decoding.batch import Lanes, Run, job_cells, lanes_for
 
 
-def _lanes(*, lanes: int = 4, cells: int = 1000, cuts_anywhere: bool = True) -> Lanes:
-    return Lanes(lanes=lanes, cells=cells, cuts_anywhere=cuts_anywhere)
+def _lanes(*, lanes: int = 4, cells: int = 1000, cuts_anywhere: bool = True, divided: bool = False) -> Lanes:
+    return Lanes(lanes=lanes, cells=cells, cuts_anywhere=cuts_anywhere, divided=divided)
 
 
 def _start(lanes: Lanes, tokens: list[int], *, reserve: int | None = None) -> Run:
@@ -177,3 +177,43 @@ def test_logits_are_not_wanted_before_tokens_that_come_in_any_case() -> None:
     run.filled, run.guesses = 4, [6]
     ((_, chunk),) = lanes.plan(batch_tokens=100, prefill_tokens=100, outputs=100)
     assert (list(chunk.tokens), chunk.logits_from) == ([5, 6], 0)
+
+
+def test_lanes_of_a_divided_cache_lie_beside_each_other() -> None:
+    """llama.cpp takes them in one go only then: a gap that an answer left is filled first, and batches are in order."""
+    lanes = _lanes(lanes=6, divided=True)
+    first, second, third = (_start(lanes, [token] * 9) for token in (1, 2, 3))
+    assert [first.lane, second.lane, third.lane] == [0, 1, 2]
+    _finish(lanes, second)
+    assert _start(lanes, [4] * 9).lane == 1
+    _finish(lanes, first)
+    assert list(_plan(lanes)) == [1, 2]
+    assert _start(lanes, [5] * 9).lane in (0, 3)
+
+
+def test_a_conversation_in_a_divided_cache_is_copied_to_a_lane_beside_the_others() -> None:
+    """Where it lies, each step would take twice as long."""
+    lanes = _lanes(lanes=6, divided=True)
+    runs = [_start(lanes, [token] * 9) for token in range(1, 6)]
+    for run in runs[1:]:
+        _finish(lanes, run)
+    placed = lanes.place([*[5] * 9, 7], reserve=10, logits_from=9)
+    assert placed is not None
+    assert (placed[1].lane, placed[1].source, placed[1].keep) == (1, 4, 9)
+    assert placed[1].displaced == [2] * 9
+
+
+def test_few_tokens_are_not_worth_copying_a_long_lane() -> None:
+    """A divided cache copies all that a lane holds."""
+    lanes = _lanes(divided=True)
+    _start(lanes, [1, *range(2, 200)])
+    placed = lanes.place([1, 900, 901], reserve=3, logits_from=2)
+    assert placed is not None
+    assert placed[1].keep == 0
+
+
+def test_a_slots_part_of_a_divided_cache_is_rounded_up_as_llama_cpp_does() -> None:
+    """In steps of 256; a shared one is any slot's."""
+    assert [job_cells(tokens, 3, divided=True) for tokens in (64, 768, 769, 8192)] == [256, 256, 512, 2816]
+    assert job_cells(8192, 3, divided=False) == 8192
+    assert lanes_for(3, divided=True) == 4

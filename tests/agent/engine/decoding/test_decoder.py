@@ -38,13 +38,25 @@ _STEPS = st.tuples(st.just("step"), st.integers(1, 4))
     batch_tokens=st.integers(4, 16),
     idle_tokens=st.integers(0, 24),
     shelved_tokens=st.integers(0, 64),
+    divided=st.booleans(),
 )
 def test_no_sequence_sees_anothers_tokens(
-    script: list[tuple[Any, ...]], slots: int, cells: int, batch_tokens: int, idle_tokens: int, shelved_tokens: int
+    script: list[tuple[Any, ...]],
+    slots: int,
+    cells: int,
+    batch_tokens: int,
+    idle_tokens: int,
+    shelved_tokens: int,
+    divided: bool,
 ) -> None:
     """Whatever arrives, stops and is cancelled meanwhile, each job's text is what it would be alone."""
     engine = Engine(
-        slots=slots, cells=cells, batch_tokens=batch_tokens, idle_tokens=idle_tokens, shelved_tokens=shelved_tokens
+        slots=slots,
+        cells=cells,
+        batch_tokens=batch_tokens,
+        idle_tokens=idle_tokens,
+        shelved_tokens=shelved_tokens,
+        divided=divided,
     )
     jobs: dict[str, tuple[str, int | None, tuple[str, ...]]] = {}
     cancelled: set[str] = set()
@@ -252,6 +264,32 @@ def test_an_answered_conversation_leaves_the_cache_and_comes_back() -> None:
     assert engine.text("second") == expected_text("ababababb", 3)
 
 
+def test_what_a_divided_caches_lane_held_goes_on_the_shelf_and_comes_back() -> None:
+    """With as few lanes as slots and one more, a newcomer takes an answered conversation's lane, but not its tokens."""
+    engine = Engine(slots=1, cells=64, shelved_tokens=64, endless=True, divided=True)
+    for job_id, prompt in (("first", "abc"), ("second", "bca"), ("third", "cab")):
+        engine.decoder.submit(letter_job(job_id, prompt, max_tokens=4))
+        engine.run()
+    said = f"abc{engine.text('first')}"
+    engine.decoder.submit(letter_job("again", f"{said}a", max_tokens=1))
+    engine.run()
+    (started,) = [event for event in engine.events if isinstance(event, Started) and event.job_id == "again"]
+    assert started.cached_tokens == len(said) - 1
+
+
+def test_a_beginning_that_another_lane_holds_is_copied_in_a_divided_cache() -> None:
+    """Also from a job that still runs."""
+    engine = Engine(slots=2, cells=64, divided=True)
+    engine.decoder.submit(letter_job("first", "abcabc", max_tokens=20))
+    engine.decoder.step()
+    assert not [event for event in engine.events if isinstance(event, Finished)]
+    engine.decoder.submit(letter_job("second", "abcabd", max_tokens=20))
+    engine.run()
+    started = [event for event in engine.events if isinstance(event, Started)]
+    assert [event.cached_tokens for event in started] == [0, 5]
+    assert engine.text("second") == expected_text("abcabd", 20)
+
+
 def test_nothing_leaves_the_cache_while_a_job_runs() -> None:
     """Its tokens would come to lie in the gaps."""
     engine = Engine(slots=2, cells=96, batch_tokens=64, idle_tokens=4, shelved_tokens=96, endless=True)
@@ -347,10 +385,13 @@ def test_a_request_that_breaks_its_preparation_fails_alone(monkeypatch: pytest.M
     prompt=_PROMPTS,
     continuations=st.lists(st.text(alphabet="abc", min_size=1, max_size=6), min_size=1, max_size=12),
     slots=st.integers(1, 3),
+    divided=st.booleans(),
 )
-def test_scores_are_the_sums_of_the_tokens_log_probabilities(prompt: str, continuations: list[str], slots: int) -> None:
+def test_scores_are_the_sums_of_the_tokens_log_probabilities(
+    prompt: str, continuations: list[str], slots: int, divided: bool
+) -> None:
     """Each continuation's score is what a single sequence gives, also with more continuations than lanes."""
-    engine = Engine(slots=slots, cells=128)
+    engine = Engine(slots=slots, cells=128, divided=divided)
     engine.decoder.submit(letter_job("neighbour", "abc", max_tokens=8))
     engine.decoder.submit(
         ScoreJob(

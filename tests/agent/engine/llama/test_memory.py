@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from moe2.agent.engine.llama.memory import Need, cache_bytes, offloaded_part, shortage, window_of, windowed_tokens
+from moe2.agent.engine.llama.memory import (
+    Need,
+    cache_bytes,
+    least_cells,
+    offloaded_part,
+    shortage,
+    window_of,
+    windowed_tokens,
+)
 
 LLAMA = {
     "general.architecture": "llama",
@@ -90,4 +98,17 @@ def test_sliding_layers_hold_their_window_where_that_saves_half(
     window: int | None, context_tokens: int, cells: int | None
 ) -> None:
     """Seventeen lanes of a window each, and a batch."""
-    assert windowed_tokens(window, context_tokens=context_tokens, lanes=17, batch_tokens=512) == cells
+    assert windowed_tokens(window, cells=context_tokens, lanes=17, batch_tokens=512) == cells
+
+
+def test_lanes_with_cells_of_their_own_have_room_for_a_batch_each() -> None:
+    """So a divided cache of sliding layers takes more, and saves half later."""
+    assert windowed_tokens(512, cells=32_768, lanes=9, batch_tokens=512, divided=True) == 9216
+    assert windowed_tokens(512, cells=18_431, lanes=9, batch_tokens=512, divided=True) is None
+
+
+def test_a_divided_cache_has_one_slots_part_more() -> None:
+    """For the lane of branches; the estimate counts it."""
+    shared = least_cells(LLAMA.get, context_tokens=8192, slots=8, batch_tokens=512)
+    assert shared == 8192
+    assert least_cells(LLAMA.get, context_tokens=8192, slots=8, batch_tokens=512, divided=True) == 9 * 1024
