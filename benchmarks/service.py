@@ -11,11 +11,11 @@ the source that llama-cpp-python's sdist carries (vendor/llama.cpp), so that bot
 Neither guesses tokens; with `--guessing both` both do, ours as it does by itself and `llama-server` with the options of
 `benchmarks.speculation`; with `--guessing ours` both are as they are when nobody sets anything about it.
 
-`llama-server -np 8` gives each request an eighth of the context; with moe2 a request may fill all of it. With
-`--server-options=--kv-unified` it may there, too, and attention looks at the tokens of all requests, as in moe2.
+Each request has an eighth of the context to itself, as `llama-server -np 8` gives it, and `kv_unified = false` here.
+With `--kv-unified` a request may fill all of it on both sides, which is what moe2 does by itself.
 
-The last line is one JSON object: `guessing`, `server_options`, `ratio_c1`, `ratio_c4`, `ratio_c8` (ours over theirs)
-and `ttft_ratio_c1` (ours over theirs: below 1 is sooner).
+The last line is one JSON object: `guessing`, `kv_unified`, `ratio_c1`, `ratio_c4`, `ratio_c8` (ours over theirs) and
+`ttft_ratio_c1` (ours over theirs: below 1 is sooner).
 """
 
 from __future__ import annotations
@@ -139,8 +139,9 @@ async def _until_it_answers(port: int) -> None:
 
 
 @asynccontextmanager
-async def service(model: Path, threads: int, root: Path, *, guesses: bool) -> AsyncIterator[int]:
-    """The whole service on this host; yields the port of its API. guesses: whether its engine guesses tokens."""
+async def service(model: Path, threads: int, root: Path, *, guesses: bool, kv_unified: bool) -> AsyncIterator[int]:
+    """The whole service on this host; yields the port of its API. guesses: whether its engine guesses tokens.
+    kv_unified: whether a request may fill all of the context."""
     api_port = free_port(FIRST_PORT)
     agents_port = free_port(api_port + 1)
     (root / "token").write_text(secrets.token_urlsafe(32))
@@ -153,7 +154,7 @@ async def service(model: Path, threads: int, root: Path, *, guesses: bool) -> As
         f'[agent]\nstate_dir = "{root}/agent"\nsocket = "{root}/a"\n[coordinator]\nurl = "ws://{HOST}:{agents_port}"\n'
         f'token_file = "{root}/token"\n[measuring]\nenabled = false\n[[models]]\nname = "m"\npath = "{model}"\n'
         f"context_tokens = {CONTEXT_TOKENS}\nslots = {SLOTS}\nthreads = {threads}\n"
-        f"speculation = {str(guesses).lower()}\n"
+        f"kv_unified = {str(kv_unified).lower()}\nspeculation = {str(guesses).lower()}\n"
     )
     run = (sys.executable, "-m")
     with (
@@ -177,17 +178,17 @@ async def llama_server(
         yield port
 
 
-async def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
+async def measure(arguments: argparse.Namespace) -> dict[str, float | str | bool]:
     """Ask both in turns; return the ratios, and who guessed tokens."""
     async with AsyncExitStack() as stack:
         root = arguments.logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moe2-service-")))
         model, threads = arguments.model, arguments.threads
         guesses = arguments.guessing != "neither"
-        options = [
-            *arguments.server_options.split(),
-            *(SERVER_OPTIONS.split() if arguments.guessing == "both" else []),
-        ]
-        ours = await stack.enter_async_context(service(model, threads, root, guesses=guesses))
+        options = SERVER_OPTIONS.split() if arguments.guessing == "both" else []
+        if arguments.kv_unified:
+            options.append("--kv-unified")
+        own = service(model, threads, root, guesses=guesses, kv_unified=arguments.kv_unified)
+        ours = await stack.enter_async_context(own)
         rival = llama_server(arguments.llama_server, model, threads, root, options=options)
         theirs = await stack.enter_async_context(rival)
         figures: dict[str, float] = {}
@@ -210,7 +211,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float | str]:
                 figures["ttft_ratio_c1"] = ttft[ours] / ttft[theirs]
     return {
         "guessing": arguments.guessing,
-        "server_options": arguments.server_options,
+        "kv_unified": arguments.kv_unified,
         **{name: round(value, 3) for name, value in figures.items()},
     }
 
@@ -223,9 +224,7 @@ def main() -> None:
     parser.add_argument(
         "--guessing", choices=("neither", "ours", "both"), default="neither", help="who guesses tokens (%(default)s)"
     )
-    parser.add_argument(
-        "--server-options", default="", metavar="TEXT", help="more of its options, as in --server-options=--kv-unified"
-    )
+    parser.add_argument("--kv-unified", action="store_true", help="a request may fill all of the context")
     parser.add_argument("--at-once", type=int, nargs="+", default=AT_ONCE, help="requests at once (%(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="length of each answer (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="repeats; the median counts (%(default)s)")
