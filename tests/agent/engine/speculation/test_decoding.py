@@ -167,6 +167,19 @@ def test_other_work_of_the_host_changes_nothing_about_guesses() -> None:
     assert found[0][2] == pytest.approx(found[1][2])
 
 
+def test_a_divided_cache_guesses_only_for_who_is_alone() -> None:
+    """Parts of different lengths would take a pass through the model each. Once the other one has ended it guesses."""
+    engine = Engine(cells=256, says=repeats, endless=True, speculation=free_guesses(), divided=True)
+    engine.decoder.submit(submit("j", "abcabcabc", max_tokens=80))
+    engine.decoder.submit(submit("other", "bcdbcdbcd", max_tokens=6))
+    while not any(isinstance(event, Finished) for event in engine.events):
+        engine.decoder.step()
+    assert not any(isinstance(event, Guessed) for event in engine.events)
+    engine.run()
+    drafted, accepted = counts(engine)
+    assert drafted >= accepted > 0
+
+
 def test_wrong_guesses_leave_the_cache() -> None:
     """After an answer the cache holds the prompt and what was written of it, and not one cell more."""
     engine = Engine(cells=200, batch_tokens=64, says=repeats, endless=True, speculation=free_guesses())
