@@ -11,8 +11,9 @@ the source that llama-cpp-python's sdist carries (vendor/llama.cpp), so that bot
 Neither guesses tokens; with `--guessing both` both do, ours as it does by itself and `llama-server` with the options of
 `benchmarks.speculation`; with `--guessing ours` both are as they are when nobody sets anything about it.
 
-Each request has an eighth of the context to itself, as `llama-server -np 8` gives it, and `kv_unified = false` here.
-With `--kv-unified` a request may fill all of it on both sides, which is what moe2 does by itself.
+A request may fill all of the context, which is what both do when nobody says anything about it; `llama-server`, whose
+slots are set here, needs `--kv-unified` for that. With `--divided` each request has an eighth to itself on both sides:
+`llama-server -np 8`, and `kv_unified = false` here.
 
 The last line is one JSON object: `guessing`, `kv_unified`, `ratio_c1`, `ratio_c4`, `ratio_c8` (ours over theirs) and
 `ttft_ratio_c1` (ours over theirs: below 1 is sooner).
@@ -185,9 +186,9 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float | str | bool
         model, threads = arguments.model, arguments.threads
         guesses = arguments.guessing != "neither"
         options = SERVER_OPTIONS.split() if arguments.guessing == "both" else []
-        if arguments.kv_unified:
+        if not arguments.divided:
             options.append("--kv-unified")
-        own = service(model, threads, root, guesses=guesses, kv_unified=arguments.kv_unified)
+        own = service(model, threads, root, guesses=guesses, kv_unified=not arguments.divided)
         ours = await stack.enter_async_context(own)
         rival = llama_server(arguments.llama_server, model, threads, root, options=options)
         theirs = await stack.enter_async_context(rival)
@@ -211,7 +212,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float | str | bool
                 figures["ttft_ratio_c1"] = ttft[ours] / ttft[theirs]
     return {
         "guessing": arguments.guessing,
-        "kv_unified": arguments.kv_unified,
+        "kv_unified": not arguments.divided,
         **{name: round(value, 3) for name, value in figures.items()},
     }
 
@@ -224,7 +225,7 @@ def main() -> None:
     parser.add_argument(
         "--guessing", choices=("neither", "ours", "both"), default="neither", help="who guesses tokens (%(default)s)"
     )
-    parser.add_argument("--kv-unified", action="store_true", help="a request may fill all of the context")
+    parser.add_argument("--divided", action="store_true", help="each request has an eighth of the context to itself")
     parser.add_argument("--at-once", type=int, nargs="+", default=AT_ONCE, help="requests at once (%(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="length of each answer (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="repeats; the median counts (%(default)s)")
