@@ -227,7 +227,7 @@ class ModelSection(Settings):
     @property
     def request_tokens(self) -> int:
         """The most that the KV cache holds of one request."""
-        return job_cells(self.context_tokens, self.slots, divided=not self.kv_unified)
+        return job_cells(self.context_tokens, self.slots, kv_unified=self.kv_unified)
 
     @property
     def loads_on_demand(self) -> bool:

@@ -119,7 +119,7 @@ def open_session(
         if model.embeds:
             yield _embedder(model, spec, stack, emit=emit, clock=clock, began_at_s=began_at_s)
             return
-        lanes = lanes_for(spec.slots, divided=not spec.kv_unified)
+        lanes = lanes_for(spec.slots, kv_unified=spec.kv_unified)
         outputs = min(max(_MIN_OUTPUTS, spec.slots), spec.batch_tokens)
         context = Context(model, spec, lanes=lanes, outputs=outputs, threads=spec.threads or physical_cores())
         stack.callback(context.close)
@@ -187,7 +187,7 @@ def open_session(
             )
 
         run_lanes = Lanes(
-            lanes=lanes, cells=context.tokens, cuts_anywhere=context.cuts_anywhere, divided=not spec.kv_unified
+            lanes=lanes, cells=context.tokens, cuts_anywhere=context.cuts_anywhere, kv_unified=spec.kv_unified
         )
         idle_tokens = context.tokens
         if spec.kv_unified and spec.prefix_cache_mb:

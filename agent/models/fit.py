@@ -72,7 +72,7 @@ def memory_shortage(
         context_tokens=context_tokens,
         slots=slots,
         batch_tokens=batch_tokens,
-        divided=not kv_unified,
+        kv_unified=kv_unified,
     )
     need = Need(
         weights_bytes=file_bytes,

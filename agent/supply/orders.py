@@ -458,7 +458,7 @@ def _need(section: ModelSection, context_tokens: int | None = None) -> Need:
         context_tokens=context_tokens or section.context_tokens,
         slots=section.slots,
         batch_tokens=section.batch_tokens,
-        divided=not section.kv_unified,
+        kv_unified=section.kv_unified,
     )
     return Need(
         weights_bytes=size_bytes(section.path),

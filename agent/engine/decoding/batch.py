@@ -37,14 +37,14 @@ _COPIES_PER_TOKEN = 32
 two x86-64 cores with a 135M model: about 1000; less where a GPU decodes."""
 
 
-def lanes_for(slots: int, *, divided: bool = False) -> int:
+def lanes_for(slots: int, *, kv_unified: bool = True) -> int:
     """The lanes of a cache whose engine runs so many jobs at once. A divided one has one to spare, for branches."""
-    return slots + 1 if divided else min(2 * slots + _SPARE_LANES, max(_MAX_LANES, slots))
+    return min(2 * slots + _SPARE_LANES, max(_MAX_LANES, slots)) if kv_unified else slots + 1
 
 
-def job_cells(context_tokens: int, slots: int, *, divided: bool) -> int:
+def job_cells(context_tokens: int, slots: int, *, kv_unified: bool) -> int:
     """Cells that one job can fill: of a divided cache its slot's part, rounded up."""
-    return -(-context_tokens // (slots * _LANE_STEP)) * _LANE_STEP if divided else context_tokens
+    return context_tokens if kv_unified else -(-context_tokens // (slots * _LANE_STEP)) * _LANE_STEP
 
 
 def is_worth_copying(gained: int, copied: int) -> bool:
@@ -135,10 +135,11 @@ class _Lane:
 class Lanes:
     """The lanes of one cache, the runs on them, and their reservations."""
 
-    def __init__(self, *, lanes: int, cells: int, cuts_anywhere: bool, divided: bool = False) -> None:
+    def __init__(self, *, lanes: int, cells: int, cuts_anywhere: bool, kv_unified: bool = True) -> None:
         """cells: of all lanes together. cuts_anywhere: the cache can be cut back to any earlier token (not so for
-        recurrent models, whose lanes are only ever continued). divided: each lane has cells of its own."""
-        self.is_divided = divided
+        recurrent models, whose lanes are only ever continued). kv_unified: lanes share the cells, or each has its
+        own."""
+        self.kv_unified = kv_unified
         self._lanes = [_Lane() for _ in range(lanes)]
         self._cells = cells
         self._cuts_anywhere = cuts_anywhere
@@ -246,7 +247,7 @@ class Lanes:
                 chunk = _chunk(run, count)
                 rows -= count - chunk.logits_from
                 chunks.append((run, chunk))
-        if self.is_divided:
+        if not self.kv_unified:
             # llama.cpp takes lanes of their own in one go where each is the next of the one before.
             chunks.sort(key=lambda planned: planned[1].lane)
         return chunks
@@ -266,7 +267,7 @@ class Lanes:
         run = Run(lane=lane, tokens=list(tokens), filled=keep, logits_from=logits_from, reserved=reserve)
         held = self._lanes[lane].cached
         # Where lanes share cells there are many, and what was used longest ago may go.
-        displaced = held if self.is_divided and len(held) > (keep if lane == source else 0) else []
+        displaced = held if not self.kv_unified and len(held) > (keep if lane == source else 0) else []
         self._lanes[lane].run = run
         self._lanes[lane].cached = []
         if keep:
@@ -284,7 +285,7 @@ class Lanes:
             if not self._cuts_anywhere and (lane.run is not None or usable > limit or tokens[:usable] != held):
                 continue
             shared = shared_beginning(tokens, held, min(limit, usable))
-            if shared > most and (not self.is_divided or is_worth_copying(shared, usable)):
+            if shared > most and (self.kv_unified or is_worth_copying(shared, usable)):
                 best, most = index, shared
         return best, most
 
@@ -293,9 +294,9 @@ class Lanes:
         recently used; the source only where it is the last one free. In a divided cache only those are looked at that
         lie between running lanes, or else next to one."""
         free = [index for index, lane in enumerate(self._lanes) if lane.run is None]
-        if self.is_divided:
-            running = [self._neighbours_running(index) for index in free]
-            free = [index for index, count in zip(free, running, strict=True) if count == max(running)]
+        if not self.kv_unified:
+            most = max(map(self._neighbours_running, free), default=0)
+            free = [index for index in free if self._neighbours_running(index) == most]
         if not free:
             return None
         held = self._lanes[source]
@@ -305,10 +306,8 @@ class Lanes:
         return min(others, key=lambda index: (bool(self._lanes[index].cached), self._lanes[index].used_at))
 
     def _neighbours_running(self, index: int) -> int:
-        return sum(
-            lane.run is not None
-            for lane in (*self._lanes[max(0, index - 1) : index], *self._lanes[index + 1 : index + 2])
-        )
+        beside = (index - 1, index + 1)
+        return sum(0 <= near < len(self._lanes) and self._lanes[near].run is not None for near in beside)
 
     def _tick(self) -> int:
         self._clock += 1

@@ -63,7 +63,7 @@ class Guessing:
         most tokens of it, guesses and others."""
         written = [run for run in lanes.runs if run.is_written]
         waiting = sum(run.remaining > 0 for run in lanes.runs) - len(written)
-        if lanes.is_divided and len(written) + waiting > 1:
+        if not lanes.kv_unified and len(written) + waiting > 1:
             # llama.cpp goes through the model once for each length of its lanes' parts.
             return
         load = Load(len(written), waiting, beside_s)

@@ -63,7 +63,7 @@ def _need_of(spec: ModelSpec) -> Need | None:
             context_tokens=spec.context_tokens,
             slots=spec.slots,
             batch_tokens=spec.batch_tokens,
-            divided=not spec.kv_unified,
+            kv_unified=spec.kv_unified,
         )
         return Need(
             weights_bytes=sum(size_bytes(Path(path)) for path in (spec.path, *(lora.path for lora in spec.lora))),

@@ -38,13 +38,13 @@ class Context:
 
         Raises `ModelError`.
         """
-        self._is_divided = not spec.kv_unified
+        self._kv_unified = spec.kv_unified
         parameters = llama.llama_context_default_params()
-        parameters.n_ctx = all_cells(spec.context_tokens, spec.slots, divided=self._is_divided)
+        parameters.n_ctx = all_cells(spec.context_tokens, spec.slots, kv_unified=spec.kv_unified)
         parameters.n_batch = parameters.n_ubatch = spec.batch_tokens
         # The last one holds nothing but what fills up a batch of one token. Of its own lane a token alone sees nothing
         # but its own cells anyway.
-        fills_up = model.keeps_every_position and lanes < MAX_SEQUENCES and not self._is_divided
+        fills_up = model.keeps_every_position and lanes < MAX_SEQUENCES and spec.kv_unified
         self._filler_lane = lanes if fills_up else None
         parameters.n_seq_max = lanes + (self._filler_lane is not None)
         parameters.n_threads = parameters.n_threads_batch = threads
@@ -55,7 +55,7 @@ class Context:
             cells=parameters.n_ctx,
             lanes=parameters.n_seq_max,
             batch_tokens=spec.batch_tokens,
-            divided=self._is_divided,
+            kv_unified=spec.kv_unified,
         )
         parameters.swa_full = windowed is None
         self.cuts_anywhere = model.keeps_every_position and windowed is None
@@ -82,7 +82,7 @@ class Context:
                 remedy="Lower context_tokens or batch_tokens, offload fewer layers, or use a smaller model.",
             )
         self.tokens: int = llama.llama_n_ctx(self.pointer)
-        self.lane_tokens = self.tokens // lanes if self._is_divided else self.tokens
+        self.lane_tokens = self.tokens if spec.kv_unified else self.tokens // lanes
         """The most that one lane can hold."""
         self.batch_tokens: int = llama.llama_n_batch(self.pointer)
         self._memory = llama.llama_get_memory(self.pointer)
@@ -159,12 +159,12 @@ class Context:
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Let `target` (empty) begin with the first `tokens` of `source`."""
-        if self._is_divided:
-            # llama.cpp copies all cells of a lane then, used or not, and only before the next batch.
+        if self._kv_unified:
+            llama.llama_memory_seq_cp(self._memory, source, target, -1, tokens)
+        else:
+            # llama.cpp would copy all cells of a lane, used or not, and only before the next batch.
             self.restore(target, self.save(source))
             self.trim(target, tokens)
-        else:
-            llama.llama_memory_seq_cp(self._memory, source, target, -1, tokens)
 
     def trim(self, lane: int, keep: int) -> bool:
         """Drop a lane's tokens after the first `keep`. False where the cache cannot do that."""

@@ -82,34 +82,34 @@ def window_of(metadata: Metadata) -> int | None:
 
 
 def windowed_tokens(
-    window: int | None, *, cells: int, lanes: int, batch_tokens: int, divided: bool = False
+    window: int | None, *, cells: int, lanes: int, batch_tokens: int, kv_unified: bool = True
 ) -> int | None:
     """Cells that sliding layers take where they hold no more than they look at; None where they are to hold everything.
 
     With everything, a lane can be cut back to any earlier token, so that prompts share their beginnings. That is given
     up only where it more than halves these layers' cache: with a long context and a short window. cells: of the other
-    layers, of all lanes together. divided: each lane has its own, and room for a batch.
+    layers, of all lanes together. Without `kv_unified` each lane has its own, and room for a batch.
     """
     if window is None:
         return None
-    windowed = window * lanes + batch_tokens * (lanes if divided else 1)
+    windowed = window * lanes + batch_tokens * (1 if kv_unified else lanes)
     return windowed if 2 * windowed <= cells else None
 
 
-def all_cells(context_tokens: int, slots: int, *, divided: bool) -> int:
+def all_cells(context_tokens: int, slots: int, *, kv_unified: bool) -> int:
     """Cells of all lanes together. A divided cache has a slot's part more than it was given, for the spare lane."""
-    each = job_cells(context_tokens, slots, divided=divided)
-    return each * lanes_for(slots, divided=True) if divided else each
+    each = job_cells(context_tokens, slots, kv_unified=kv_unified)
+    return each if kv_unified else each * lanes_for(slots, kv_unified=False)
 
 
 def least_cells(
-    metadata: Metadata, *, context_tokens: int, slots: int, batch_tokens: int, divided: bool = False
+    metadata: Metadata, *, context_tokens: int, slots: int, batch_tokens: int, kv_unified: bool = True
 ) -> int:
     """Tokens that every layer's cache has room for, at least: files do not say which layers slide."""
-    cells = all_cells(context_tokens, slots, divided=divided)
-    lanes = lanes_for(slots, divided=divided)
+    cells = all_cells(context_tokens, slots, kv_unified=kv_unified)
+    lanes = lanes_for(slots, kv_unified=kv_unified)
     windowed = windowed_tokens(
-        window_of(metadata), cells=cells, lanes=lanes, batch_tokens=batch_tokens, divided=divided
+        window_of(metadata), cells=cells, lanes=lanes, batch_tokens=batch_tokens, kv_unified=kv_unified
     )
     return cells if windowed is None else windowed
 

@@ -76,11 +76,11 @@ class SimulatedCache:
         *,
         says: Callable[[Sequence[int]], Logits] = logits_after,
         gives_back: bool = True,
-        divided: bool = False,
+        kv_unified: bool = True,
     ) -> None:
         """says: what the model says after some tokens. gives_back: a part of a lane can be dropped."""
         self._cells = cells
-        self._is_divided = divided
+        self._kv_unified = kv_unified
         self._says = says
         self._gives_back = gives_back
         self._lanes: dict[int, list[tuple[int, int]]] = {}
@@ -98,7 +98,7 @@ class SimulatedCache:
         if self.fails_with is not None:
             return self.fails_with
         new = sum(len(chunk.tokens) for chunk in chunks)
-        if self._is_divided:
+        if not self._kv_unified:
             lanes_in_order = [chunk.lane for chunk in chunks]
             if lanes_in_order != sorted(lanes_in_order):
                 raise AssertionError(f"llama.cpp would take lanes {lanes_in_order} one after another")
@@ -149,7 +149,7 @@ class SimulatedCache:
     def restore(self, lane: int, state: State) -> bool:
         if self._lanes.get(lane):
             raise AssertionError(f"lane {lane} is not empty")
-        if (0 if self._is_divided else self.used) + len(state) > self._cells:
+        if (self.used if self._kv_unified else 0) + len(state) > self._cells:
             return False
         self._lanes[lane] = [(self._next_cell + at, token) for at, token in enumerate(state.tolist())]
         self._next_cell += len(state)
@@ -194,26 +194,26 @@ class Engine:
         draft_says: Callable[[Sequence[int]], Logits] | None = None,
         draft_seconds: Callable[[int], float] = lambda tokens: 0.0,
         draft_cells: int | None = None,
-        divided: bool = False,
+        kv_unified: bool = True,
     ) -> None:
         """`endless`: the end token is never drawn. idle_tokens: None is all of the cache. shelved_tokens: room on the
         shelf. new_draw: None draws the most likely token. says, gives_back: see `SimulatedCache`.
         seconds: what a step takes, by the tokens in its batch; None for a clock that is only looked at.
         held_up_s: how long other work of the host holds a step up besides.
         draft_says: what a draft model says; None for no draft model. draft_seconds, draft_cells: its steps and its
-        cache, which is as large as the other one by default. divided: each slot has `cells` to itself."""
+        cache, which is as large as the other one by default. Without `kv_unified` each slot has `cells` to itself."""
         self._endless = endless
         self._own_draw = new_draw
-        self.cache = SimulatedCache(cells, says=says, gives_back=gives_back, divided=divided)
+        self.cache = SimulatedCache(cells, says=says, gives_back=gives_back, kv_unified=kv_unified)
         self.steps = 0
         if seconds is not None:
             self.cache.on_decode = lambda tokens: self._pass(seconds(tokens), held_up_s(tokens))
         self._tick_s = 0.001 if seconds is None else 0.0
         self.events: list[Event] = []
         self.now_s = self._held_up_s = 0.0
-        n_lanes = lanes_for(slots, divided=True) if divided else 2 * slots + 2
-        all_cells = cells * n_lanes if divided else cells
-        lanes = Lanes(lanes=n_lanes, cells=all_cells, cuts_anywhere=True, divided=divided)
+        n_lanes = 2 * slots + 2 if kv_unified else lanes_for(slots, kv_unified=False)
+        all_cells = cells if kv_unified else cells * n_lanes
+        lanes = Lanes(lanes=n_lanes, cells=all_cells, cuts_anywhere=True, kv_unified=kv_unified)
         limits = Limits(
             slots=slots,
             context_tokens=all_cells,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from moe2.agent.engine.decoding.batch import Lanes, Run, job_cells, lanes_for
 
 
-def _lanes(*, lanes: int = 4, cells: int = 1000, cuts_anywhere: bool = True, divided: bool = False) -> Lanes:
-    return Lanes(lanes=lanes, cells=cells, cuts_anywhere=cuts_anywhere, divided=divided)
+def _lanes(*, lanes: int = 4, cells: int = 1000, cuts_anywhere: bool = True, kv_unified: bool = True) -> Lanes:
+    return Lanes(lanes=lanes, cells=cells, cuts_anywhere=cuts_anywhere, kv_unified=kv_unified)
 
 
 def _start(lanes: Lanes, tokens: list[int], *, reserve: int | None = None) -> Run:
@@ -181,7 +181,7 @@ def test_logits_are_not_wanted_before_tokens_that_come_in_any_case() -> None:
 
 def test_lanes_of_a_divided_cache_lie_beside_each_other() -> None:
     """llama.cpp takes them in one go only then: a gap that an answer left is filled first, and batches are in order."""
-    lanes = _lanes(lanes=6, divided=True)
+    lanes = _lanes(lanes=6, kv_unified=False)
     first, second, third = (_start(lanes, [token] * 9) for token in (1, 2, 3))
     assert [first.lane, second.lane, third.lane] == [0, 1, 2]
     _finish(lanes, second)
@@ -193,7 +193,7 @@ def test_lanes_of_a_divided_cache_lie_beside_each_other() -> None:
 
 def test_a_conversation_in_a_divided_cache_is_copied_to_a_lane_beside_the_others() -> None:
     """Where it lies, each step would take twice as long."""
-    lanes = _lanes(lanes=6, divided=True)
+    lanes = _lanes(lanes=6, kv_unified=False)
     runs = [_start(lanes, [token] * 9) for token in range(1, 6)]
     for run in runs[1:]:
         _finish(lanes, run)
@@ -205,7 +205,7 @@ def test_a_conversation_in_a_divided_cache_is_copied_to_a_lane_beside_the_others
 
 def test_few_tokens_are_not_worth_copying_a_long_lane() -> None:
     """A divided cache copies all that a lane holds."""
-    lanes = _lanes(divided=True)
+    lanes = _lanes(kv_unified=False)
     _start(lanes, [1, *range(2, 200)])
     placed = lanes.place([1, 900, 901], reserve=3, logits_from=2)
     assert placed is not None
@@ -214,6 +214,6 @@ def test_few_tokens_are_not_worth_copying_a_long_lane() -> None:
 
 def test_a_slots_part_of_a_divided_cache_is_rounded_up_as_llama_cpp_does() -> None:
     """In steps of 256; a shared one is any slot's."""
-    assert [job_cells(tokens, 3, divided=True) for tokens in (64, 768, 769, 8192)] == [256, 256, 512, 2816]
-    assert job_cells(8192, 3, divided=False) == 8192
-    assert lanes_for(3, divided=True) == 4
+    assert [job_cells(tokens, 3, kv_unified=False) for tokens in (64, 768, 769, 8192)] == [256, 256, 512, 2816]
+    assert job_cells(8192, 3, kv_unified=True) == 8192
+    assert lanes_for(3, kv_unified=False) == 4

@@ -38,7 +38,7 @@ _STEPS = st.tuples(st.just("step"), st.integers(1, 4))
     batch_tokens=st.integers(4, 16),
     idle_tokens=st.integers(0, 24),
     shelved_tokens=st.integers(0, 64),
-    divided=st.booleans(),
+    kv_unified=st.booleans(),
 )
 def test_no_sequence_sees_anothers_tokens(
     script: list[tuple[Any, ...]],
@@ -47,7 +47,7 @@ def test_no_sequence_sees_anothers_tokens(
     batch_tokens: int,
     idle_tokens: int,
     shelved_tokens: int,
-    divided: bool,
+    kv_unified: bool,
 ) -> None:
     """Whatever arrives, stops and is cancelled meanwhile, each job's text is what it would be alone."""
     engine = Engine(
@@ -56,7 +56,7 @@ def test_no_sequence_sees_anothers_tokens(
         batch_tokens=batch_tokens,
         idle_tokens=idle_tokens,
         shelved_tokens=shelved_tokens,
-        divided=divided,
+        kv_unified=kv_unified,
     )
     jobs: dict[str, tuple[str, int | None, tuple[str, ...]]] = {}
     cancelled: set[str] = set()
@@ -266,7 +266,7 @@ def test_an_answered_conversation_leaves_the_cache_and_comes_back() -> None:
 
 def test_what_a_divided_caches_lane_held_goes_on_the_shelf_and_comes_back() -> None:
     """With as few lanes as slots and one more, a newcomer takes an answered conversation's lane, but not its tokens."""
-    engine = Engine(slots=1, cells=64, shelved_tokens=64, endless=True, divided=True)
+    engine = Engine(slots=1, cells=64, shelved_tokens=64, endless=True, kv_unified=False)
     for job_id, prompt in (("first", "abc"), ("second", "bca"), ("third", "cab")):
         engine.decoder.submit(letter_job(job_id, prompt, max_tokens=4))
         engine.run()
@@ -279,7 +279,7 @@ def test_what_a_divided_caches_lane_held_goes_on_the_shelf_and_comes_back() -> N
 
 def test_a_beginning_that_another_lane_holds_is_copied_in_a_divided_cache() -> None:
     """Also from a job that still runs."""
-    engine = Engine(slots=2, cells=64, divided=True)
+    engine = Engine(slots=2, cells=64, kv_unified=False)
     engine.decoder.submit(letter_job("first", "abcabc", max_tokens=20))
     engine.decoder.step()
     assert not [event for event in engine.events if isinstance(event, Finished)]
@@ -385,13 +385,13 @@ def test_a_request_that_breaks_its_preparation_fails_alone(monkeypatch: pytest.M
     prompt=_PROMPTS,
     continuations=st.lists(st.text(alphabet="abc", min_size=1, max_size=6), min_size=1, max_size=12),
     slots=st.integers(1, 3),
-    divided=st.booleans(),
+    kv_unified=st.booleans(),
 )
 def test_scores_are_the_sums_of_the_tokens_log_probabilities(
-    prompt: str, continuations: list[str], slots: int, divided: bool
+    prompt: str, continuations: list[str], slots: int, kv_unified: bool
 ) -> None:
     """Each continuation's score is what a single sequence gives, also with more continuations than lanes."""
-    engine = Engine(slots=slots, cells=128, divided=divided)
+    engine = Engine(slots=slots, cells=128, kv_unified=kv_unified)
     engine.decoder.submit(letter_job("neighbour", "abc", max_tokens=8))
     engine.decoder.submit(
         ScoreJob(

@@ -103,12 +103,12 @@ def test_sliding_layers_hold_their_window_where_that_saves_half(
 
 def test_lanes_with_cells_of_their_own_have_room_for_a_batch_each() -> None:
     """So a divided cache of sliding layers takes more, and saves half later."""
-    assert windowed_tokens(512, cells=32_768, lanes=9, batch_tokens=512, divided=True) == 9216
-    assert windowed_tokens(512, cells=18_431, lanes=9, batch_tokens=512, divided=True) is None
+    assert windowed_tokens(512, cells=32_768, lanes=9, batch_tokens=512, kv_unified=False) == 9216
+    assert windowed_tokens(512, cells=18_431, lanes=9, batch_tokens=512, kv_unified=False) is None
 
 
 def test_a_divided_cache_has_one_slots_part_more() -> None:
     """For the lane of branches; the estimate counts it."""
     shared = least_cells(LLAMA.get, context_tokens=8192, slots=8, batch_tokens=512)
     assert shared == 8192
-    assert least_cells(LLAMA.get, context_tokens=8192, slots=8, batch_tokens=512, divided=True) == 9 * 1024
+    assert least_cells(LLAMA.get, context_tokens=8192, slots=8, batch_tokens=512, kv_unified=False) == 9 * 1024

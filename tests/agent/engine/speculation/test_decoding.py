@@ -169,7 +169,7 @@ def test_other_work_of_the_host_changes_nothing_about_guesses() -> None:
 
 def test_a_divided_cache_guesses_only_for_who_is_alone() -> None:
     """Parts of different lengths would take a pass through the model each. Once the other one has ended it guesses."""
-    engine = Engine(cells=256, says=repeats, endless=True, speculation=free_guesses(), divided=True)
+    engine = Engine(cells=256, says=repeats, endless=True, speculation=free_guesses(), kv_unified=False)
     engine.decoder.submit(submit("j", "abcabcabc", max_tokens=80))
     engine.decoder.submit(submit("other", "bcdbcdbcd", max_tokens=6))
     while not any(isinstance(event, Finished) for event in engine.events):
