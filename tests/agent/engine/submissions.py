@@ -27,7 +27,7 @@ def chat_job(job_id: str, text: str, *, max_tokens: int = 16, **fields: Any) -> 
     return Submit(request_id="r", model="m", job_id=job_id, prompt=prompt, max_tokens=max_tokens, **settings)
 
 
-def text_job(job_id: str, text: str, *, max_tokens: int = 16, **fields: Any) -> Submit:
+def text_job(job_id: str, text: str, *, max_tokens: int | None = 16, **fields: Any) -> Submit:
     settings = {"sampling": Sampling(temperature=0), **fields}
     return Submit(
         request_id="r", model="m", job_id=job_id, prompt=TextPrompt(text=text), max_tokens=max_tokens, **settings

@@ -391,15 +391,7 @@ def test_answers_without_a_limit_share_the_cache_and_end_with_length() -> None:
         loaded = small.load(str(smollm2_path()), slots=3, context_tokens=256)
         assert isinstance(loaded, Loaded)
         for n in range(4):
-            small.send(
-                Submit(
-                    request_id="r",
-                    model="m",
-                    job_id=f"{n}",
-                    prompt=TextPrompt(text=f"{n} Once upon a time"),
-                    sampling=ban_the_end,
-                )
-            )
+            small.send(text_job(f"{n}", f"{n} Once upon a time", max_tokens=None, sampling=ban_the_end))
         _, ends = small.collect(4)
         small.send(text_job("after", "1, 2, 3,", max_tokens=2))
         after, _ = small.collect(1)

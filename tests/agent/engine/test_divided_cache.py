@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from moe2.agent.engine.protocol import Finished, JobFailed, Loaded, LoadFailed, ModelSpec, Scored, Started
 from moe2.common.errors import JobErrorCode
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import ScoreJob, Submit
+from moe2.common.link.messages import ScoreJob
 from moe2.common.link.prompts import TextPrompt
 from tests.agent.engine.child import Child
 from tests.agent.engine.slidingmodel import write_sliding_model
@@ -56,8 +56,7 @@ def test_a_request_has_a_slots_part_and_is_told_so(divided: tuple[Child, Loaded]
     assert str(SLOT_TOKENS) in failed.message
     endless = Sampling(temperature=0, logit_bias={0: -100, 2: -100, 4: -100})
     for n in range(5):
-        prompt = TextPrompt(text=f"{n} " + "One two three. " * 100)
-        child.send(Submit(request_id="r", model="m", job_id=f"{n}", prompt=prompt, sampling=endless))
+        child.send(text_job(f"{n}", f"{n} " + "One two three. " * 100, max_tokens=None, sampling=endless))
     for end in child.collect(5)[1].values():
         assert isinstance(end, Finished)
         assert end.reason == "length"
