@@ -2,8 +2,9 @@
 
 Coordinator, agent and engine as installed, asked over HTTP with streams, against `llama-server` with the same file, the
 same number of threads and the same prompts, in turns, so that only one of them works at a time: tokens per second of
-1, 4 and 8 requests at once, and the time to the first token of one. Medians over rounds. `llama-server` is built from
-the source that llama-cpp-python's sdist carries (vendor/llama.cpp), so that both run the same llama.cpp:
+1, 4 and 8 requests at once, and the time to the first token of one. The median of the rounds' ratios counts, as a host's
+speed differs more between rounds than within one. `llama-server` is built from the source that llama-cpp-python's sdist
+carries (vendor/llama.cpp), so that both run the same llama.cpp:
 
     pip download --no-deps --no-binary :all: llama-cpp-python && tar xf llama_cpp_python-*.tar.gz
     cmake -S llama_cpp_python-*/vendor/llama.cpp -B build -DLLAMA_CURL=OFF && cmake --build build -t llama-server
@@ -188,8 +189,8 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float | str | bool
         options = SERVER_OPTIONS.split() if arguments.guessing == "both" else []
         if not arguments.divided:
             options.append("--kv-unified")
-        own = service(model, threads, root, guesses=guesses, kv_unified=not arguments.divided)
-        ours = await stack.enter_async_context(own)
+        moe2 = service(model, threads, root, guesses=guesses, kv_unified=not arguments.divided)
+        ours = await stack.enter_async_context(moe2)
         rival = llama_server(arguments.llama_server, model, threads, root, options=options)
         theirs = await stack.enter_async_context(rival)
         figures: dict[str, float] = {}
@@ -202,14 +203,17 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float | str | bool
                     rounds[port].append(await ask(port, subjects, arguments.tokens))
             rates = {port: statistics.median(each.tokens_per_s for each in found) for port, found in rounds.items()}
             ttft = {port: statistics.median(each.ttft_s for each in found) for port, found in rounds.items()}
+            pairs = list(zip(rounds[ours], rounds[theirs], strict=True))
+            ratios = sorted(own.tokens_per_s / their.tokens_per_s for own, their in pairs)
             print(
-                f"{n_requests} at once: {rates[ours]:.1f} tokens/s, llama-server {rates[theirs]:.1f}; "
+                f"{n_requests} at once: {rates[ours]:.1f} tokens/s, llama-server {rates[theirs]:.1f}, "
+                f"ratios {ratios[0]:.2f} to {ratios[-1]:.2f}; "
                 f"first token after {1000 * ttft[ours]:.0f} ms, llama-server {1000 * ttft[theirs]:.0f} ms",
                 flush=True,
             )
-            figures[f"ratio_c{n_requests}"] = rates[ours] / rates[theirs]
+            figures[f"ratio_c{n_requests}"] = statistics.median(ratios)
             if n_requests == 1:
-                figures["ttft_ratio_c1"] = ttft[ours] / ttft[theirs]
+                figures["ttft_ratio_c1"] = statistics.median(own.ttft_s / their.ttft_s for own, their in pairs)
     return {
         "guessing": arguments.guessing,
         "kv_unified": not arguments.divided,
@@ -228,7 +232,7 @@ def main() -> None:
     parser.add_argument("--divided", action="store_true", help="each request has an eighth of the context to itself")
     parser.add_argument("--at-once", type=int, nargs="+", default=AT_ONCE, help="requests at once (%(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="length of each answer (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="repeats; the median counts (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="repeats; their ratios' median counts (%(default)s)")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="an existing folder to keep logs and state in")
     print(json.dumps(uvloop.run(measure(parser.parse_args()))))
 
