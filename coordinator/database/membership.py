@@ -58,12 +58,13 @@ class NameTakenError(DatabaseError):
 @dataclass(frozen=True)
 class Peer:
     """A coordinator. clock_offset_s: its clock against the database's; None where unknown. gate_sha256: of the gate's
-    file; None where it has none."""
+    file; None where it has none. is_connected: whether it is, else it was a moment ago."""
 
     name: str
     clock_offset_s: float | None
     gate_sha256: str | None = None
     cell: str = "main"
+    is_connected: bool = True
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,7 @@ class Membership:
             cursor.execute(_SEEN, [self.name, self._instance, offset_s, self.gate_sha256, self.cell])
             if self._write is not None:
                 self._write(cursor)
-            cursor.execute(_PEERS, [self.name, GONE_S])
+            cursor.execute(_PEERS, [_NAME_LOCK, self.name, GONE_S])
             peers = tuple(Peer(*row) for row in cursor.fetchall())
             seen = self._load_changed(cursor)
         self._seen |= seen
@@ -353,7 +354,14 @@ _SEEN = """
     SET instance = excluded.instance, seen_at = excluded.seen_at, clock_offset_s = excluded.clock_offset_s,
         gate_sha256 = excluded.gate_sha256, cell = excluded.cell
 """
+# Who is connected has the lock of its name; the catalog shows a lock's two numbers as unsigned ones.
 _PEERS = """
-    SELECT name, clock_offset_s, gate_sha256, cell FROM coordinators
+    SELECT name, clock_offset_s, gate_sha256, cell, EXISTS (
+        SELECT FROM pg_locks
+        WHERE locktype = 'advisory' AND objsubid = 2 AND classid = %s
+        AND objid = (hashtext(name)::bigint & 4294967295)::oid
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    )
+    FROM coordinators
     WHERE name <> %s AND abs(extract(epoch FROM now() - seen_at)) < %s ORDER BY name
 """

@@ -131,8 +131,10 @@ class Pair:
     @property
     def has_others(self) -> bool:
         """Whether another coordinator of this fleet was there when the database was last asked, a moment ago."""
-        membership = self.membership
-        return membership.is_current and any(peer.cell == membership.cell for peer in membership.standing.peers)
+        member = self.membership
+        return member.is_current and any(
+            peer.is_connected and peer.cell == member.cell for peer in member.standing.peers
+        )
 
     def status(self) -> PairStatus:
         """Returns this coordinator's part as users see it."""

@@ -17,6 +17,7 @@ from moe2.common.link.messages import Suspend
 from moe2.common.status import PairStatus
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.shared_trust import KeyTable, SharedRegister
+from moe2.coordinator.fleet import hub
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, mint
 from moe2.coordinator.ledger.schema import reading
 from moe2.coordinator.provisioning import keeper
@@ -125,16 +126,25 @@ def with_key(url: str, options: KeyOptions, nth: int = 1) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def two_fleets(tmp_path: Path, url: str) -> AsyncIterator[tuple[Fleet, Fleet]]:
-    """Two coordinators on one database, each with an agent of its own; keys are required."""
+async def two_fleets(
+    tmp_path: Path, url: str, *, api: dict[str, Any] | None = None, selection: dict[str, Any] | None = None
+) -> AsyncIterator[tuple[Fleet, Fleet]]:
+    """Two coordinators on one database, each with an agent of its own; keys are required, unless `api` says more.
+
+    Agents come last: the second coordinator would wait for that of the first one, which does not dial it.
+    """
     roots = [tmp_path / name for name in "ab"]
     for root in roots:
         root.mkdir()
-    api = {"keys": "required"}
+    api = {"keys": "required"} if api is None else api
     async with (
-        fleet(roots[0], api=api, database={"url": url, "name": "a"}, profile="agx-orin-maxn") as one,
-        fleet(roots[1], api=api, database={"url": url, "name": "b"}, profile="agx-orin-maxn") as two,
+        fleet(roots[0], agents=(), api=api, selection=selection, database={"url": url, "name": "a"}) as one,
+        fleet(roots[1], agents=(), api=api, selection=selection, database={"url": url, "name": "b"}) as two,
     ):
+        for each in (one, two):
+            await each.start_agent("one", profile="agx-orin-maxn")
+        for each in (one, two):
+            await each.until(ready=1)
         yield one, two
 
 
@@ -143,6 +153,17 @@ async def ask(running: Fleet, headers: dict[str, str], **fields: Any) -> tuple[i
     body = {"model": "moe2", "messages": [{"role": "user", "content": "a b c"}], "max_tokens": 8, **fields}
     async with running.http.post("/v1/chat/completions", json=body, headers=headers) as answer:
         return answer.status, await answer.json()
+
+
+async def test_who_starts_after_the_other_has_gone_waits_for_no_agents(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator opens its API before its agents are back where nobody else would answer meanwhile."""
+    monkeypatch.setattr(hub, "BACK_S", 3600.0)
+    async with two_fleets(tmp_path, url):
+        pass
+    async with asyncio.timeout(60), fleet(tmp_path / "a", agents=(), database={"url": url, "name": "a"}) as alone:
+        assert alone.coordinator.listening.is_set()
 
 
 async def test_a_daily_limit_of_tokens_holds_over_both_coordinators(tmp_path: Path, url: str) -> None:

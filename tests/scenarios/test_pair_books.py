@@ -7,8 +7,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +46,9 @@ async def until_both_know(both: tuple[Fleet, Fleet], n_asked: int) -> None:
             await asyncio.sleep(POLL_S)
 
 
-@asynccontextmanager
-async def two_open_fleets(tmp_path: Path, url: str, **options: Any) -> AsyncIterator[tuple[Fleet, Fleet]]:
+def two_open_fleets(tmp_path: Path, url: str, **options: Any) -> AbstractAsyncContextManager[tuple[Fleet, Fleet]]:
     """Two coordinators on one database that ask for no keys, each with an agent of its own on a simulated host."""
-    roots = [tmp_path / name for name in "ab"]
-    for root in roots:
-        root.mkdir()
-    async with (
-        fleet(roots[0], database={"url": url, "name": "a"}, profile="agx-orin-maxn", **options) as one,
-        fleet(roots[1], database={"url": url, "name": "b"}, profile="agx-orin-maxn", **options) as two,
-    ):
-        yield one, two
+    return two_fleets(tmp_path, url, api={}, **options)
 
 
 async def test_either_coordinator_shows_the_sums_of_both(tmp_path: Path, url: str) -> None:

@@ -53,6 +53,14 @@ async def test_one_of_two_does_the_chores_until_it_ends(url: str) -> None:
             await until(lambda: two.holds_chores)
 
 
+async def test_who_has_gone_is_spoken_of_for_a_while_and_counts_as_gone_at_once(url: str) -> None:
+    """A member sees that another one is connected, and as soon as that has ended, that it was."""
+    with member(url, "a") as one:
+        with member(url, "b"):
+            await until(lambda: [(peer.name, peer.is_connected) for peer in one.standing.peers] == [("b", True)])
+        await until(lambda: [(peer.name, peer.is_connected) for peer in one.standing.peers] == [("b", False)])
+
+
 def test_two_coordinators_with_one_name_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second coordinator of a name ends at its start, and is told what to set."""
     monkeypatch.setattr(module, "NAME_PATIENCE_S", 0.0)
