@@ -2,9 +2,10 @@
 
 Coordinator, agent and engine as installed, asked over HTTP with streams, against `llama-server` with the same file, the
 same number of threads and the same prompts, in turns, so that only one of them works at a time: tokens per second of
-1, 4 and 8 requests at once, and the time to the first token of one. The median of the rounds' ratios counts, as a host's
-speed differs more between rounds than within one. `llama-server` is built from the source that llama-cpp-python's sdist
-carries (vendor/llama.cpp), so that both run the same llama.cpp:
+1, 4 and 8 requests at once, and the time to the first token of one. The median of the rounds' ratios counts, as a
+host's speed differs more between rounds than within one; fewer requests at once have more rounds, so that all figures
+rest on as many answers. `llama-server` is built from the source that llama-cpp-python's sdist carries
+(vendor/llama.cpp), so that both run the same llama.cpp:
 
     pip download --no-deps --no-binary :all: llama-cpp-python && tar xf llama_cpp_python-*.tar.gz
     cmake -S llama_cpp_python-*/vendor/llama.cpp -B build -DLLAMA_CURL=OFF && cmake --build build -t llama-server
@@ -196,7 +197,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float | str | bool
         figures: dict[str, float] = {}
         for n_requests in arguments.at_once:
             rounds: dict[int, list[Round]] = {ours: [], theirs: []}
-            for number in range(arguments.rounds):
+            for number in range(arguments.rounds * max(arguments.at_once) // n_requests):
                 # Each round has prompts of its own, so that nobody finds them in a cache; each goes first in half.
                 subjects = [f"{SUBJECTS[at % len(SUBJECTS)]} number {10 * number + at}" for at in range(n_requests)]
                 for port in (ours, theirs) if number % 2 else (theirs, ours):
@@ -232,7 +233,7 @@ def main() -> None:
     parser.add_argument("--divided", action="store_true", help="each request has an eighth of the context to itself")
     parser.add_argument("--at-once", type=int, nargs="+", default=AT_ONCE, help="requests at once (%(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="length of each answer (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="repeats; their ratios' median counts (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="with most requests at once (%(default)s)")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="an existing folder to keep logs and state in")
     print(json.dumps(uvloop.run(measure(parser.parse_args()))))
 
