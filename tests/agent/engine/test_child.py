@@ -91,7 +91,8 @@ def test_a_seed_makes_sampling_repeatable(child: Child) -> None:
     texts = []
     for n, seed in enumerate((7, 7, 8)):
         sampling = Sampling(temperature=1.2, top_p=0.95, seed=seed)
-        child.send(chat_job(f"seed{n}", PROMPTS[2], sampling=sampling))
+        # Read anew: from the cache, or beside others, the prompt would be cut elsewhere, and added up in another order.
+        child.send(chat_job(f"seed{n}", PROMPTS[2], sampling=sampling, cache_prompt=False))
         texts.append(child.collect(1)[0][f"seed{n}"])
     assert texts[0] == texts[1] != texts[2]
 
@@ -102,8 +103,9 @@ def test_a_seed_makes_sampling_repeatable(child: Child) -> None:
 )
 def test_what_is_cut_from_the_distribution_is_never_drawn(child: Child, cut: Sampling) -> None:
     """Cut down to the best token, even a hot draw is the greedy one."""
-    child.send(chat_job("greedy", PROMPTS[2]))
-    child.send(chat_job("cut", PROMPTS[2], sampling=cut))
+    # Read anew, so that both add up in the same order.
+    child.send(chat_job("greedy", PROMPTS[2], cache_prompt=False))
+    child.send(chat_job("cut", PROMPTS[2], sampling=cut, cache_prompt=False))
     texts, _ = child.collect(2)
     assert texts["cut"] == texts["greedy"]
 
