@@ -92,14 +92,7 @@ async def test_a_key_that_is_revoked_by_the_command_is_refused_by_both_coordinat
 
     key = await keys("create", "app")
     headers = {"Authorization": f"Bearer {key}"}
-    roots = [tmp_path / name for name in "ab"]
-    for root in roots:
-        root.mkdir()
-    api = {"keys": "required"}
-    async with (
-        fleet(roots[0], agents=(), api=api, database={"url": url, "name": "a"}) as one,
-        fleet(roots[1], agents=(), api=api, database={"url": url, "name": "b"}) as two,
-    ):
+    async with two_coordinators(tmp_path, url, api={"keys": "required"}) as (one, two):
         for each in (one, two):
             async with each.http.get("/v1/models", headers=headers) as answer:
                 assert answer.status == 200
@@ -126,26 +119,29 @@ def with_key(url: str, options: KeyOptions, nth: int = 1) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def two_fleets(
-    tmp_path: Path, url: str, *, api: dict[str, Any] | None = None, selection: dict[str, Any] | None = None
-) -> AsyncIterator[tuple[Fleet, Fleet]]:
-    """Two coordinators on one database, each with an agent of its own; keys are required, unless `api` says more.
-
-    Agents come last: the second coordinator would wait for that of the first one, which does not dial it.
-    """
+async def two_coordinators(tmp_path: Path, url: str, **options: Any) -> AsyncIterator[tuple[Fleet, Fleet]]:
+    """Two coordinators on one database, without agents: who starts second would wait for those of the first."""
     roots = [tmp_path / name for name in "ab"]
     for root in roots:
         root.mkdir()
-    api = {"keys": "required"} if api is None else api
     async with (
-        fleet(roots[0], agents=(), api=api, selection=selection, database={"url": url, "name": "a"}) as one,
-        fleet(roots[1], agents=(), api=api, selection=selection, database={"url": url, "name": "b"}) as two,
+        fleet(roots[0], agents=(), database={"url": url, "name": "a"}, **options) as one,
+        fleet(roots[1], agents=(), database={"url": url, "name": "b"}, **options) as two,
     ):
-        for each in (one, two):
-            await each.start_agent("one", profile="agx-orin-maxn")
-        for each in (one, two):
-            await each.until(ready=1)
         yield one, two
+
+
+@asynccontextmanager
+async def two_fleets(
+    tmp_path: Path, url: str, *, keys: str = "required", **options: Any
+) -> AsyncIterator[tuple[Fleet, Fleet]]:
+    """Two coordinators on one database, each with an agent of its own on a simulated host."""
+    async with two_coordinators(tmp_path, url, api={"keys": keys}, **options) as both:
+        for each in both:
+            await each.start_agent("one", profile="agx-orin-maxn")
+        for each in both:
+            await each.until(ready=1)
+        yield both
 
 
 async def ask(running: Fleet, headers: dict[str, str], **fields: Any) -> tuple[int, dict[str, Any]]:
@@ -223,13 +219,7 @@ async def one_fleet(
     **options: Any,
 ) -> AsyncIterator[tuple[Fleet, Fleet]]:
     """Two coordinators on one database, and one agent that dials both."""
-    roots = [tmp_path / name for name in "ab"]
-    for root in roots:
-        root.mkdir()
-    async with (
-        fleet(roots[0], agents=(), api=api, provisioning=provisioning, database={"url": url, "name": "a"}) as one,
-        fleet(roots[1], agents=(), api=api, provisioning=provisioning, database={"url": url, "name": "b"}) as two,
-    ):
+    async with two_coordinators(tmp_path, url, api=api, provisioning=provisioning) as (one, two):
         urls = [one.coordinator.agents_url, two.coordinator.agents_url]
         await one.start_agent("orin", link={"urls": urls}, **options)
         for each in (one, two):

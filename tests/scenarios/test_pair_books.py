@@ -7,7 +7,6 @@ import json
 import math
 import re
 import sys
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +45,9 @@ async def until_both_know(both: tuple[Fleet, Fleet], n_asked: int) -> None:
             await asyncio.sleep(POLL_S)
 
 
-def two_open_fleets(tmp_path: Path, url: str, **options: Any) -> AbstractAsyncContextManager[tuple[Fleet, Fleet]]:
-    """Two coordinators on one database that ask for no keys, each with an agent of its own on a simulated host."""
-    return two_fleets(tmp_path, url, api={}, **options)
-
-
 async def test_either_coordinator_shows_the_sums_of_both(tmp_path: Path, url: str) -> None:
     """`GET /v1/moe2/ledger` has the requests and joules of both coordinators, says whose, and until when."""
-    async with two_open_fleets(tmp_path, url) as both:
+    async with two_fleets(tmp_path, url, keys="off") as both:
         for each in (both[0], both[0], both[1]):
             async with await each.chat("a b c") as answer:
                 assert answer.status == 200
@@ -77,7 +71,7 @@ async def test_without_the_database_its_own_sums_are_shown_and_that_is_said(
     tmp_path: Path, server: Postgres, url: str
 ) -> None:
     """While the database is down a coordinator shows what it has answered itself, and why it shows no more."""
-    async with two_open_fleets(tmp_path, url) as both:
+    async with two_fleets(tmp_path, url, keys="off") as both:
         for each in both:
             async with await each.chat("a b c") as answer:
                 assert answer.status == 200
@@ -123,7 +117,7 @@ async def command(tmp_path: Path, *arguments: str) -> tuple[str, str]:
 @pytest.mark.slow
 async def test_the_command_shows_both_coordinators_requests(tmp_path: Path, url: str) -> None:
     """`ledger` sums up both coordinators' requests, lists them with who answered, and says whose they are."""
-    async with two_open_fleets(tmp_path, url) as both:
+    async with two_fleets(tmp_path, url, keys="off") as both:
         joules = []
         for each in both:
             async with await each.chat("a b c") as answer:
@@ -156,7 +150,7 @@ async def score(each: Fleet, request_id: str, value: float, **headers: str) -> t
 async def test_an_answer_is_scored_at_either_coordinator(tmp_path: Path, url: str) -> None:
     """A score that is sent at once to the coordinator that did not answer counts at both, once, and is kept with the
     prompt by the one that answered, where training reads it."""
-    async with two_open_fleets(tmp_path, url, selection={"keep_prompts": True}) as (one, two):
+    async with two_fleets(tmp_path, url, keys="off", selection={"keep_prompts": True}) as (one, two):
         async with await one.chat("secret words") as answer:
             request_id = answer.headers["x-request-id"]
         status, told = await score(two, request_id, 0.25)
@@ -179,7 +173,7 @@ def scores(running: Fleet) -> int:
 
 async def test_scores_of_both_coordinators_answers_are_counted_after_a_restart(tmp_path: Path, url: str) -> None:
     """A coordinator that starts again takes scores of what it answered before, and knows those that there are."""
-    async with two_open_fleets(tmp_path, url) as (one, two):
+    async with two_fleets(tmp_path, url, keys="off") as (one, two):
         ids = []
         for _ in range(2):
             async with await one.chat("a b c") as answer:
@@ -206,7 +200,7 @@ async def test_another_keys_answer_cannot_be_scored(tmp_path: Path, url: str) ->
 
 async def test_a_score_without_the_database_is_asked_for_again(tmp_path: Path, server: Postgres, url: str) -> None:
     """Of an answer that this coordinator does not remember, a score gets 503 with Retry-After while nobody can look."""
-    async with two_open_fleets(tmp_path, url) as (one, _):
+    async with two_fleets(tmp_path, url, keys="off") as (one, _):
         await asyncio.to_thread(server.kill)
         try:
             status, told = await score(one, "req-nobody", 1.0)
