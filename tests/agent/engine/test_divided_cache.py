@@ -55,9 +55,9 @@ def test_a_request_has_a_slots_part_and_is_told_so(divided: tuple[Child, Loaded]
     assert failed.code == JobErrorCode.CONTEXT_EXCEEDED
     assert str(SLOT_TOKENS) in failed.message
     endless = Sampling(temperature=0, logit_bias={0: -100, 2: -100, 4: -100})
-    for n in range(2):
+    for n in range(5):
         child.send(text_job(f"{n}", f"{n} " + "One two three. " * 100, max_tokens=None, sampling=endless))
-    for end in child.collect(2)[1].values():
+    for end in child.collect(5)[1].values():
         assert isinstance(end, Finished)
         assert end.reason == "length"
         assert SLOT_TOKENS - 1 <= (end.prompt_tokens or 0) + end.decoded_tokens <= SLOT_TOKENS + 1
