@@ -190,8 +190,8 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float | str | bool
         options = SERVER_OPTIONS.split() if arguments.guessing == "both" else []
         if not arguments.divided:
             options.append("--kv-unified")
-        moe2 = service(model, threads, root, guesses=guesses, kv_unified=not arguments.divided)
-        ours = await stack.enter_async_context(moe2)
+        own = service(model, threads, root, guesses=guesses, kv_unified=not arguments.divided)
+        ours = await stack.enter_async_context(own)
         rival = llama_server(arguments.llama_server, model, threads, root, options=options)
         theirs = await stack.enter_async_context(rival)
         figures: dict[str, float] = {}
@@ -205,7 +205,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float | str | bool
             rates = {port: statistics.median(each.tokens_per_s for each in found) for port, found in rounds.items()}
             ttft = {port: statistics.median(each.ttft_s for each in found) for port, found in rounds.items()}
             pairs = list(zip(rounds[ours], rounds[theirs], strict=True))
-            ratios = sorted(own.tokens_per_s / their.tokens_per_s for own, their in pairs)
+            ratios = sorted(our.tokens_per_s / their.tokens_per_s for our, their in pairs)
             print(
                 f"{n_requests} at once: {rates[ours]:.1f} tokens/s, llama-server {rates[theirs]:.1f}, "
                 f"ratios {ratios[0]:.2f} to {ratios[-1]:.2f}; "
@@ -214,7 +214,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float | str | bool
             )
             figures[f"ratio_c{n_requests}"] = statistics.median(ratios)
             if n_requests == 1:
-                figures["ttft_ratio_c1"] = statistics.median(own.ttft_s / their.ttft_s for own, their in pairs)
+                figures["ttft_ratio_c1"] = statistics.median(our.ttft_s / their.ttft_s for our, their in pairs)
     return {
         "guessing": arguments.guessing,
         "kv_unified": not arguments.divided,
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--divided", action="store_true", help="each request has an eighth of the context to itself")
     parser.add_argument("--at-once", type=int, nargs="+", default=AT_ONCE, help="requests at once (%(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="length of each answer (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="with most requests at once (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="those of most requests at once (%(default)s)")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="an existing folder to keep logs and state in")
     print(json.dumps(uvloop.run(measure(parser.parse_args()))))
 
