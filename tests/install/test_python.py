@@ -230,6 +230,23 @@ def test_a_python_that_is_named_must_be_recent(host: FakeHost) -> None:
     assert "PYTHON=old-python is not a released Python of 3.11 or newer" in refused.stderr
 
 
+@pytest.mark.parametrize("has_venv", [True, False])
+def test_the_systems_own_comes_before_another_one_of_the_path(host: FakeHost, has_venv: bool) -> None:
+    """As it is the faster build; but not where the system would first have to be given its venv module."""
+    refusal = "" if has_venv else '\n*"ensurepip, venv"*) exit 1;;'
+    for name, path in (("system", "usr/bin/python3"), ("path", "srv/python3")):
+        said = f'case "$*" in *"-m venv "*) echo "{name}: $*" >> "$CALLS";;{refusal} esac\n'
+        program = host.file(path, recent(host).replace("#!/bin/sh\n", f"#!/bin/sh\n{said}"))
+        program.chmod(0o755)
+        refusal = ""
+    (host.bin / "python3").unlink()
+    (host.bin / "python3").symlink_to(program)
+    installed = host.install("coordinator")
+    assert installed.returncode == 0, installed.stderr
+    taken = [call.partition(":")[0] for call in host.calls() if "-m venv " in call]
+    assert taken == ["system" if has_venv else "path"]
+
+
 def test_the_doctor_says_how_to_get_one(host: FakeHost) -> None:
     """Where the host's is too old."""
     old(host)
