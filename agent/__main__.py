@@ -1,41 +1,22 @@
-"""The agent's command line: reads argv, configures logging, exits."""
+"""The agent's command line: reads argv, configures logging, exits.
+
+What a command needs is imported once it is called: with the whole daemon, `status` took five times as long to begin.
+"""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from moe2.agent.cli.bench import run_bench
-from moe2.agent.cli.doctor import run_doctor
-from moe2.agent.cli.models import show_models
-from moe2.agent.cli.pull import run_pull, run_remove
-from moe2.agent.cli.status import show_status
-from moe2.agent.daemon import ENGINE_ARGV, AgentDaemon
-from moe2.agent.energy.catalog import SensorSettings
-from moe2.agent.engine.llama.vocabularies import vocabularies_of
-from moe2.agent.link.credential import FILE_NAME as CREDENTIAL_FILE
-from moe2.agent.link.credential import check_enrolment
-from moe2.agent.settings import (
-    DEFAULT_CONFIG_PATH,
-    DEFAULT_SOCKET_PATH,
-    ENVIRONMENT_PREFIX,
-    AgentSettings,
-    ModelSection,
-    sensors_wanted,
-)
-from moe2.agent.supply.served import ServedFile, choices, lines, uses
-from moe2.common.config import load_settings
-from moe2.common.errors import Moe2Error
-from moe2.common.logs import configure_logging
+from moe2.agent.paths import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
 from moe2.common.terminal.commandline import add_config, add_run_and_check, add_socket, execute, program
-from moe2.common.terminal.needed_files import Needed, check_files
-from moe2.common.terminal.output import say
-from moe2.common.tls.contexts import client_context
+
+if TYPE_CHECKING:
+    from moe2.agent.settings import AgentSettings
 
 
 def main() -> None:
@@ -137,10 +118,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(arguments: argparse.Namespace) -> AgentSettings:
+    from moe2.agent.settings import ENVIRONMENT_PREFIX, AgentSettings
+    from moe2.common.config import load_settings
+
     return load_settings(AgentSettings, arguments.config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    import asyncio
+
+    from moe2.agent.daemon import AgentDaemon
+    from moe2.common.logs import configure_logging
+
     settings = _load(arguments)
     configure_logging(settings.log.level)
 
@@ -152,62 +141,23 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check_config(arguments: argparse.Namespace) -> int:
-    settings = _load(arguments)
-    if not arguments.without_files:
-        check_files(_needed(settings))
-    found = choices(settings, ServedFile(settings.agent.state_dir).read())
-    models = ", ".join(choice.name for choice in found if choice.section is not None) or "none yet"
-    say(f"{arguments.config}: good. Models: {models}; coordinator: {', '.join(settings.coordinator.addresses)}.")
-    for line in lines(found):
-        say(line)
-    _check_drafts({choice.name: choice.section for choice in found if choice.section is not None})
-    return 0
+    from moe2.agent.cli.check_config import check_config
 
-
-def _needed(settings: AgentSettings) -> list[Needed]:
-    link, state_dir = settings.coordinator, settings.agent.state_dir
-    token = Needed(
-        "coordinator.token_file",
-        (state_dir / CREDENTIAL_FILE, link.token_file),
-        lambda: check_enrolment(state_dir, link.token_file),
-    )
-    if not any(address.startswith("wss:") for address in link.addresses):
-        return [token]
-    files = (link.ca_file, link.certificate, link.key)
-    tls = Needed(
-        "coordinator.ca_file, certificate, key",
-        files,
-        lambda: client_context(ca_file=link.ca_file, certificate=link.certificate, key=link.key),
-    )
-    return [token, tls]
-
-
-def _check_drafts(served: Mapping[str, ModelSection]) -> None:
-    """Compares the vocabularies of models and their draft models. Raises `Moe2Error` where two differ."""
-    for name, section in served.items():
-        draft = served.get(section.draft or "")
-        if draft is None:
-            continue
-        try:
-            own, other = vocabularies_of((section.path, draft.path))
-        except Moe2Error as error:
-            say(f"{name}: whether {draft.name} has its vocabulary is not known: {error}")
-            continue
-        if own is None or other is None:
-            unread = section.path if own is None else draft.path
-            say(f"{name}: whether {draft.name} has its vocabulary is not known, as {unread} cannot be read.")
-        elif own != other:
-            raise Moe2Error(
-                f"{draft.name} cannot guess for {name}: they have different vocabularies, so tokens mean other texts.",
-                remedy="Name a smaller model of the same family as `draft`, or remove it.",
-            )
+    return check_config(arguments, _load(arguments))
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    from moe2.agent.cli.status import show_status
+
     return show_status(arguments.socket, as_json=arguments.json, watch=arguments.watch)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    from moe2.agent.cli.bench import run_bench
+    from moe2.agent.daemon import ENGINE_ARGV
+    from moe2.agent.settings import sensors_wanted
+    from moe2.common.logs import configure_logging
+
     settings = _load(arguments)
     # The table is for people: what the engine says on its way does not belong between its lines.
     configure_logging("warning")
@@ -216,20 +166,31 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _models(arguments: argparse.Namespace) -> int:
+    from moe2.agent.cli.models import show_models
+
     return show_models(arguments.socket, as_json=arguments.json)
 
 
 def _pull(arguments: argparse.Namespace) -> int:
+    from moe2.agent.cli.pull import run_pull
+
     settings = _load(arguments)
     return run_pull(settings, arguments.source, token_file=arguments.token_file, context_tokens=arguments.context)
 
 
 def _remove(arguments: argparse.Namespace) -> int:
+    from moe2.agent.cli.pull import run_remove
+    from moe2.agent.supply.served import ServedFile, uses
+
     settings = _load(arguments)
     return run_remove(settings, arguments.name, uses=uses(settings, ServedFile(settings.agent.state_dir).read()))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    from moe2.agent.cli.doctor import run_doctor
+    from moe2.agent.energy.catalog import SensorSettings
+    from moe2.agent.settings import sensors_wanted
+
     settings = _settings_to_examine(arguments)
     # All kinds of sensors where there is no configuration to read.
     sensors = SensorSettings() if settings is None else replace(sensors_wanted(settings.sensors), simulated=None)

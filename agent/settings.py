@@ -16,13 +16,12 @@ from moe2.agent.energy.sensor import FAMILIES, Family
 from moe2.agent.energy.wall import Plug, PlugKind
 from moe2.agent.engine.decoding.batch import job_cells
 from moe2.agent.engine.protocol import MAX_SEQUENCES
+from moe2.agent.paths import DEFAULT_SOCKET_PATH
 from moe2.common.config import LIVE, Port, Seconds, Settings
 from moe2.common.generation import MAX_TOP_K
 from moe2.common.modelsource import checked_beginning
 
 ENVIRONMENT_PREFIX = "MOE2_AGENT"
-DEFAULT_CONFIG_PATH = Path("/etc/moe2/agent.toml")
-DEFAULT_SOCKET_PATH = Path("/run/moe2-agent/agent.sock")
 
 I2cAddress = Annotated[str, Field(pattern=r"^\d{1,3}-[0-9a-f]{4}$")]
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")

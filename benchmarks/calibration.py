@@ -42,7 +42,7 @@ from benchmarks.sampler import core_pct
 from moe2.agent.energy.catalog import SensorSettings, choose, discover
 from moe2.agent.energy.profiles import PROFILES
 from moe2.common.errors import Moe2Error
-from moe2.common.localsocket import NotRunningError, fetch
+from moe2.common.localclient import NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.observing.accuracy import Agreement, CalibrationReport, Comparison
 
@@ -66,11 +66,11 @@ class Service:
 
     async def calibration(self, last: int) -> CalibrationReport:
         """Of the last so many answers."""
-        body = await fetch(self.socket, f"/calibration?last={last}")
+        body = await asyncio.to_thread(fetch, self.socket, f"/calibration?last={last}")
         return msgspec.json.decode(body, type=CalibrationReport)
 
     async def status(self) -> CoordinatorStatus:
-        return msgspec.json.decode(await fetch(self.socket, "/status"), type=CoordinatorStatus)
+        return msgspec.json.decode(await asyncio.to_thread(fetch, self.socket, "/status"), type=CoordinatorStatus)
 
 
 @asynccontextmanager

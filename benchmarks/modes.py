@@ -48,7 +48,7 @@ import msgspec
 
 from moe2.agent.energy.profiles import PROFILES
 from moe2.common.errors import Moe2Error
-from moe2.common.localsocket import NotRunningError, fetch
+from moe2.common.localclient import NotRunningError, fetch
 from moe2.common.statefile import append_line
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.choosing.mixture import best_of, gate_weights, mixture
@@ -349,7 +349,9 @@ async def _until(root: Path, processes: list[subprocess.Popen[bytes]], holds: An
     deadline_s = time.monotonic() + START_S
     while time.monotonic() < deadline_s and all(process.poll() is None for process in processes):
         try:
-            status = msgspec.json.decode(await fetch(root / "c.sock", "/status"), type=CoordinatorStatus)
+            status = msgspec.json.decode(
+                await asyncio.to_thread(fetch, root / "c.sock", "/status"), type=CoordinatorStatus
+            )
         except NotRunningError:
             pass
         else:

@@ -45,7 +45,7 @@ from moe2.common.generation import Sampling
 from moe2.common.link.messages import PROTOCOL_VERSION, Submit, Welcome
 from moe2.common.link.prompts import ChatMessage, ChatPrompt
 from moe2.common.link.wire import wire_codec
-from moe2.common.localsocket import NotRunningError, fetch
+from moe2.common.localclient import NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
 
 AGENTS_PATH = "/v1/agents"
@@ -167,7 +167,7 @@ async def _status(socket_path: Path, process: subprocess.Popen[bytes], *, choosa
     deadline_s = perf_counter() + START_S
     while process.poll() is None and perf_counter() < deadline_s:
         try:
-            status = msgspec.json.decode(await fetch(socket_path, "/status"), type=CoordinatorStatus)
+            status = msgspec.json.decode(await asyncio.to_thread(fetch, socket_path, "/status"), type=CoordinatorStatus)
         except NotRunningError:
             pass
         else:

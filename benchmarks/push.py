@@ -37,7 +37,7 @@ import aiohttp
 
 from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.library import Library, LibraryFile
-from moe2.common.localsocket import NotRunningError, fetch
+from moe2.common.localclient import NotRunningError, fetch
 from tests.fakes.agentprocess import agent_process
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.models import smollm2_path
@@ -101,7 +101,7 @@ def stock(root: Path, name: str) -> None:
 async def asked(root: Path, route: str, body: dict[str, Any] | None = None) -> Any:
     """What the coordinator answers on its local socket."""
     content = None if body is None else json.dumps(body).encode()
-    return json.loads(await fetch(root / "coordinator.sock", route, body=content, timeout_s=60.0))
+    return json.loads(await asyncio.to_thread(fetch, root / "coordinator.sock", route, body=content, timeout_s=60.0))
 
 
 async def until_taking(root: Path, *names: str) -> None:

@@ -41,7 +41,7 @@ import uvloop
 from benchmarks.http_load import KeepAliveConnection, LoadError
 from benchmarks.overhead import cpu_time_s
 from benchmarks.scale_fleet import EXPERTS_PER_HOST
-from moe2.common.localsocket import NotRunningError, fetch
+from moe2.common.localclient import NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
 
 HOSTS = (10, 100, 1000, 3000)
@@ -106,7 +106,7 @@ class Coordinator:
     async def _status(self, *, by_s: float) -> CoordinatorStatus:
         while self._process and self._process.poll() is None and monotonic() < by_s:
             try:
-                content = await fetch(self._root / "socket", "/status?limit=1", timeout_s=START_S)
+                content = await asyncio.to_thread(fetch, self._root / "socket", "/status?limit=1", timeout_s=START_S)
                 status = msgspec.json.decode(content, type=CoordinatorStatus)
             except NotRunningError:
                 status = None

@@ -18,7 +18,7 @@ import msgspec
 
 from benchmarks.storm_books import LinkRecord, Span
 from benchmarks.storm_clients import DIES_ON, HANGS_ON, REQUEST_TIMEOUT_S
-from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, fetch
+from moe2.common.localclient import STATUS_ROUTE, NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
 from tests.fakes.agentprocess import agent_process
 from tests.fakes.coordinatorprocess import CoordinatorProcess
@@ -116,7 +116,7 @@ class Fleet:
     async def status(self) -> CoordinatorStatus | None:
         """The coordinator's; None if it does not answer."""
         try:
-            content = await fetch(self.root / "coordinator.sock", STATUS_ROUTE, timeout_s=5.0)
+            content = await asyncio.to_thread(fetch, self.root / "coordinator.sock", STATUS_ROUTE, timeout_s=5.0)
         except (NotRunningError, PermissionError):
             return None
         return msgspec.json.decode(content, type=CoordinatorStatus)

@@ -10,30 +10,18 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Iterator
-from http import HTTPStatus
 from pathlib import Path
 
-import aiohttp
 from aiohttp import web
 
 from moe2.common.errors import Moe2Error
 
 # sockaddr_un.sun_path holds 108 bytes with its terminator on Linux, unix(7).
 MAX_PATH_BYTES = 107
-# Where every daemon answers with its status as JSON.
-STATUS_ROUTE = "/status"
 
 
 class SocketInUseError(Moe2Error):
     """Another live daemon already answers at this path."""
-
-
-class NotRunningError(Moe2Error):
-    """Nobody answers at this path."""
-
-
-class RefusedError(Moe2Error):
-    """The daemon found fault with the request."""
 
 
 @contextlib.asynccontextmanager
@@ -50,30 +38,6 @@ async def serving(app: web.Application, path: Path) -> AsyncIterator[None]:
     finally:
         await runner.cleanup()
         _release(path)
-
-
-async def fetch(path: Path, route: str, *, body: bytes | None = None, timeout_s: float = 5.0) -> bytes:
-    """GET `route` from the daemon at `path`, or POST `body` to it.
-
-    Raises `NotRunningError`, and `RefusedError` with what the daemon had to say against the request.
-    """
-    timeout = aiohttp.ClientTimeout(total=timeout_s)
-    try:
-        async with (
-            aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(path)), timeout=timeout) as session,
-            session.request("GET" if body is None else "POST", f"http://localhost{route}", data=body) as response,
-        ):
-            content = await response.read()
-            if response.status == HTTPStatus.BAD_REQUEST:
-                raise RefusedError(content.decode("utf-8", "replace"))
-            response.raise_for_status()
-            return content
-    except PermissionError:
-        raise
-    except (OSError, aiohttp.ClientError, TimeoutError) as error:
-        if isinstance(getattr(error, "os_error", error), PermissionError):
-            raise PermissionError(f"No permission to use {path}.") from error
-        raise NotRunningError(f"Nothing answers at {path}.") from error
 
 
 def _claim(path: Path) -> None:

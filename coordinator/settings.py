@@ -15,14 +15,13 @@ from moe2.coordinator.choosing.request import Budgets, CategoryBudgets
 from moe2.coordinator.database.settings import DatabaseSection
 from moe2.coordinator.fleet.settings import AgentsSection
 from moe2.coordinator.http.settings import ApiSection
+from moe2.coordinator.paths import DEFAULT_SOCKET_PATH
 from moe2.coordinator.provisioning.price_book import Averages
 from moe2.coordinator.provisioning.settings import ProvisioningSection
 from moe2.coordinator.serving.settings import DispatchSection
 from moe2.coordinator.supply.settings import PushSection
 
 ENVIRONMENT_PREFIX = "MOE2_COORDINATOR"
-DEFAULT_CONFIG_PATH = Path("/etc/moe2/coordinator.toml")
-DEFAULT_SOCKET_PATH = Path("/run/moe2-coordinator/coordinator.sock")
 
 
 class CoordinatorSection(Settings):

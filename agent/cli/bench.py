@@ -18,7 +18,7 @@ from moe2.agent.learning.store import store_profile
 from moe2.agent.settings import AgentSettings, ModelSection
 from moe2.common.energy import Energy, Quality
 from moe2.common.errors import ConfigError, Moe2Error
-from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, fetch
+from moe2.common.localclient import STATUS_ROUTE, NotRunningError, fetch
 from moe2.common.terminal.figures import UNMEASURED, known, latency, number, printable
 from moe2.common.terminal.output import Screen, say_json
 from moe2.common.terminal.screen import table_console
@@ -66,7 +66,7 @@ def run_bench(
 
 def _refuse_if_served(socket: Path) -> None:
     try:
-        asyncio.run(fetch(socket, STATUS_ROUTE))
+        fetch(socket, STATUS_ROUTE)
     except NotRunningError:
         return
     except PermissionError:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe2.agent.cli.waiting import waiting_lines, waiting_panel
-from moe2.agent.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
+from moe2.agent.paths import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
 from moe2.common.link.reports import ExpertReport, SensorReport
 from moe2.common.status import AgentStatus, LinkState, LinkStatus
 from moe2.common.terminal import figures

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from moe2.agent.observing.metrics import AgentMetrics
 from moe2.common.listening import CONNECTIONS_PER_ADDRESS, HEADER_S, SEND_S, Listening, OpenConnections, listen
-from moe2.common.localsocket import STATUS_ROUTE
+from moe2.common.localclient import STATUS_ROUTE
 from moe2.common.status import AgentStatus
 
 METRICS_ROUTE = "/metrics"

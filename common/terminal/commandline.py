@@ -82,19 +82,39 @@ class Command(argparse.ArgumentParser):
     """A program or one of its commands; `--help` reads like a manual page.
 
     exits: what an exit status means, in addition to those that every command has. examples: command lines, each with
-    what it does ("# ..." on the line before). Commands added to a `Command` are of this type too.
+    what it does ("# ..." on the line before). fill: gives the command its arguments, once it is called or its help is
+    wanted: what it imports for that, no other command waits for. Commands added to a `Command` are of this type too.
     """
 
     def __init__(
-        self, *args: Any, exits: Mapping[int, str] | None = None, examples: Sequence[str] = (), **details: Any
+        self,
+        *args: Any,
+        exits: Mapping[int, str] | None = None,
+        examples: Sequence[str] = (),
+        fill: Callable[[Command], None] | None = None,
+        **details: Any,
     ) -> None:
         details.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **details)
         self.exits = dict(EXITS if exits is None else exits)
         self.examples = tuple(examples)
+        self._fill = fill
+
+    def filled(self) -> Command:
+        """Returns the command itself, with all its arguments."""
+        fill, self._fill = self._fill, None
+        if fill is not None:
+            fill(self)
+        return self
+
+    def parse_known_args(self, *args: Any, **details: Any) -> Any:
+        """As in `argparse`, which calls this for each command on the way to the last one."""
+        self.filled()
+        return super().parse_known_args(*args, **details)
 
     def format_help(self) -> str:
         """The usual help, then environment, files, exit status and examples."""
+        self.filled()
         description, self.description = self.description, _filled(self.description or "")
         try:
             return super().format_help() + "".join(f"\n{part}" for part in self._sections())
@@ -139,7 +159,12 @@ def program(name: str, description: str, *, examples: Sequence[str] = ()) -> tup
     """A parser with `--version`, and where its commands are added. Each command sets its function as `act`."""
     parser = Command(prog=name, description=description, examples=examples)
     parser.add_argument("--version", action="version", version=f"{name} {__version__}")
-    return parser, parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    return parser, add_commands(parser)
+
+
+def add_commands(command: Command) -> Commands[Command]:
+    """Where the commands below a command, or a program, are added."""
+    return command.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
 
 def add_run_and_check(commands: Commands[Command], daemon: str, config: Path, *, run: Act, check_config: Act) -> None:

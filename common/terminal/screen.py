@@ -6,7 +6,6 @@ is said when nobody answers.
 
 from __future__ import annotations
 
-import asyncio
 import grp
 import os
 import stat
@@ -22,9 +21,9 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from moe2.common import localsocket
+from moe2.common import localclient
 from moe2.common.health import HealthWarning
-from moe2.common.localsocket import NotRunningError, RefusedError
+from moe2.common.localclient import NotRunningError, RefusedError
 from moe2.common.status import exit_code
 from moe2.common.terminal.output import Screen, say, say_json, tell
 
@@ -59,7 +58,7 @@ class StatusView(Generic[StatusT]):
     lines: Callable[[StatusT, float], list[str]]
     default_socket: Path
     default_config: Path
-    route: str = localsocket.STATUS_ROUTE
+    route: str = localclient.STATUS_ROUTE
     drawn_route: str | None = None
     """Asked instead where the picture is drawn, which a terminal has less room for than a pipe."""
 
@@ -163,7 +162,7 @@ def _picture(view: StatusView[StatusT], status: StatusT, console: Console) -> Re
 def ask(view: StatusView[StatusT], socket: Path) -> Answer[StatusT] | NoAnswer:
     """Asks the daemon behind `socket` once."""
     try:
-        body = asyncio.run(localsocket.fetch(socket, view.route))
+        body = localclient.fetch(socket, view.route)
         return Answer(body, msgspec.json.decode(body, type=view.kind))
     except RefusedError as error:
         return NoAnswer(f"{view.program} cannot show that: {error.message}", code=1)

@@ -14,7 +14,7 @@ from moe2.common.terminal.figures import UNMEASURED, fact_line, known, printable
 from moe2.common.terminal.screen import StatusView, show
 from moe2.coordinator.http.paths import CALIBRATION_PATH
 from moe2.coordinator.observing.accuracy import Agreement, Calibration, CalibrationReport, Comparison
-from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
+from moe2.coordinator.paths import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
 
 _QUANTITIES = (("first token", "ttft_s"), ("whole answer", "total_s"), ("joules", "energy_j"))
 _RIGHT = ("Requests", "Median error", "p50 holds", "p95 holds", "Error as planned")

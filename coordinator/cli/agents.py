@@ -17,9 +17,11 @@ import msgspec
 
 from moe2.common.clock import require_right_clock
 from moe2.common.link.enrolment import Refusal, digest
-from moe2.common.terminal.commandline import Command, Commands
+from moe2.common.terminal.commandline import Command, Commands, add_commands, add_config
 from moe2.common.terminal.figures import printable
 from moe2.common.terminal.output import say, tell
+from moe2.coordinator.database.postgresql import Session
+from moe2.coordinator.database.shared_trust import SharedRegister
 from moe2.coordinator.fleet.register import (
     STATIC_TOKEN,
     EnrolledAgent,
@@ -30,7 +32,9 @@ from moe2.coordinator.fleet.register import (
     revoke_agent,
     revoke_token,
 )
-from moe2.coordinator.fleet.register_file import RegisterStore
+from moe2.coordinator.fleet.register_file import RegisterFile, RegisterStore
+from moe2.coordinator.paths import DEFAULT_CONFIG_PATH
+from moe2.coordinator.settings import CoordinatorSettings, settings_of
 
 TOKEN_PREFIX = "moe2-enrol-"  # noqa: S105 - so that scanners for leaked secrets can know it
 TOKEN_BYTES = 32
@@ -39,32 +43,29 @@ _USES = re.compile(r"[1-9][0-9]{0,8}")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-Open = Callable[[argparse.Namespace], RegisterStore]
 Act = Callable[[argparse.Namespace, RegisterStore], int]
 
 
-def add_commands(
-    commands: Commands[Command], *, add_options: Callable[[argparse.ArgumentParser], None], open_: Open
-) -> None:
-    """Adds every subcommand of `agents`.
-
-    add_options: adds the options with which each finds the register. open_: opens the register that they name.
-    """
+def add_arguments(command: Command) -> None:
+    """Adds every subcommand of `agents`."""
+    commands = add_commands(command)
 
     def leaf(group: Commands[Command], name: str, act: Act, description: str, *examples: str) -> Command:
         summary = description.partition(".")[0]
         parser = group.add_parser(
             name, help=summary[0].lower() + summary[1:], description=description, examples=examples
         )
-        add_options(parser)
-        parser.set_defaults(act=lambda arguments: act(arguments, open_(arguments)))
+        add_config(parser, DEFAULT_CONFIG_PATH)
+        parser.set_defaults(act=lambda arguments: act(arguments, _register(settings_of(arguments.config))))
         return parser
 
-    tokens = commands.add_parser(
-        "enrol-token",
-        help="make, list and revoke enrolment tokens",
-        description="Make, list and revoke enrolment tokens.",
-    ).add_subparsers(required=True, metavar="COMMAND", title="commands")
+    tokens = add_commands(
+        commands.add_parser(
+            "enrol-token",
+            help="make, list and revoke enrolment tokens",
+            description="Make, list and revoke enrolment tokens.",
+        )
+    )
     create = leaf(
         tokens,
         "create",
@@ -251,3 +252,12 @@ def _uses(text: str) -> int:
     if not _USES.fullmatch(text):
         raise argparse.ArgumentTypeError(f"a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _register(settings: CoordinatorSettings) -> RegisterStore:
+    """Returns where the register of agents is: in the database that coordinators share, or in this one's file."""
+    if settings.database.url is not None:
+        register = SharedRegister(Session(settings.database.url, name="moe2-coordinator agents"))
+        register.refresh()
+        return register
+    return RegisterFile(settings.coordinator.state_dir)

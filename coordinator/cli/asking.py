@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import msgspec
 
 from moe2.common.errors import Moe2Error
-from moe2.common.localsocket import NotRunningError, RefusedError, fetch
+from moe2.common.localclient import NotRunningError, RefusedError, fetch
 
 ANSWER_S = 30.0
 
@@ -16,7 +15,7 @@ ANSWER_S = 30.0
 def asked(socket: Path, route: str, body: bytes | None, *, timeout_s: float = ANSWER_S) -> bytes:
     """What the coordinator answers. Raises `Moe2Error` with its words where it refuses, or where it does not run."""
     try:
-        return asyncio.run(fetch(socket, route, body=body, timeout_s=timeout_s))
+        return fetch(socket, route, body=body, timeout_s=timeout_s)
     except NotRunningError as error:
         raise Moe2Error(
             f"The coordinator does not run: {error}", remedy="Start it: systemctl start moe2-coordinator."

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", action="append", metavar="NAME", help="only this model or expert; may be given several times"
     )
+    parser.set_defaults(act=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from time import time
 
 import msgspec
 
 from moe2.common.errors import Moe2Error
-from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, RefusedError, fetch
+from moe2.common.localclient import STATUS_ROUTE, NotRunningError, RefusedError, fetch
 from moe2.common.status import AgentRow, CoordinatorStatus
 from moe2.common.terminal.figures import duration
 from moe2.coordinator.http.paths import PLAN_PATH
@@ -79,7 +78,7 @@ def _known_fleet(settings: CoordinatorSettings) -> tuple[tuple[AgentRow, ...], f
     """The agents, the keys of hosts that operators have pinned, and the age of these figures in words, empty for those
     of the running fleet; None where nobody knows."""
     try:
-        content = asyncio.run(fetch(settings.coordinator.socket, STATUS_ROUTE))
+        content = fetch(settings.coordinator.socket, STATUS_ROUTE)
         status = msgspec.json.decode(content, type=CoordinatorStatus)
     except (NotRunningError, RefusedError, Moe2Error, msgspec.DecodeError):
         kept = FleetFile(settings.coordinator.state_dir).read()
@@ -100,7 +99,7 @@ def _averages(settings: CoordinatorSettings) -> tuple[str, ...]:
     if not wanted:
         return ()
     try:
-        content = asyncio.run(fetch(settings.coordinator.socket, PLAN_PATH, body=msgspec.json.encode(SHORTEST)))
+        content = fetch(settings.coordinator.socket, PLAN_PATH, body=msgspec.json.encode(SHORTEST))
         answer = msgspec.json.decode(content, type=PlanAnswer)
     except (NotRunningError, RefusedError, Moe2Error, msgspec.DecodeError):
         return ()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from moe2.common.errors import Moe2Error
-from moe2.common.terminal.commandline import Command, Commands, add_config
+from moe2.common.terminal.commandline import Command, add_commands, add_config
 from moe2.common.terminal.figures import printable
 from moe2.common.terminal.output import say, say_json, tell
 from moe2.coordinator.database.importing import import_files
@@ -18,7 +18,8 @@ from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.schema import known_version, migrate, version_of
 from moe2.coordinator.gate.feedback_file import FEEDBACK_FILE
 from moe2.coordinator.ledger.leases import LEASE_S
-from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
+from moe2.coordinator.paths import DEFAULT_CONFIG_PATH
+from moe2.coordinator.settings import CoordinatorSettings, settings_of
 
 
 class CoordinatorRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,8 +41,9 @@ class DatabaseState(msgspec.Struct, frozen=True, kw_only=True):
     coordinators: tuple[CoordinatorRow, ...] = ()
 
 
-def add_commands(commands: Commands[Command]) -> None:
+def add_arguments(command: Command) -> None:
     """Adds the subcommands of `database`."""
+    commands = add_commands(command)
     init = commands.add_parser(
         "init",
         help="make the tables, or bring them up to date",

@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure as JSON")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write plots as PNG and SVG")
+    parser.set_defaults(act=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from moe2.common.localsocket import STATUS_ROUTE
+from moe2.common.localclient import STATUS_ROUTE
 from moe2.common.status import CoordinatorStatus, ProvisioningStatus
-from moe2.common.terminal.commandline import Command, Commands, add_socket
+from moe2.common.terminal.commandline import Command, add_commands, add_socket
 from moe2.common.terminal.figures import number, printable
 from moe2.common.terminal.output import say, say_json
 from moe2.coordinator.cli.asking import asked
 from moe2.coordinator.http.paths import WISH_PATH
-from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
+from moe2.coordinator.paths import DEFAULT_SOCKET_PATH
 
 WH_J = 3600.0
 MAX_NAMED = 20
@@ -31,8 +31,9 @@ _VERBS = {
 }
 
 
-def add_commands(commands: Commands[Command]) -> None:
+def add_arguments(command: Command) -> None:
     """Adds every subcommand of `fleet`."""
+    commands = add_commands(command)
     show = commands.add_parser("show", help="who is awake, and why", description="Show who is awake, and why.")
     show.add_argument("--json", action="store_true", help="as one JSON document")
     add_socket(show, DEFAULT_SOCKET_PATH)

@@ -22,7 +22,7 @@ from moe2.common.clock import require_right_clock
 from moe2.common.errors import Moe2Error
 from moe2.common.terminal import figures
 from moe2.common.terminal import parts as terminal_parts
-from moe2.common.terminal.commandline import Commands, add_config
+from moe2.common.terminal.commandline import Command, Commands, add_commands, add_config
 from moe2.common.terminal.figures import fact_line, known, printable
 from moe2.common.terminal.output import say, say_json, tell
 from moe2.common.terminal.screen import table_console
@@ -30,7 +30,8 @@ from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.shared_trust import KeyTable
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, KeyRecord, KeySet, KeyState, Scope, mint
 from moe2.coordinator.keys.store import KeyFile
-from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
+from moe2.coordinator.paths import DEFAULT_CONFIG_PATH
+from moe2.coordinator.settings import CoordinatorSettings, settings_of
 
 _NO_LIMIT = "no limit"
 _STYLES = {KeyState.ACTIVE: "green", KeyState.EXPIRED: "yellow", KeyState.REVOKED: "red", KeyState.UNDECIDED: "red"}
@@ -47,9 +48,9 @@ _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _BUDGETS = ("energy_budget_j", "latency_budget_s", "ttft_budget_s", "tpot_budget_s", "quantile", "max_experts")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(command: Command) -> None:
     """Adds the subcommands `create`, `list` and `revoke` and their options."""
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = add_commands(command)
     _add_create(commands)
 
     listing = commands.add_parser(
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     revoke.set_defaults(act=_revoke)
 
 
-def _add_create(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_create(commands: Commands[Command]) -> None:
     create = commands.add_parser(
         "create",
         help="make a key",

@@ -44,7 +44,8 @@ from moe2.coordinator.ledger.report import (
     together,
 )
 from moe2.coordinator.ledger.schema import reading
-from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
+from moe2.coordinator.paths import DEFAULT_CONFIG_PATH
+from moe2.coordinator.settings import CoordinatorSettings, settings_of
 
 Row = SumRow | RequestRow
 Rows = tuple[SumRow, ...] | tuple[RequestRow, ...]
@@ -79,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--database", type=Path, metavar="FILE", help="the ledger, if not the one of --config; that file alone is read"
     )
     add_config(parser, DEFAULT_CONFIG_PATH)
+    parser.set_defaults(act=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -12,14 +12,14 @@ from typing import Any
 
 import msgspec
 
-from moe2.common.localsocket import STATUS_ROUTE
+from moe2.common.localclient import STATUS_ROUTE
 from moe2.common.status import AgentRow, CoordinatorStatus, ModelOrderRow, PullRow, PushRow
-from moe2.common.terminal.commandline import Command, Commands, add_socket
+from moe2.common.terminal.commandline import Command, Commands, add_commands, add_socket
 from moe2.common.terminal.figures import known, printable, size
 from moe2.common.terminal.output import say, say_json, tell, transfer_bars
 from moe2.coordinator.cli.asking import ANSWER_S, asked
 from moe2.coordinator.http.paths import ORDERS_PATH, PULLS_PATH, PUSHES_PATH
-from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
+from moe2.coordinator.paths import DEFAULT_SOCKET_PATH
 
 POLL_S = 0.5
 HASHING_S = 3600.0
@@ -44,8 +44,9 @@ def _goes_on() -> Iterator[None]:
         raise
 
 
-def add_commands(commands: Commands[Command]) -> None:
+def add_arguments(command: Command) -> None:
     """Adds every subcommand of `models`."""
+    commands = add_commands(command)
     show = commands.add_parser(
         "show",
         help="which host has, serves and fetches what",

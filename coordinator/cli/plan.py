@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.text import Text
 from moe2.common.cost import Quantiles
 from moe2.common.energy import Quality
 from moe2.common.errors import Moe2Error
-from moe2.common.localsocket import NotRunningError, RefusedError, fetch
+from moe2.common.localclient import NotRunningError, RefusedError, fetch
 from moe2.common.terminal.commandline import add_socket
 from moe2.common.terminal.figures import UNMEASURED, number, printable
 from moe2.common.terminal.output import Screen, say_json
@@ -25,7 +24,7 @@ from moe2.coordinator.choosing.explain import Decision, ExpertRow, FleetPowerRow
 from moe2.coordinator.cli.status import POINTS_PER_KJ
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.http.routes.plan import PlanAnswer
-from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
+from moe2.coordinator.paths import DEFAULT_SOCKET_PATH
 
 INFEASIBLE = 1
 # In a pipe nothing is cut or wrapped.
@@ -49,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--category", help="whose default budgets apply")
     parser.add_argument("--json", action="store_true", help="the plan as one JSON document")
     add_socket(parser, DEFAULT_SOCKET_PATH)
+    parser.set_defaults(act=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -84,7 +84,7 @@ def show_plan(
     if max_tokens is not None:
         body["max_tokens"] = max_tokens
     try:
-        content = asyncio.run(fetch(socket, PLAN_PATH, body=msgspec.json.encode(body)))
+        content = fetch(socket, PLAN_PATH, body=msgspec.json.encode(body))
     except NotRunningError as error:
         raise Moe2Error(
             f"The coordinator does not run: {error}", remedy="Start it: systemctl start moe2-coordinator."

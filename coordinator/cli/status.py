@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from moe2.common.link.reports import ExpertReport
-from moe2.common.localsocket import STATUS_ROUTE
+from moe2.common.localclient import STATUS_ROUTE
 from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus, FleetCounts, PairStatus
 from moe2.common.terminal import figures
 from moe2.common.terminal import parts as terminal_parts
 from moe2.common.terminal.commandline import add_socket
 from moe2.common.terminal.figures import UNKNOWN, UNMEASURED, fact_line, known, printable
 from moe2.common.terminal.screen import StatusView, show
-from moe2.coordinator.cli.accuracy import show_calibration
 from moe2.coordinator.cli.fleet import told
-from moe2.coordinator.http.body.decode import whole_number
 from moe2.coordinator.observing.fleet_view import MAX_HOSTS, AgentState
-from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
+from moe2.coordinator.paths import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
 
 DRAWN_HOSTS = 50
 """Hosts that are drawn on a terminal if nothing is said."""
@@ -53,18 +52,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--limit", metavar="N", type=_count, help="at most so many, in the order of their names")
     which.add_argument("--offset", metavar="N", type=_count, help="leave out so many before")
     add_socket(parser, DEFAULT_SOCKET_PATH)
+    parser.set_defaults(act=run)
 
 
 def _count(text: str) -> int:
-    found = whole_number(text, 0, MAX_HOSTS)
-    if found is None:
+    if re.fullmatch("[0-9]{1,9}", text) is None or int(text) > MAX_HOSTS:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {MAX_HOSTS}")
-    return found
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Shows the fleet's status, or the calibration, and returns the exit code."""
     if arguments.calibration:
+        from moe2.coordinator.cli.accuracy import show_calibration
+
         return show_calibration(arguments.socket, as_json=arguments.json, watch=arguments.watch)
     wanted = {"q": arguments.host, "state": arguments.state, "model": arguments.model}
     wanted |= {"limit": arguments.limit, "offset": arguments.offset}

@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--even-if-behind", action="store_true", help="write the gate also where it is clearly behind the best expert"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the manifest, figures included, as JSON")
+    parser.set_defaults(act=run)
 
 
 def run(args: argparse.Namespace) -> int:

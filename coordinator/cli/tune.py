@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from moe2.common.errors import Moe2Error
-from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, RefusedError, fetch
+from moe2.common.localclient import STATUS_ROUTE, NotRunningError, RefusedError, fetch
 from moe2.common.statefile import locked, stamp_of
 from moe2.common.status import CoordinatorStatus
 from moe2.common.terminal.commandline import add_config, stopped_alike
@@ -46,7 +46,8 @@ from moe2.coordinator.gate.checkpoint import (
 from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.http.routes.plan import PlanAnswer
-from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
+from moe2.coordinator.paths import DEFAULT_CONFIG_PATH
+from moe2.coordinator.settings import CoordinatorSettings, settings_of
 from moe2.coordinator.training.collect.asking import Asker, LiveExpert
 from moe2.coordinator.training.collect.outfile import Outfile
 from moe2.coordinator.training.collect.questions import Metric, Question, read_questions
@@ -102,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--even-if-behind", action="store_true", help="install the gate also where it is clearly behind"
     )
     add_config(parser, DEFAULT_CONFIG_PATH)
+    parser.set_defaults(act=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -234,7 +236,7 @@ class _Tuning:
 
     async def _running(self) -> CoordinatorStatus:
         """What the running coordinator says of itself. Raises NotRunningError."""
-        return msgspec.json.decode(await fetch(self._socket, STATUS_ROUTE), type=CoordinatorStatus)
+        return msgspec.json.decode(await asyncio.to_thread(fetch, self._socket, STATUS_ROUTE), type=CoordinatorStatus)
 
     async def _status(self) -> CoordinatorStatus:
         try:
@@ -248,7 +250,9 @@ class _Tuning:
         """The running coordinator's decision for a prompt, which is not run."""
         body = {"model": "moe2", "messages": [{"role": "user", "content": prompt}], "max_tokens": EXPECTED_TOKENS}
         try:
-            content = await fetch(self._socket, PLAN_PATH, body=msgspec.json.encode(body), timeout_s=30.0)
+            content = await asyncio.to_thread(
+                fetch, self._socket, PLAN_PATH, body=msgspec.json.encode(body), timeout_s=30.0
+            )
         except RefusedError as error:
             raise Moe2Error(f"The coordinator cannot plan this: {error.message}") from error
         return msgspec.json.decode(content, type=PlanAnswer).decision

@@ -73,4 +73,4 @@ def meant_path(path: str) -> str:
 
 
 CALIBRATION_PATH = "/calibration"
-"""A route of the local socket only; that of the status is `moe2.common.localsocket.STATUS_ROUTE`."""
+"""A route of the local socket only; that of the status is `moe2.common.localclient.STATUS_ROUTE`."""

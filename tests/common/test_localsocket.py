@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
@@ -15,7 +16,8 @@ import pytest
 from aiohttp import web
 
 from moe2.common.errors import Moe2Error
-from moe2.common.localsocket import MAX_PATH_BYTES, NotRunningError, SocketInUseError, fetch, serving
+from moe2.common.localclient import NotRunningError, fetch
+from moe2.common.localsocket import MAX_PATH_BYTES, SocketInUseError, serving
 
 UNPRIVILEGED_UID = 65_534
 
@@ -72,7 +74,7 @@ async def unprivileged() -> AsyncIterator[None]:
 async def test_a_client_gets_what_the_daemon_answers(path: Path) -> None:
     """HTTP over the socket."""
     async with serving(app(), path):
-        assert await fetch(path, "/status") == b"here"
+        assert await asyncio.to_thread(fetch, path, "/status") == b"here"
 
 
 async def test_owner_and_group_may_use_it_and_nobody_else(path: Path) -> None:
@@ -92,7 +94,7 @@ async def test_missing_directories_are_made(tmp_path: Path) -> None:
     """A run directory may not survive a boot."""
     path = tmp_path / "a" / "b" / "daemon.sock"
     async with serving(app(), path):
-        assert await fetch(path, "/status") == b"here"
+        assert await asyncio.to_thread(fetch, path, "/status") == b"here"
 
 
 async def test_a_stale_file_is_replaced(path: Path) -> None:
@@ -100,7 +102,7 @@ async def test_a_stale_file_is_replaced(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     async with serving(app("new"), path):
-        assert await fetch(path, "/status") == b"new"
+        assert await asyncio.to_thread(fetch, path, "/status") == b"new"
 
 
 async def test_a_live_socket_is_not_taken_over(path: Path) -> None:
@@ -109,7 +111,7 @@ async def test_a_live_socket_is_not_taken_over(path: Path) -> None:
         with pytest.raises(SocketInUseError, match="Stop it, or set another socket"):
             async with serving(app("second"), path):
                 pass
-        assert await fetch(path, "/status") == b"first"
+        assert await asyncio.to_thread(fetch, path, "/status") == b"first"
 
 
 async def test_a_live_socket_too_busy_to_answer_is_not_taken_over(path: Path) -> None:
@@ -154,7 +156,7 @@ async def test_a_directory_without_permission_is_refused_in_words(reachable: Pat
 async def test_nobody_there_is_not_running(path: Path) -> None:
     """No file at all."""
     with pytest.raises(NotRunningError, match=str(path)):
-        await fetch(path, "/status")
+        await asyncio.to_thread(fetch, path, "/status")
 
 
 async def test_a_stale_file_is_not_running(path: Path) -> None:
@@ -162,7 +164,7 @@ async def test_a_stale_file_is_not_running(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     with pytest.raises(NotRunningError):
-        await fetch(path, "/status")
+        await asyncio.to_thread(fetch, path, "/status")
 
 
 async def test_a_daemon_that_does_not_answer_is_not_running(path: Path) -> None:
@@ -171,7 +173,7 @@ async def test_a_daemon_that_does_not_answer_is_not_running(path: Path) -> None:
         mute.bind(str(path))
         mute.listen()
         with pytest.raises(NotRunningError):
-            await fetch(path, "/status", timeout_s=0.01)
+            await asyncio.to_thread(fetch, path, "/status", timeout_s=0.01)
 
 
 async def test_no_permission_is_told_apart_from_not_running(reachable: Path) -> None:
@@ -181,7 +183,7 @@ async def test_no_permission_is_told_apart_from_not_running(reachable: Path) -> 
         os.chmod(path, 0)
         async with unprivileged():
             with pytest.raises(PermissionError):
-                await fetch(path, "/status")
+                await asyncio.to_thread(fetch, path, "/status")
 
 
 async def test_curl_can_ask_as_well(path: Path) -> None:

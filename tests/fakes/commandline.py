@@ -12,6 +12,8 @@ import json
 import os
 import signal
 import sys
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 MAX_S = 30
@@ -45,9 +47,15 @@ def _become(order: dict[str, Any], *ours: int) -> None:
 
 def main() -> None:
     """Serve orders until there are no more; in a forked child, be the command."""
+    from moe2.agent import cli as agent_cli
     from moe2.agent.__main__ import main as agent
+    from moe2.coordinator import cli as coordinator_cli
     from moe2.coordinator.__main__ import main as coordinator
 
+    # What a command imports when it is called, so that not each child has to.
+    for cli in (agent_cli, coordinator_cli):
+        for module in iter_modules(cli.__path__, f"{cli.__name__}."):
+            import_module(module.name)
     programs = {"agent": agent, "coordinator": coordinator}
     # A child that ends would look through, and so copy, all that was imported: 0.2 s a command.
     gc.freeze()

@@ -19,7 +19,7 @@ from moe2.agent.energy.profiles import find_profile
 from moe2.agent.energy.wall import Plug
 from moe2.agent.settings import AgentSettings
 from moe2.agent.standby.sleeping import HostControl
-from moe2.common.localsocket import fetch
+from moe2.common.localclient import fetch
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.cli.models import HASHING_S
 from moe2.coordinator.daemon import CoordinatorDaemon
@@ -146,7 +146,9 @@ class Fleet:
     async def tell(self, route: str, /, **word: Any) -> Any:
         """An operator's word over the local socket; returns the answer to it, for which the commands wait as long."""
         body = json.dumps(word).encode()
-        return json.loads(await fetch(self.root / "coordinator.sock", route, body=body, timeout_s=HASHING_S))
+        return json.loads(
+            await asyncio.to_thread(fetch, self.root / "coordinator.sock", route, body=body, timeout_s=HASHING_S)
+        )
 
     async def chat(self, content: str, **fields: Any) -> aiohttp.ClientResponse:
         """POST one user message."""

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from moe2.agent.settings import DEFAULT_CONFIG_PATH as AGENT_CONFIG
-from moe2.agent.settings import DEFAULT_SOCKET_PATH as AGENT_SOCKET
+from moe2.agent.paths import DEFAULT_CONFIG_PATH as AGENT_CONFIG
+from moe2.agent.paths import DEFAULT_SOCKET_PATH as AGENT_SOCKET
 from moe2.agent.settings import AgentSection
 from moe2.common.terminal.commandline import EXIT_CONFIG
-from moe2.coordinator.settings import DEFAULT_CONFIG_PATH as COORDINATOR_CONFIG
-from moe2.coordinator.settings import DEFAULT_SOCKET_PATH as COORDINATOR_SOCKET
+from moe2.coordinator.paths import DEFAULT_CONFIG_PATH as COORDINATOR_CONFIG
+from moe2.coordinator.paths import DEFAULT_SOCKET_PATH as COORDINATOR_SOCKET
 from moe2.coordinator.settings import CoordinatorSection
 from tests.install.fakehost import CHECKOUT
 

@@ -15,7 +15,7 @@ from moe2.agent.cli.status import show_status as show_agent
 from moe2.agent.learning.store import StoredProfile, setup_of, store_profile
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import Quality
-from moe2.common.localsocket import RefusedError, fetch
+from moe2.common.localclient import RefusedError, fetch
 from moe2.coordinator.cli.accuracy import show_calibration
 from moe2.coordinator.cli.plan import show_plan
 from moe2.coordinator.cli.status import show_status
@@ -44,7 +44,9 @@ def socket_of(running: Fleet) -> Path:
 
 
 async def calibration(running: Fleet, query: str = "") -> CalibrationReport:
-    return msgspec.json.decode(await fetch(socket_of(running), f"/calibration{query}"), type=CalibrationReport)
+    return msgspec.json.decode(
+        await asyncio.to_thread(fetch, socket_of(running), f"/calibration{query}"), type=CalibrationReport
+    )
 
 
 async def test_answers_are_compared_with_their_predictions(tmp_path: Path) -> None:

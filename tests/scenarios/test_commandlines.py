@@ -41,9 +41,9 @@ class Walked:
 
 
 def _commands(program: str, parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[Walked]:
-    inner = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    assert isinstance(parser, Command)
+    inner = [action for action in parser.filled()._actions if isinstance(action, argparse._SubParsersAction)]
     if not inner or not inner[0].required:
-        assert isinstance(parser, Command)
         yield Walked(program, path, parser)
     for action in inner:
         for name, command in action.choices.items():

@@ -20,7 +20,7 @@ from openai import AsyncOpenAI
 from moe2.agent.learning.store import StoredProfile, setup_of, store_profile
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import Quality
-from moe2.common.localsocket import NotRunningError, fetch
+from moe2.common.localclient import NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.keys.keys import DailyLimits, Principal
@@ -380,7 +380,9 @@ class Processes:
             while True:
                 assert process.returncode is None, (self.root / "log").read_text()
                 try:
-                    status = msgspec.json.decode(await fetch(self.root / "socket", "/status"), type=CoordinatorStatus)
+                    status = msgspec.json.decode(
+                        await asyncio.to_thread(fetch, self.root / "socket", "/status"), type=CoordinatorStatus
+                    )
                 except NotRunningError:
                     await asyncio.sleep(POLL_S)
                     continue

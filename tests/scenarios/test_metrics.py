@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from moe2.common.localsocket import fetch
+from moe2.common.localclient import fetch
 from tests.fakes.fleet import Fleet, fleet
 
 
@@ -72,7 +73,7 @@ async def test_agent_counts_what_it_decoded(tmp_path: Path) -> None:
     async with fleet(tmp_path, profile="agx-orin-maxn") as running:
         async with await running.chat("a b c", max_tokens=5) as answer:
             joules = (await answer.json())["moe2"]["energy"]["joules"]
-        metrics = sums((await fetch(tmp_path / "one.sock", "/metrics")).decode())
+        metrics = sums((await asyncio.to_thread(fetch, tmp_path / "one.sock", "/metrics")).decode())
     assert metrics["moe2_agent_jobs_total"] == 1
     assert metrics["moe2_agent_decoded_tokens_total"] == 5
     assert abs(metrics["moe2_agent_job_energy_joules_total"] - joules) < 1e-6

@@ -18,7 +18,7 @@ from moe2.agent.daemon import AgentDaemon
 from moe2.agent.standby.logind import Logind
 from moe2.common import magicpacket
 from moe2.common.link.messages import Suspend
-from moe2.common.localsocket import RefusedError
+from moe2.common.localclient import RefusedError
 from moe2.common.magicpacket import send_magic_packet
 from moe2.common.standby import Standby, WakeAddress
 from moe2.common.status import AgentRow, CoordinatorStatus

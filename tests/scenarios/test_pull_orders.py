@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from msgspec.structs import replace
 
-from moe2.common.localsocket import RefusedError
+from moe2.common.localclient import RefusedError
 from moe2.common.status import PullRow
 from moe2.coordinator.http.paths import PULLS_PATH
 from tests.fakes.disk import filled, small_disk

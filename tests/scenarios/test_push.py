@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from moe2.common.link.supply import FILES_PATH, TICKET_HEADER
-from moe2.common.localsocket import RefusedError
+from moe2.common.localclient import RefusedError
 from moe2.common.status import PushRow
 from moe2.coordinator.http.paths import PUSHES_PATH
 from tests.fakes.fleet import Fleet, fleet

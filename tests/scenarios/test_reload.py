@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import ssl
@@ -13,7 +14,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, fetch
+from moe2.common.localclient import STATUS_ROUTE, NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
 from moe2.common.tls.contexts import client_context, connection_fault
 from tests.fakes.certificates import Authority
@@ -143,7 +144,9 @@ async def test_a_sighup_applies_what_can_change_and_tells_the_rest(tmp_path: Pat
 
             async def warned() -> dict[str, str] | None:
                 try:
-                    status = msgspec.json.decode(await fetch(socket, STATUS_ROUTE), type=CoordinatorStatus)
+                    status = msgspec.json.decode(
+                        await asyncio.to_thread(fetch, socket, STATUS_ROUTE), type=CoordinatorStatus
+                    )
                 except NotRunningError:
                     return None
                 return {warning.code: warning.message for warning in status.warnings}

@@ -12,7 +12,7 @@ import pytest
 
 from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.library import Library, LibraryFile
-from moe2.common.localsocket import RefusedError
+from moe2.common.localclient import RefusedError
 from moe2.common.status import AgentRow, ModelOrderRow
 from moe2.coordinator.http.paths import ORDERS_PATH
 from tests.fakes.fleet import Fleet, fleet

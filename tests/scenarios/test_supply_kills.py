@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from moe2.common.localsocket import NotRunningError, fetch
+from moe2.common.localclient import NotRunningError, fetch
 from moe2.coordinator.http.paths import ORDERS_PATH, PUSHES_PATH
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.fakes.fleet import POLL_S
@@ -69,7 +69,9 @@ async def asked(root: Path, route: str, body: dict[str, Any] | None = None) -> A
     """What the coordinator answers on its socket; None while it is not there."""
     content = None if body is None else json.dumps(body).encode()
     try:
-        return json.loads(await fetch(root / "coordinator.sock", route, body=content, timeout_s=30.0))
+        return json.loads(
+            await asyncio.to_thread(fetch, root / "coordinator.sock", route, body=content, timeout_s=30.0)
+        )
     except NotRunningError:
         return None
 

@@ -16,7 +16,7 @@ import pytest
 from moe2.agent.daemon import AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.settings import AgentSettings
-from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, fetch
+from moe2.common.localclient import STATUS_ROUTE, NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
 from tests.fakes.certificates import Authority
 from tests.fakes.fleet import FAKE_EXPERT
@@ -42,7 +42,7 @@ async def test_a_coordinators_process_serves_over_tls_and_takes_new_certificates
 
     async def ask() -> CoordinatorStatus | None:
         try:
-            return msgspec.json.decode(await fetch(socket, STATUS_ROUTE), type=CoordinatorStatus)
+            return msgspec.json.decode(await asyncio.to_thread(fetch, socket, STATUS_ROUTE), type=CoordinatorStatus)
         except NotRunningError:
             return None
 

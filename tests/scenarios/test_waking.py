@@ -12,7 +12,7 @@ import pytest
 
 from moe2.agent import presence
 from moe2.common.link.messages import Suspend
-from moe2.common.localsocket import RefusedError
+from moe2.common.localclient import RefusedError
 from moe2.common.standby import WakeAddress
 from moe2.coordinator.provisioning import keeper, waking
 from tests.fakes.fleet import POLL_S, Fleet, model_file

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from moe2.common.localsocket import STATUS_ROUTE
+from moe2.common.localclient import STATUS_ROUTE
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS
 from moe2.coordinator.http.access.auth import OPEN, ROUTES

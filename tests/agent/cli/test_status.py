@@ -20,8 +20,8 @@ from rich.console import Console
 from moe2.agent.cli import status as cli_status
 from moe2.agent.observing.local_api import local_app
 from moe2.agent.observing.metrics import AgentMetrics
-from moe2.agent.settings import DEFAULT_SOCKET_PATH
-from moe2.common import localsocket
+from moe2.agent.paths import DEFAULT_SOCKET_PATH
+from moe2.common import localclient, localsocket
 from moe2.common.energy import unmeasured
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.reports import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
@@ -300,10 +300,10 @@ def test_no_permission_names_the_group_to_join(
     facts = os.stat_result((0o140660, 0, 0, 0, 0, group.gr_gid, 0, 0, 0, 0))
     monkeypatch.setattr(Path, "stat", lambda _self: facts)
 
-    async def refused(*_: object) -> bytes:
+    def refused(*_: object) -> bytes:
         raise PermissionError
 
-    monkeypatch.setattr(localsocket, "fetch", refused)
+    monkeypatch.setattr(localclient, "fetch", refused)
     assert cli_status.show_status(socket, as_json=False, watch=False) == 2
     assert f"sudo usermod -aG {group.gr_name} $USER" in capsys.readouterr().err
 
@@ -315,7 +315,7 @@ async def test_a_daemon_of_another_release_is_named_as_such(socket: Path, capsys
         return web.json_response({"agent_id": 7})
 
     app = web.Application()
-    app.router.add_get(localsocket.STATUS_ROUTE, other)
+    app.router.add_get(localclient.STATUS_ROUTE, other)
     async with localsocket.serving(app, socket):
         assert await asked(socket) == 1
     assert "Restart the daemon after an upgrade" in capsys.readouterr().err

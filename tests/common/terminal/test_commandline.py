@@ -19,6 +19,8 @@ from moe2.coordinator.__main__ import _parser as coordinator_parser
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
     """The parser and every one below it."""
+    if isinstance(parser, Command):
+        parser.filled()
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -118,6 +120,19 @@ def test_a_terminal_that_lacks_characters_gets_question_marks(monkeypatch: pytes
     parser.set_defaults(act=lambda _: print("→ 3 J – unmeasured", flush=True) or 0)
     assert execute(parser) == 0
     assert written.getvalue() == b"? 3 J ? unmeasured\n"
+
+
+@pytest.mark.parametrize("side", ["agent", "coordinator"])
+def test_status_waits_for_nothing_that_only_daemons_need(side: str) -> None:
+    """It is asked for often, on slow processors too; these packages alone take seconds to import there."""
+    script = (
+        f"import sys; from moe2.{side}.__main__ import main; sys.argv[1:] = ['status', '--socket', '/none']\n"
+        "try: main()\n"
+        "except SystemExit: print(*{'aiohttp', 'asyncio', 'numpy', 'pydantic', 'structlog'} & sys.modules.keys())"
+    )
+    asked = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "is not running" in asked.stderr
+    assert asked.stdout.strip() == ""
 
 
 # --- A daemon's end ---------------------------------------------------------------------------------------------------

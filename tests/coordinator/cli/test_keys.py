@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -13,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from moe2.common.errors import ConfigError, Moe2Error
+from moe2.common.terminal.commandline import Command
 from moe2.coordinator.choosing.request import Budgets
 from moe2.coordinator.cli import keys as cli_keys
 from moe2.coordinator.cli.keys import add_arguments
@@ -32,7 +32,7 @@ def config(tmp_path: Path) -> Path:
 
 def keys(config: Path, *words: str) -> int:
     """Runs `moe2-coordinator keys WORDS` and returns its exit code."""
-    parser = argparse.ArgumentParser()
+    parser = Command()
     add_arguments(parser)
     arguments = parser.parse_args([*words, "--config", str(config)])
     code: int = arguments.act(arguments)

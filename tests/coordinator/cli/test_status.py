@@ -19,7 +19,7 @@ from moe2.common.cost import EnergyProfile, Spread
 from moe2.common.energy import Quality
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.reports import HostFacts, Performance, SensorReport
-from moe2.common.localsocket import STATUS_ROUTE
+from moe2.common.localclient import STATUS_ROUTE
 from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus, PairStatus, ProvisioningStatus
 from moe2.coordinator.cli import status as cli_status
 from moe2.coordinator.cli.fleet import told

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from moe2.common.localsocket import fetch
+from moe2.common.localclient import fetch
 from tests.fakes.agentprocess import agent_process
 from tests.fakes.control import expert_control
 from tests.fakes.fleet import TOKEN, fleet
@@ -37,7 +37,7 @@ async def test_a_wrong_wall_clock_changes_nothing(tmp_path: Path, ahead_s: float
         )
         async with asyncio.timeout(100):
             await running.until(ready=1)
-            status = json.loads(await fetch(tmp_path / "off.sock", "/status"))
+            status = json.loads(await asyncio.to_thread(fetch, tmp_path / "off.sock", "/status"))
             assert abs(status["link"]["connected_since_unix_s"] - time.time()) > YEAR_S / 2
             row = running.coordinator.status().agents[0]
             assert row.report_age_s is not None

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from moe2.agent.daemon import AgentDaemon
-from moe2.common.localsocket import STATUS_ROUTE, fetch
+from moe2.common.localclient import STATUS_ROUTE, fetch
 from moe2.common.status import AgentRow, CoordinatorStatus
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.fakes.fleet import FAKE_EXPERT, POLL_S, TOKEN, Fleet
@@ -47,7 +47,7 @@ class Halves:
         """Wait until this half's row of `one` satisfies `holds`."""
         async with asyncio.timeout(60):
             while True:
-                content = await fetch(self._root / half / "coordinator.sock", STATUS_ROUTE)
+                content = await asyncio.to_thread(fetch, self._root / half / "coordinator.sock", STATUS_ROUTE)
                 status = msgspec.json.decode(content, type=CoordinatorStatus)
                 if any(row.agent_name == "one" and holds(row) for row in status.agents):
                     return

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from moe2.common.localsocket import NotRunningError, fetch
+from moe2.common.localclient import NotRunningError, fetch
 from moe2.common.status import AgentRow, CoordinatorStatus
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.fakes.fleet import POLL_S, TOKEN
@@ -83,7 +83,7 @@ speculation = false
         async with asyncio.timeout(240):
             while True:
                 with suppress(NotRunningError):
-                    content = await fetch(self.root / "coordinator.sock", "/status", timeout_s=30.0)
+                    content = await asyncio.to_thread(fetch, self.root / "coordinator.sock", "/status", timeout_s=30.0)
                     status = msgspec.json.decode(content, type=CoordinatorStatus)
                     if holds(status):
                         return status

@@ -16,7 +16,7 @@ from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
 from moe2.common.link.messages import CancelJob, JobPieces, Submit, TokenPiece, Tokens
-from moe2.common.localsocket import fetch
+from moe2.common.localclient import fetch
 from tests.fakes.agentprocess import agent_process
 from tests.fakes.control import ExpertControl, expert_control
 from tests.fakes.coordinatorprocess import CoordinatorProcess
@@ -113,7 +113,7 @@ class Apart:
         await self.until_fleet(lambda experts: [expert["state"] for expert in experts] == ["ready"])
 
     async def agent_metric(self, name: str, **labels: str) -> float:
-        text = (await fetch(self.root / "one.sock", "/metrics")).decode()
+        text = (await asyncio.to_thread(fetch, self.root / "one.sock", "/metrics")).decode()
         samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
         return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from moe2.agent.daemon import AgentDaemon
-from moe2.common.localsocket import STATUS_ROUTE, fetch
+from moe2.common.localclient import STATUS_ROUTE, fetch
 from moe2.common.status import AgentRow, CoordinatorStatus
 from tests.fakes.agentprocess import agent_process
 from tests.fakes.coordinatorprocess import CoordinatorProcess
@@ -39,7 +39,7 @@ class Killable:
         async with asyncio.timeout(40):
             while True:
                 try:
-                    content = await fetch(self._root / "coordinator.sock", STATUS_ROUTE)
+                    content = await asyncio.to_thread(fetch, self._root / "coordinator.sock", STATUS_ROUTE)
                     status = msgspec.json.decode(content, type=CoordinatorStatus)
                     if any(row.agent_name == "one" and holds(row) for row in status.agents):
                         return
