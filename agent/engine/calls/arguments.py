@@ -29,10 +29,11 @@ from moe2.common.textstream import begun
 
 MAX_HEAD_CHARACTERS = 1024
 """A call whose beginning is longer is read when it is whole."""
-_STRING = r'"(?:[^"\\]|\\.)*+"'
+# Python before 3.11.5 goes wrong where what is repeated possessively has alternatives or looks ahead (gh-106052 there).
+_STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _MEMBER = rf"{_STRING}\s*+:\s*+(?:{_STRING}|[-+.0-9eE]++|true|false|null)\s*+,\s*+"
 _ARGUMENTS = r'"(?:arguments|parameters)"'
-_OBJECT = re.compile(rf"[\s,;\[]*+\{{\s*+((?:(?!{_ARGUMENTS}){_MEMBER})*+){_ARGUMENTS}\s*+:\s*+(?=\{{)", re.DOTALL)
+_OBJECT = re.compile(rf"[\s,;\[]*+\{{\s*+((?:(?!{_ARGUMENTS}){_MEMBER})*){_ARGUMENTS}\s*+:\s*+(?=\{{)", re.DOTALL)
 _NAME = r"([A-Za-z0-9_.-]++)"
 _PYTHON = re.compile(r"[\s,\[]*+([A-Za-z_][A-Za-z0-9_.-]*+)\(")
 _PYTHON_SPECIAL = re.compile(r"""["'\\(){}\[\],]""")
@@ -92,7 +93,7 @@ def _head(form: CallForm) -> re.Pattern[str]:
         return re.compile(rf"\s*+{re.escape(form.head.strip())}\s*+{_NAME}[^\S\n]*+(?:{neck}\s*+{follows}|{follows})")
     head, neck = marks_of_named(form)
     name, neck = rf"(?:{re.escape(head)})?\s*+(?:functions\.)?{_NAME}", re.escape(neck)
-    return re.compile(rf"\s*+{name}(?:(?!{neck}).)*+{neck}\s*+(?=\{{)", re.DOTALL)
+    return re.compile(rf"\s*+{name}(?:(?!{neck}).)*{neck}\s*+(?=\{{)", re.DOTALL)
 
 
 class JsonArguments:
