@@ -76,10 +76,13 @@ async def survey(
             for _ in range(concurrency):
                 tasks.create_task(_work(asker, jobs, progress, is_over))
     except* UnreachableError as group:
-        raise group.exceptions[0] from None
+        gone = group.exceptions[0]
+    else:
+        return jobs.report
     finally:
         jobs.keep_all()
-    return jobs.report
+    # Within the clause, Python before 3.11.4 would wrap it again.
+    raise gone
 
 
 def missing(questions: Sequence[Question], experts: Sequence[LiveExpert], outfile: Outfile) -> int:
