@@ -45,6 +45,14 @@ async def until_both_know(both: tuple[Fleet, Fleet], n_asked: int) -> None:
             await asyncio.sleep(POLL_S)
 
 
+async def until_whole(each: Fleet) -> dict[str, Any]:
+    """The books of the first coordinator, once the second has said that all of its own is in the database."""
+    async with asyncio.timeout(60):
+        while (told := await ledger_of(each))["coordinators"][1]["complete_s_ago"] is None:
+            await asyncio.sleep(POLL_S)
+    return told
+
+
 async def test_either_coordinator_shows_the_sums_of_both(tmp_path: Path, url: str) -> None:
     """`GET /v1/moe2/ledger` has the requests and joules of both coordinators, says whose, and until when."""
     async with two_fleets(tmp_path, url, keys="off") as both:
@@ -56,9 +64,7 @@ async def test_either_coordinator_shows_the_sums_of_both(tmp_path: Path, url: st
             one, two = [(await ledger_of(each, f"?by={by}"))["sums"] for each in both]
             assert rounded(one) == rounded(two)
             assert sum(row["n_requests"] for row in one) == 3
-        async with asyncio.timeout(60):
-            while (told := await ledger_of(both[0]))["coordinators"][1]["complete_s_ago"] is None:
-                await asyncio.sleep(POLL_S)
+        told = await until_whole(both[0])
         [own, other] = told["coordinators"]
         assert (own["name"], own["is_own"], other["name"], other["is_own"]) == ("a", True, "b", False)
         assert 0.0 <= other["complete_s_ago"] < 30.0
@@ -123,6 +129,7 @@ async def test_the_command_shows_both_coordinators_requests(tmp_path: Path, url:
             async with await each.chat("a b c") as answer:
                 joules.append((await answer.json())["moe2"]["energy"]["joules"])
         await until_both_know(both, 2)
+        await until_whole(both[0])
         (tmp_path / "cli.toml").write_text(
             f'[coordinator]\nstate_dir = "{tmp_path / "a"}"\n[database]\nurl = "{url}"\nname = "a"\n'
         )
