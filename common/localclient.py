@@ -9,6 +9,8 @@ import http.client
 import socket
 from http import HTTPStatus
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
 from moe2.common.errors import Moe2Error
 
@@ -27,7 +29,7 @@ class RefusedError(Moe2Error):
 def fetch(path: Path, route: str, *, body: bytes | None = None, timeout_s: float = 5.0) -> bytes:
     """Returns what the daemon at `path` answers to a GET of `route`, or to a POST of `body` to it. Blocks.
 
-    timeout_s: for which it may be silent. Raises `NotRunningError`, `PermissionError`, and `RefusedError` with what the
+    timeout_s: for all of it. Raises `NotRunningError`, `PermissionError`, and `RefusedError` with what the
     daemon had to say against the request.
     """
     connection = _Connection(path, timeout_s)
@@ -49,13 +51,32 @@ def fetch(path: Path, route: str, *, body: bytes | None = None, timeout_s: float
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
+    """HTTP over a Unix socket, with a time limit for everything together."""
 
     def __init__(self, path: Path, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
+        super().__init__("localhost")
         self._path = path
+        self._ends_s = monotonic() + timeout_s
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
+        self.sock = _Socket(self._ends_s)
         self.sock.connect(str(self._path))
+
+
+class _Socket(socket.socket):
+    """A Unix socket that gives up at a moment, in monotonic seconds: `settimeout` is for each read anew."""
+
+    def __init__(self, ends_s: float) -> None:
+        super().__init__(socket.AF_UNIX)
+        self._ends_s = ends_s
+        self._limit()
+
+    def recv_into(self, *args: Any, **details: Any) -> int:
+        self._limit()
+        return super().recv_into(*args, **details)
+
+    def _limit(self) -> None:
+        left_s = self._ends_s - monotonic()
+        if left_s <= 0.0:
+            raise TimeoutError
+        self.settimeout(left_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import stat
@@ -174,6 +175,26 @@ async def test_a_daemon_that_does_not_answer_is_not_running(path: Path) -> None:
         mute.listen()
         with pytest.raises(NotRunningError):
             await asyncio.to_thread(fetch, path, "/status", timeout_s=0.01)
+
+
+@pytest.mark.timeout(30)
+async def test_a_daemon_that_never_comes_to_an_end_is_not_running(path: Path) -> None:
+    """The wait is for the whole answer, however steadily it comes."""
+    ended = asyncio.Event()
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b".")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        ended.set()
+
+    async with await asyncio.start_unix_server(drip, path):
+        with pytest.raises(NotRunningError):
+            await asyncio.to_thread(fetch, path, "/status", timeout_s=0.2)
+        await ended.wait()
 
 
 async def test_no_permission_is_told_apart_from_not_running(reachable: Path) -> None:
