@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from moe2.common.terminal.commandline import add_socket
 from moe2.common.terminal.figures import UNKNOWN, UNMEASURED, fact_line, known, printable
 from moe2.common.terminal.screen import StatusView, show
 from moe2.coordinator.cli.fleet import told
+from moe2.coordinator.http.query import whole_number
 from moe2.coordinator.observing.fleet_view import MAX_HOSTS, AgentState
 from moe2.coordinator.paths import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
 
@@ -56,9 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    if re.fullmatch("[0-9]{1,9}", text) is None or int(text) > MAX_HOSTS:
+    found = whole_number(text, 0, MAX_HOSTS)
+    if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {MAX_HOSTS}")
-    return int(text)
+    return found
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -405,13 +405,3 @@ def _extra(info: types.Type) -> dict[str, Any]:
 
 def _joined(param: str, name: str) -> str:
     return f"{param}.{name}" if param else name
-
-
-def whole_number(text: str, least: int, most: int) -> int | None:
-    """Parses a query parameter of ASCII digits; None if it is no number, or one out of bounds.
-
-    At most as many digits are converted as `most` has, since Python refuses to convert thousands of them.
-    """
-    if not text.isascii() or not text.isdigit() or len(text) > len(str(most)):
-        return None
-    return value if least <= (value := int(text)) <= most else None

@@ -20,10 +20,11 @@ from moe2.coordinator.gate.feedback import AlreadyScoredError, Feedback, Feedbac
 from moe2.coordinator.gate.feedback_file import FeedbackFile
 from moe2.coordinator.http.access.auth import PRINCIPAL
 from moe2.coordinator.http.access.upload import BODY
-from moe2.coordinator.http.body.decode import convert, json_object, whole_number
+from moe2.coordinator.http.body.decode import convert, json_object
 from moe2.coordinator.http.body.requests import FeedbackRequest
 from moe2.coordinator.http.errors import invalid, refused
 from moe2.coordinator.http.paths import FEEDBACK_PATH, LEDGER_PATH
+from moe2.coordinator.http.query import whole_number
 from moe2.coordinator.keys.keys import ANYBODY, DailyLimits
 from moe2.coordinator.ledger.accounts import Accounts, Statement, day_after, day_of, with_others
 from moe2.coordinator.ledger.report import (

@@ -21,9 +21,9 @@ from aiohttp import web
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.fleet.table import FleetPower
 from moe2.coordinator.http.access.auth import IS_KEY_ACTIVE, PRINCIPAL
-from moe2.coordinator.http.body.decode import whole_number
 from moe2.coordinator.http.errors import ApiError
 from moe2.coordinator.http.paths import EVENTS_PATH, PLAN_PATH
+from moe2.coordinator.http.query import whole_number
 from moe2.coordinator.http.routes.status import fleet_query
 from moe2.coordinator.keys.keys import Scope
 from moe2.coordinator.observing.fleet_view import FleetFeed

@@ -13,7 +13,6 @@ from moe2.common.localclient import STATUS_ROUTE
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS
 from moe2.coordinator.http.access.auth import OPEN, ROUTES
-from moe2.coordinator.http.body.decode import whole_number
 from moe2.coordinator.http.errors import invalid, quoted
 from moe2.coordinator.http.paths import (
     CALIBRATION_PATH,
@@ -23,6 +22,7 @@ from moe2.coordinator.http.paths import (
     OPENAPI_PATH,
     READINESS_PATH,
 )
+from moe2.coordinator.http.query import whole_number
 from moe2.coordinator.observing.accuracy import WINDOW, CalibrationWindow
 from moe2.coordinator.observing.fleet_view import MAX_HOSTS, AgentState, FleetQuery, page_of
 from moe2.coordinator.observing.metrics import CoordinatorMetrics
