@@ -15,18 +15,19 @@ from rich.text import Text
 
 from moe2.common.cost import Quantiles
 from moe2.common.energy import Quality
-from moe2.common.errors import Moe2Error
-from moe2.common.localclient import NotRunningError, RefusedError, fetch
 from moe2.common.terminal.commandline import add_socket
 from moe2.common.terminal.figures import UNMEASURED, number, printable
 from moe2.common.terminal.output import Screen, say_json
 from moe2.coordinator.choosing.explain import Decision, ExpertRow, FleetPowerRow, PriceRow
+from moe2.coordinator.cli.asking import asked
 from moe2.coordinator.cli.status import POINTS_PER_KJ
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.http.routes.plan import PlanAnswer
 from moe2.coordinator.paths import DEFAULT_SOCKET_PATH
 
 INFEASIBLE = 1
+PLAN_S = 5.0
+"""The time in which the coordinator has to answer."""
 # In a pipe nothing is cut or wrapped.
 PIPED_WIDTH = 240
 
@@ -83,14 +84,7 @@ def show_plan(
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": prompt}], "moe2": wish}
     if max_tokens is not None:
         body["max_tokens"] = max_tokens
-    try:
-        content = fetch(socket, PLAN_PATH, body=msgspec.json.encode(body))
-    except NotRunningError as error:
-        raise Moe2Error(
-            f"The coordinator does not run: {error}", remedy="Start it: systemctl start moe2-coordinator."
-        ) from error
-    except RefusedError as error:
-        raise Moe2Error(_told(error.message)) from error
+    content = asked(socket, PLAN_PATH, msgspec.json.encode(body), timeout_s=PLAN_S)
     answer = msgspec.json.decode(content, type=PlanAnswer)
     if as_json:
         say_json(content, indent=2)
@@ -222,11 +216,3 @@ def _frontier(answer: PlanAnswer) -> Table:
         value = "nothing fits" if row.value is None else f"{row.value:.4f}"
         table.add_row(number(row.energy_budget_j), value, printable(", ".join(row.experts)))
     return table
-
-
-def _told(content: str) -> str:
-    """Returns the message of an error in OpenAI's shape."""
-    try:
-        return str(msgspec.json.decode(content)["error"]["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return content
