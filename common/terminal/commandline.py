@@ -82,8 +82,8 @@ class Command(argparse.ArgumentParser):
     """A program or one of its commands; `--help` reads like a manual page.
 
     exits: what an exit status means, in addition to those that every command has. examples: command lines, each with
-    what it does ("# ..." on the line before). fill: gives the command its arguments, once it is called or its help is
-    wanted: what it imports for that, no other command waits for. Commands added to a `Command` are of this type too.
+    what it does ("# ..." on the line before). fill: gives the command its arguments once it is called: what it
+    imports for that, no other command waits for. Commands added to a `Command` are of this type too.
     """
 
     def __init__(
@@ -114,7 +114,6 @@ class Command(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """The usual help, then environment, files, exit status and examples."""
-        self.filled()
         description, self.description = self.description, _filled(self.description or "")
         try:
             return super().format_help() + "".join(f"\n{part}" for part in self._sections())
